@@ -4,6 +4,8 @@
 
 pub(crate) mod keys;
 pub(crate) mod table;
+#[cfg(test)]
+mod tests;
 
 use crate::resp::request::Arg;
 
@@ -97,9 +99,16 @@ pub(crate) enum Why {
 pub(crate) enum Keys {
     None,
     /// `first`, then every `step`-th up to `last`; a negative `last` counts from the end (-1 is the last argument).
-    Range { first: u8, last: i8, step: u8 },
+    Range {
+        first: u8,
+        last: i8,
+        step: u8,
+    },
     /// Argument `at` says how many keys follow it; `dest` keys more stand from argument 1 on (ZUNIONSTORE: dest 1, at 2).
-    Count { at: u8, dest: u8 },
+    Count {
+        at: u8,
+        dest: u8,
+    },
     /// XREAD, XREADGROUP: behind the word STREAMS, the first half of the rest.
     Streams,
     /// SORT: argument 1 and what STORE names.
