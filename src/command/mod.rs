@@ -159,6 +159,7 @@ pub(crate) enum Kind {
     Monitor,
     /// A pop that removes what it waited for: its keys are dropped at the reply (R20).
     BlockingPop,
+    /// WAIT, WAITAOF.
     Wait,
     Auth,
     Hello,
@@ -169,6 +170,7 @@ pub(crate) enum Kind {
     Publish,
     Info,
     Shutdown,
+    /// READONLY, READWRITE, ASKING: one answer for all three on a standalone server.
     Readonly,
     /// Any `client|...` row; `name` says which.
     Client,
