@@ -5,6 +5,8 @@
 pub(crate) mod build;
 pub(crate) mod downgrade;
 pub(crate) mod push;
+#[cfg(test)]
+mod real;
 pub(crate) mod reply;
 pub(crate) mod request;
 
@@ -14,4 +16,83 @@ pub(crate) enum Proto {
     #[default]
     Resp2,
     Resp3,
+}
+
+/// Digits that `count` reads; anything longer takes the slow, exact path. 99,999,999 is beyond every count and length
+/// that is not about to be streamed.
+const COUNT_DIGITS: usize = 8;
+
+/// The number at the start of `text` and the index of the `\r` behind it, if that is how it goes on: plain decimal without
+/// sign or leading zero, at most `COUNT_DIGITS` long. None means "look closer", not "wrong".
+#[inline(always)]
+fn count(text: &[u8]) -> Option<(usize, usize)> {
+    let mut n = 0;
+    for (i, &byte) in text.iter().take(COUNT_DIGITS + 1).enumerate() {
+        let digit = byte.wrapping_sub(b'0');
+        if digit <= 9 {
+            n = n * 10 + usize::from(digit);
+        } else {
+            let plain = byte == b'\r' && i > 0 && (i == 1 || text[0] != b'0');
+            return plain.then_some((n, i));
+        }
+    }
+    None
+}
+
+/// Redis's `string2ll`: a decimal number with nothing around it. No plus sign, no spaces, no leading zero, no `-0`.
+fn integer(text: &[u8]) -> Option<i64> {
+    let digits = text.strip_prefix(b"-").unwrap_or(text);
+    let canonical = match digits {
+        [b'0'] => text.len() == 1,
+        [b'1'..=b'9', rest @ ..] => rest.iter().all(u8::is_ascii_digit),
+        _ => false,
+    };
+    if !canonical {
+        return None;
+    }
+    std::str::from_utf8(text).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn integers_are_as_strict_as_string2ll() {
+        for (text, value) in [
+            ("0", Some(0)),
+            ("-1", Some(-1)),
+            ("10", Some(10)),
+            ("9223372036854775807", Some(i64::MAX)),
+            ("-9223372036854775808", Some(i64::MIN)),
+            ("9223372036854775808", None),
+            ("", None),
+            ("-", None),
+            ("-0", None),
+            ("+1", None),
+            ("01", None),
+            (" 1", None),
+            ("1 ", None),
+            ("1a", None),
+        ] {
+            assert_eq!(integer(text.as_bytes()), value, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn count_reads_only_what_is_plain() {
+        for (text, value) in [
+            ("0\r\n", Some((0, 1))),
+            ("12\r\n", Some((12, 2))),
+            ("12345678\r", Some((12_345_678, 8))),
+            ("123456789\r\n", None),
+            ("", None),
+            ("1", None),
+            ("\r\n", None),
+            ("00\r\n", None),
+            ("-1\r\n", None),
+        ] {
+            assert_eq!(count(text.as_bytes()), value, "{text:?}");
+        }
+    }
 }
