@@ -1,0 +1,239 @@
+//! The L1: ready entries in moka, and beside them our own *stripes*, which decide who may store. Keys are bare names:
+//! databases and users live inside an entry, so that a push or a write of anybody drops the name for all (R7, R14).
+//!
+//! **Who may store.** A reading may be stored only with a [`Token`] taken before its command was sent, and only if nothing
+//! has happened to the key's stripe since: every write, push and invalidation bumps the stripe's generation (R11, R12).
+//! Storing, bumping and removing happen under the stripe's lock, so a store that lost the race is never seen, not even for
+//! a moment.
+//!
+//! **Why a hit needs no lock.** `begin_write` removes the entry and raises `pending` in one step under the lock, and nothing
+//! is stored while `pending > 0`. So an entry that is found was valid when no write of ours was under way; a hit is ordered
+//! before any write that begins after the look-up, and that write is sent only afterwards. `end_write` has nothing to
+//! remove for the same reason.
+//!
+//! What this module does not do: it knows no lane, no lease and no fence. The caller has checked those *before* it looks
+//! here (R8) and hands over the epoch it checked.
+
+mod entry;
+
+use std::hash::BuildHasher;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use moka::notification::RemovalCause;
+use moka::policy::EvictionPolicy;
+use moka::sync::Cache;
+use parking_lot::Mutex;
+
+pub(crate) use entry::{Entry, Forms, Value};
+
+use crate::observe::clock;
+use crate::observe::metrics::{Discard, Metrics};
+
+/// Stripes of generations and pending writes. 65,536 x 16 bytes = 1 MiB; with a million keys in use a write touches the
+/// generation of 15 others, which costs those at most a store they were just about to make.
+const STRIPES: usize = 1 << 16;
+
+/// What moka, the allocator and our own headers add to an entry of one form, measured (see `benches/README.md`).
+const OVERHEAD: usize = 280;
+
+pub(crate) type Key = Box<[u8]>;
+
+/// How the L1 is bounded; see `cache` in the configuration.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    pub(crate) max_bytes: u64,
+    pub(crate) max_entries: Option<u64>,
+    pub(crate) lru: bool,
+}
+
+#[derive(Default)]
+struct Stripe {
+    /// Grows with everything that may have changed a key of this stripe.
+    generation: u64,
+    /// Writes of ours that have been sent, or are about to be, and are not answered.
+    pending: u32,
+}
+
+/// A stripe's number; all that a write must remember of its keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct StripeId(u16);
+
+/// The right to store one reading: void as soon as anything happens to the key's stripe, to the L1 or to the lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Token {
+    pub(crate) stripe: StripeId,
+    pub(crate) generation: u64,
+    pub(crate) flush_gen: u64,
+    pub(crate) epoch: u64,
+}
+
+pub(crate) struct L1 {
+    store: Cache<Key, Arc<Forms>, foldhash::fast::RandomState>,
+    stripes: Box<[Mutex<Stripe>]>,
+    flush_gen: AtomicU64,
+    hasher: foldhash::fast::RandomState,
+}
+
+/// Entries are freed by moka when their last form's deadline has passed. This only frees memory: whether an entry may be
+/// served is decided by its own deadline, on our clock (decision 2).
+struct FreeAtDeadline;
+
+impl FreeAtDeadline {
+    fn remaining(forms: &Forms) -> Option<Duration> {
+        let last = forms.entries.iter().map(|e| e.deadline).max().unwrap_or(0);
+        Some(Duration::from_nanos(last.saturating_sub(clock::now())))
+    }
+}
+
+impl moka::Expiry<Key, Arc<Forms>> for FreeAtDeadline {
+    fn expire_after_create(&self, _: &Key, forms: &Arc<Forms>, _: Instant) -> Option<Duration> {
+        Self::remaining(forms)
+    }
+
+    fn expire_after_update(&self, _: &Key, forms: &Arc<Forms>, _: Instant, _: Option<Duration>) -> Option<Duration> {
+        Self::remaining(forms)
+    }
+}
+
+impl L1 {
+    pub(crate) fn new(bounds: Bounds, metrics: Arc<Metrics>) -> L1 {
+        // An entry never weighs less than its share of `max_bytes`, so `max_entries` holds as well (moka counts one weight).
+        let floor = bounds.max_entries.map_or(0, |n| bounds.max_bytes.div_ceil(n.max(1)));
+        let policy = if bounds.lru { EvictionPolicy::lru() } else { EvictionPolicy::tiny_lfu() };
+        let store = Cache::builder()
+            .max_capacity(bounds.max_bytes)
+            .eviction_policy(policy)
+            .weigher(move |key: &Key, forms: &Arc<Forms>| {
+                let true_bytes = (OVERHEAD + key.len() + forms.bytes()) as u64;
+                u32::try_from(true_bytes.max(floor)).unwrap_or(u32::MAX)
+            })
+            .expire_after(FreeAtDeadline)
+            .eviction_listener(move |_, forms, cause| note_removal(&metrics, &forms, cause))
+            .build_with_hasher(foldhash::fast::RandomState::default());
+        let stripes = (0..STRIPES).map(|_| Mutex::default()).collect();
+        L1 { store, stripes, flush_gen: AtomicU64::new(0), hasher: foldhash::fast::RandomState::default() }
+    }
+
+    /// The forms of `key` that are stored now. The caller picks the one of its epoch with [`usable`].
+    pub(crate) fn get(&self, key: &[u8]) -> Option<Arc<Forms>> {
+        self.store.get(key)
+    }
+
+    pub(crate) fn stripe(&self, key: &[u8]) -> StripeId {
+        StripeId(self.hasher.hash_one(key) as u16)
+    }
+
+    pub(crate) fn flush_gen(&self) -> u64 {
+        self.flush_gen.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn generation(&self, stripe: StripeId) -> u64 {
+        self.stripes[stripe.0 as usize].lock().generation
+    }
+
+    /// The right to store what a command that is sent from now on reads of `key`; none while a write of ours is pending.
+    pub(crate) fn token(&self, key: &[u8], epoch: u64) -> Option<Token> {
+        let stripe = self.stripe(key);
+        let s = self.stripes[stripe.0 as usize].lock();
+        (s.pending == 0).then(|| Token { stripe, generation: s.generation, flush_gen: self.flush_gen(), epoch })
+    }
+
+    /// The token of a refresh: taken right after its own `begin_write`, while that write is pending (R17).
+    pub(crate) fn refresh_token(&self, stripe: StripeId, epoch: u64) -> Token {
+        Token { stripe, generation: self.generation(stripe), flush_gen: self.flush_gen(), epoch }
+    }
+
+    /// Whether `token` still gives the right to store, were it used now.
+    pub(crate) fn alive(&self, token: &Token) -> bool {
+        let s = self.stripes[token.stripe.0 as usize].lock();
+        s.pending == 0 && s.generation == token.generation && self.flush_gen() == token.flush_gen
+    }
+
+    /// Stores `entry` if `token` is still good; else says what took the right away. The caller has compared the epoch with
+    /// its lane's.
+    pub(crate) fn insert(&self, key: &[u8], token: &Token, entry: Entry) -> Result<(), Discard> {
+        let s = self.stripes[token.stripe.0 as usize].lock();
+        if self.flush_gen() != token.flush_gen {
+            return Err(Discard::Flush);
+        }
+        if s.pending > 0 {
+            return Err(Discard::Write);
+        }
+        if s.generation != token.generation {
+            return Err(Discard::Push);
+        }
+        let forms = match self.store.get(key) {
+            Some(old) => old.with(entry),
+            None => Forms::default().with(entry),
+        };
+        self.store.insert(key.into(), Arc::new(forms));
+        drop(s);
+        Ok(())
+    }
+
+    /// A write of ours that names `key` is about to be sent: drop, bump, and let nobody store until it has ended.
+    pub(crate) fn begin_write(&self, key: &[u8]) -> StripeId {
+        let stripe = self.stripe(key);
+        let mut s = self.stripes[stripe.0 as usize].lock();
+        s.generation += 1;
+        s.pending += 1;
+        self.store.invalidate(key);
+        stripe
+    }
+
+    /// The write that `begin_write` announced is answered or lost. Exactly once for each `begin_write`.
+    pub(crate) fn end_write(&self, stripe: StripeId) {
+        let mut s = self.stripes[stripe.0 as usize].lock();
+        s.generation += 1;
+        debug_assert!(s.pending > 0, "end_write without begin_write");
+        s.pending = s.pending.saturating_sub(1);
+    }
+
+    /// `key` has changed upstream, or somebody says so: drop it for all profiles. Returns how many entries that were.
+    pub(crate) fn invalidate(&self, key: &[u8]) -> usize {
+        let stripe = self.stripe(key);
+        let mut s = self.stripes[stripe.0 as usize].lock();
+        s.generation += 1;
+        self.store.remove(key).map_or(0, |forms| forms.entries.len())
+    }
+
+    /// Everything is void from here on, whatever is stored or being fetched.
+    pub(crate) fn flush(&self) {
+        self.flush_gen.fetch_add(1, Ordering::AcqRel);
+        self.store.invalidate_all();
+    }
+
+    /// Entries and weighed bytes, as moka last counted them (it settles its books every few hundred operations).
+    pub(crate) fn size(&self) -> (u64, u64) {
+        (self.store.entry_count(), self.store.weighted_size())
+    }
+
+    /// Settles moka's books now; for tests, `NEARSIDE` and idle moments, never between two replies.
+    pub(crate) fn settle(&self) {
+        self.store.run_pending_tasks();
+    }
+
+    /// Writes of ours that are not answered, over all stripes: zero at rest (C72).
+    pub(crate) fn pending(&self) -> u64 {
+        self.stripes.iter().map(|s| u64::from(s.lock().pending)).sum()
+    }
+}
+
+/// The entry that a lane connection numbered `epoch` may serve at `now`, if there is one.
+pub(crate) fn usable(forms: &Forms, epoch: u64, flush_gen: u64, now: u64) -> Option<&Entry> {
+    forms.entries.iter().find(|e| e.epoch == epoch && e.flush_gen == flush_gen && now < e.deadline)
+}
+
+fn note_removal(metrics: &Metrics, forms: &Forms, cause: RemovalCause) {
+    if matches!(cause, RemovalCause::Replaced) {
+        return;
+    }
+    for entry in &forms.entries {
+        metrics.removed(entry.pattern, cause);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,378 @@
+//! One lane: the multiplexed upstream connection of a profile, as sessions see it. They append commands, it remembers what
+//! each reply is for. The task that connects, reads and writes is in `reader`; what happens when the connection is lost in
+//! `loss`.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+
+use smallvec::SmallVec;
+use tokio::sync::{Notify, oneshot};
+
+use super::hold::Hold;
+use super::log::Log;
+use super::wait::{Fetch, Miss, MgetFetch, Part, Refresh, RefreshKey, Relay, Waiter, Waiting};
+use crate::cache::{StripeId, Token};
+use crate::observe::metrics::{Bypass, Discard, PatternId};
+use crate::resp::build;
+use crate::resp::downgrade::Form;
+use crate::session::Session;
+use crate::upstream::Profile;
+use crate::worker::Ctx;
+
+/// Bytes of commands that a lane takes before sessions must wait: enough for 60,000 small commands in flight, and the most
+/// that a stuck upstream makes a lane keep.
+const LOG_MAX: usize = 32 << 20;
+
+/// A split MGET asks for the TTLs of at most so many misses; beyond it nothing is stored (decision 4).
+pub(crate) const MGET_POPULATE_MAX: usize = 64;
+
+/// What a lane can do for a session now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Availability {
+    /// Takes commands: connected, or on its way back after a loss.
+    Ready,
+    /// Has never been connected; whether it can be is not known yet.
+    Starting,
+    /// Upstream refused what a lane needs (HELLO 3, its credential): sessions get connections of their own.
+    Refused(String),
+    /// Upstream is gone: the last attempt to connect failed, for this reason.
+    Gone(String),
+}
+
+pub(crate) struct Lane {
+    pub(crate) profile: Profile,
+    /// Identity across reconnects.
+    pub(crate) id: u32,
+    /// Number of the live connection; 0 while there is none, which no entry carries.
+    pub(super) epoch: Cell<u64>,
+    /// Send time of the newest answered command (`F`); 0 before the first.
+    pub(super) f: Cell<u64>,
+    /// Why nothing may be stored through this lane, if so.
+    pub(super) uncached: RefCell<Option<String>>,
+    pub(super) inner: RefCell<Inner>,
+    /// Wakes the lane's task: bytes to write, or a reason to end.
+    pub(super) wake: Notify,
+    /// Wakes sessions that wait for `Starting` to end.
+    pub(crate) changed: Notify,
+    pub(super) kill: RefCell<Option<String>>,
+    /// When a cacheable read was last asked of it, hits included (R5).
+    pub(super) last_read: Cell<u64>,
+    pub(super) last_sent: Cell<u64>,
+    pub(super) last_byte: Cell<u64>,
+    pub(super) last_role_check: Cell<u64>,
+    pub(super) role_check: Cell<bool>,
+    pub(super) upstream_id: Cell<i64>,
+    pub(super) upstream_role: RefCell<String>,
+    pub(super) judging: Cell<bool>,
+    /// Something was stored under the present epoch (else it needs no fence).
+    pub(super) populated: Cell<bool>,
+}
+
+pub(super) struct Inner {
+    pub(super) availability: Availability,
+    pub(super) log: Log,
+    pub(super) fifo: VecDeque<Waiter>,
+    /// Fetches that others may join (R13), by key.
+    pub(super) flights: HashMap<Rc<[u8]>, Rc<Fetch>, foldhash::fast::RandomState>,
+    /// Refreshes whose GET has not been read yet, by stripe (R17).
+    pub(super) refreshing: HashMap<StripeId, SmallVec<[Rc<Refresh>; 1]>, foldhash::fast::RandomState>,
+    /// Sessions that wait until the log is shorter.
+    pub(super) throttled: Vec<Rc<Session>>,
+}
+
+/// A split MGET as the session prepared it.
+pub(crate) struct MgetRequest {
+    pub(crate) slot: u64,
+    pub(crate) raw: Box<[u8]>,
+    pub(crate) parts: Vec<Part>,
+    pub(crate) misses: Vec<Miss>,
+    pub(crate) epoch: u64,
+}
+
+impl Lane {
+    pub(super) fn new(profile: Profile, id: u32, cached: bool) -> Lane {
+        Lane {
+            profile,
+            id,
+            epoch: Cell::new(0),
+            f: Cell::new(0),
+            uncached: RefCell::new((!cached).then(|| "cache.mode is off".to_owned())),
+            inner: RefCell::new(Inner {
+                availability: Availability::Starting,
+                log: Log::default(),
+                fifo: VecDeque::new(),
+                flights: HashMap::default(),
+                refreshing: HashMap::default(),
+                throttled: Vec::new(),
+            }),
+            wake: Notify::new(),
+            changed: Notify::new(),
+            kill: RefCell::new(None),
+            last_read: Cell::new(0),
+            last_sent: Cell::new(0),
+            last_byte: Cell::new(0),
+            last_role_check: Cell::new(0),
+            role_check: Cell::new(false),
+            upstream_id: Cell::new(0),
+            upstream_role: RefCell::default(),
+            judging: Cell::new(false),
+            populated: Cell::new(false),
+        }
+    }
+
+    pub(crate) fn availability(&self) -> Availability {
+        self.inner.borrow().availability.clone()
+    }
+
+    pub(crate) fn is_ready(&self) -> bool {
+        matches!(self.inner.borrow().availability, Availability::Ready)
+    }
+
+    pub(crate) fn is_live(&self) -> bool {
+        self.epoch.get() != 0
+    }
+
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch.get()
+    }
+
+    /// Nanoseconds since the send time of the newest answered command; none before the first.
+    pub(crate) fn lease_age(&self, now: u64) -> Option<u64> {
+        (self.is_live() && self.f.get() > 0).then(|| now.saturating_sub(self.f.get()))
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.inner.borrow().fifo.len()
+    }
+
+    /// Why nothing is stored through this lane, if so.
+    pub(crate) fn uncached(&self) -> Option<String> {
+        self.uncached.borrow().clone()
+    }
+
+    pub(crate) fn caches(&self) -> bool {
+        self.uncached.borrow().is_none()
+    }
+
+    /// R8, first half: whether entries of this lane may be served at `now` to a session with this fence, and under which
+    /// epoch. Must be called before the entry is looked up.
+    pub(crate) fn vouches(&self, now: u64, fence: u64, max_staleness: u64) -> Result<u64, Bypass> {
+        let epoch = self.epoch.get();
+        if epoch == 0 {
+            return Err(Bypass::NotLive);
+        }
+        let f = self.f.get();
+        if now.saturating_sub(f) > max_staleness {
+            return Err(Bypass::Lease);
+        }
+        if f <= fence {
+            return Err(Bypass::Fence);
+        }
+        Ok(epoch)
+    }
+
+    /// A cacheable read was asked of this lane, hit or miss: keeps its heartbeat going (R5).
+    pub(crate) fn note_read(&self, now: u64) {
+        self.last_read.set(now);
+    }
+
+    /// Whether the lane's backlog is so long that the session should wait; it is woken when it may go on.
+    pub(crate) fn is_full(&self, session: &Rc<Session>) -> bool {
+        let mut inner = self.inner.borrow_mut();
+        let full = inner.log.len() > LOG_MAX;
+        if full {
+            inner.throttled.push(session.clone());
+        }
+        full
+    }
+
+    /// Sends a client's command.
+    pub(crate) fn relay(&self, now: u64, raw: &[u8], mut relay: Relay) {
+        let refresh = relay.refresh.clone();
+        let hold = relay.hold.clone();
+        if refresh.is_some() && !self.caches() {
+            relay.refresh = None;
+        }
+        let mut inner = self.inner.borrow_mut();
+        self.send(&mut inner, now, raw, Waiting::Relay(relay));
+        if let Some(refresh) = refresh.filter(|_| self.caches()) {
+            self.send_refresh(&mut inner, now, refresh);
+        }
+        if let Some(hold) = hold {
+            hold.expect();
+            self.send(&mut inner, now, PING, Waiting::Fence(hold));
+        }
+    }
+
+    fn send(&self, inner: &mut Inner, now: u64, raw: &[u8], kind: Waiting) {
+        let len = u32::try_from(raw.len()).unwrap_or(u32::MAX);
+        debug_assert_eq!(len as usize, raw.len(), "large requests never go over the lane");
+        inner.log.extend(raw);
+        inner.fifo.push_back(Waiter { t_sent: now, len, attempts: 0, kind });
+        self.last_sent.set(now);
+        self.wake.notify_one();
+    }
+
+    /// Sends again what a lost connection did not answer (R26), or what was never written to it.
+    pub(super) fn resend(&self, now: u64, raw: &[u8], waiter: Waiter) {
+        let mut inner = self.inner.borrow_mut();
+        inner.log.extend(raw);
+        inner.fifo.push_back(waiter);
+        self.last_sent.set(now);
+        self.wake.notify_one();
+    }
+
+    /// GET on a miss: joins a flight that is still good for this session (R13), else sends GET and PTTL with a token
+    /// (R11); without the right to store only GET.
+    pub(crate) fn get(&self, ctx: &Ctx, now: u64, session: &Rc<Session>, slot: u64, key: &[u8], get: &GetRequest<'_>) {
+        if get.may_join && self.join(ctx, now, session, slot, key) {
+            return;
+        }
+        let token = if self.caches() { ctx.l1.token(key, self.epoch.get()) } else { None };
+        let Some(token) = token else {
+            if self.caches() {
+                ctx.metrics.bypass(Bypass::Pending);
+            }
+            let relay = Relay::plain(session.clone(), slot, Form::Bulk, true);
+            return self.send(&mut self.inner.borrow_mut(), now, get.raw, Waiting::Relay(relay));
+        };
+        let fetch = Rc::new(Fetch {
+            key: key.into(),
+            token,
+            t_sent: now,
+            pattern: get.pattern,
+            waiters: RefCell::new(SmallVec::from_buf([(session.clone(), slot)])),
+            value: RefCell::new(None),
+            denied: Cell::new(false),
+        });
+        let mut inner = self.inner.borrow_mut();
+        self.send(&mut inner, now, get.raw, Waiting::Fetch(fetch.clone()));
+        let pttl = pttl(key);
+        self.send(&mut inner, now, &pttl, Waiting::FetchTtl(fetch.clone()));
+        inner.flights.insert(fetch.key.clone(), fetch);
+    }
+
+    fn join(&self, ctx: &Ctx, now: u64, session: &Rc<Session>, slot: u64, key: &[u8]) -> bool {
+        let inner = self.inner.borrow();
+        let Some(flight) = inner.flights.get(key) else { return false };
+        let young = now.saturating_sub(flight.t_sent) <= ctx.max_staleness;
+        let ours = flight.token.epoch == self.epoch.get();
+        if !(young && ours && flight.t_sent > session.fence.get() && ctx.l1.alive(&flight.token)) {
+            return false;
+        }
+        flight.waiters.borrow_mut().push((session.clone(), slot));
+        ctx.metrics.coalesced();
+        true
+    }
+
+    /// MGET of which some keys are missing: asks for those, and for their TTLs where they may be stored.
+    pub(crate) fn mget(&self, ctx: &Ctx, now: u64, session: &Rc<Session>, request: MgetRequest) {
+        let misses = &request.misses;
+        let populate = misses.len() <= MGET_POPULATE_MAX && self.caches();
+        let mut words: Vec<&[u8]> = vec![b"MGET"];
+        words.extend(misses.iter().map(|m| &*m.key));
+        let mut raw = bytes::BytesMut::new();
+        build::command(&mut raw, &words);
+        let ttls: Vec<Vec<u8>> = if populate { misses.iter().map(|m| pttl(&m.key)).collect() } else { Vec::new() };
+        let fetch = Rc::new(MgetFetch {
+            session: RefCell::new(Some(session.clone())),
+            slot: request.slot,
+            raw: request.raw,
+            parts: request.parts,
+            misses: RefCell::new(request.misses),
+            epoch: request.epoch,
+            flush_gen: ctx.l1.flush_gen(),
+            t_sent: now,
+        });
+        let mut inner = self.inner.borrow_mut();
+        self.send(&mut inner, now, &raw, Waiting::Mget(fetch.clone()));
+        for (i, ttl) in ttls.iter().enumerate() {
+            self.send(&mut inner, now, ttl, Waiting::MgetTtl(fetch.clone(), i));
+        }
+    }
+
+    /// GET (or MGET) and PTTL behind a write: upstream's own answer is what the L1 may keep (decision 5).
+    fn send_refresh(&self, inner: &mut Inner, now: u64, refresh: Rc<Refresh>) {
+        let keys = refresh.keys.borrow();
+        let mut words: Vec<&[u8]> = vec![if keys.len() == 1 { b"GET" } else { b"MGET" }];
+        words.extend(keys.iter().map(|k| &*k.key));
+        let mut raw = bytes::BytesMut::new();
+        build::command(&mut raw, &words);
+        self.send(inner, now, &raw, Waiting::Refresh(refresh.clone()));
+        for (i, key) in keys.iter().enumerate() {
+            self.send(inner, now, &pttl(&key.key), Waiting::RefreshTtl(refresh.clone(), i));
+            inner.refreshing.entry(key.token.stripe).or_default().push(refresh.clone());
+        }
+    }
+
+    /// A command of our own whose reply the caller awaits.
+    pub(crate) fn ask(&self, now: u64, words: &[&[u8]]) -> oneshot::Receiver<Vec<u8>> {
+        let (tx, rx) = oneshot::channel();
+        let mut raw = bytes::BytesMut::new();
+        build::command(&mut raw, words);
+        self.send(&mut self.inner.borrow_mut(), now, &raw, Waiting::Ask(tx));
+        rx
+    }
+
+    /// One more PING for `hold` to wait for, where this lane has anything that a hit could come from.
+    pub(crate) fn fence(&self, now: u64, hold: &Rc<Hold>) {
+        let mut inner = self.inner.borrow_mut();
+        if !self.is_live() || (!self.populated.get() && inner.flights.is_empty()) {
+            return;
+        }
+        hold.expect();
+        self.send(&mut inner, now, PING, Waiting::Fence(hold.clone()));
+    }
+
+    pub(super) fn ping(&self, now: u64, kind: Waiting) {
+        let raw = if matches!(kind, Waiting::RoleCheck) { HELLO } else { PING };
+        self.send(&mut self.inner.borrow_mut(), now, raw, kind);
+    }
+
+    /// Ends the present connection; the lane reconnects.
+    pub(crate) fn kill(&self, why: &str) {
+        self.kill.borrow_mut().get_or_insert_with(|| why.to_owned());
+        self.wake.notify_one();
+    }
+
+    /// Stops storing through this lane for as long as it lives.
+    pub(super) fn stop_caching(&self, ctx: &Ctx, why: String) {
+        tracing::warn!(user = %self.profile.user(), db = self.profile.db, "served uncached from now on: {why}");
+        ctx.metrics.discarded(Discard::Noperm);
+        *self.uncached.borrow_mut() = Some(why);
+    }
+}
+
+/// A GET on its way to the lane.
+pub(crate) struct GetRequest<'a> {
+    pub(crate) raw: &'a [u8],
+    pub(crate) pattern: PatternId,
+    pub(crate) may_join: bool,
+}
+
+impl Refresh {
+    /// Keys with the tokens that were taken right after their own `begin_write`s.
+    pub(crate) fn new(now: u64, keys: SmallVec<[RefreshKey; 1]>) -> Rc<Refresh> {
+        Rc::new(Refresh { t_sent: now, keys: RefCell::new(keys), got: Cell::new(false) })
+    }
+
+    /// A bump of `stripe` that R17 excuses.
+    pub(super) fn carry(&self, stripe: StripeId) {
+        if self.got.get() {
+            return;
+        }
+        for key in self.keys.borrow_mut().iter_mut().filter(|k| k.token.stripe == stripe) {
+            key.token = Token { generation: key.token.generation + 1, ..key.token };
+        }
+    }
+}
+
+pub(super) const PING: &[u8] = b"*1\r\n$4\r\nPING\r\n";
+const HELLO: &[u8] = b"*1\r\n$5\r\nHELLO\r\n";
+
+fn pttl(key: &[u8]) -> Vec<u8> {
+    let mut raw = bytes::BytesMut::new();
+    build::command(&mut raw, &[b"PTTL", key]);
+    raw.into()
+}

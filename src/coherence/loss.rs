@@ -1,0 +1,316 @@
+//! What becomes of commands in flight: when a lane is lost, when a reply is too large for it, when a client's patience
+//! ends. A command is sent a second time only where R26 allows: a core read without effects, and only if every later
+//! command that its session has in flight is such a read too (`[LRANGE q 0 -1, DEL q]` must never answer from after the
+//! DEL). Writes are never sent twice: their fate is unknown and the client is told so.
+
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+
+use super::lane::{Availability, Inner, Lane};
+use super::wait::{Fetch, Waiter, Waiting};
+use crate::observe::clock;
+use crate::observe::metrics::FlushReason;
+use crate::resp::build;
+use crate::session::Session;
+use crate::worker::Ctx;
+
+const LOST_READ: &str = "NEARSIDE upstream connection lost";
+const LOST_WRITE: &str = "NEARSIDE upstream connection lost: outcome unknown";
+const TIMED_OUT: &str = "NEARSIDE no answer from upstream within upstream.request_timeout";
+const TIMED_OUT_WRITE: &str = "NEARSIDE no answer from upstream within upstream.request_timeout: outcome unknown";
+const TOO_LARGE: &str = "NEARSIDE reply larger than listen.buffers_max";
+
+/// A read that its session sends again on a connection of its own (decision 10).
+#[derive(Debug)]
+pub(crate) struct Redo {
+    pub(crate) slot: u64,
+    pub(crate) raw: Vec<u8>,
+}
+
+/// A command that was in flight, with its bytes.
+struct Lost {
+    waiter: Waiter,
+    raw: Vec<u8>,
+    unsent: bool,
+}
+
+impl Lane {
+    /// R6: the connection is gone. The epoch ends first, so nothing of it is served or stored from here on.
+    pub(super) fn lost(self: &Rc<Self>, ctx: &Rc<Ctx>, why: &str) {
+        self.epoch.set(0);
+        self.f.set(0);
+        ctx.upstream_lost(why);
+        ctx.metrics.flushed(FlushReason::Lane);
+        ctx.pool.retire();
+        let lost = self.take_in_flight();
+        // Ready: what comes now waits for the reconnection, which either succeeds or fails everything that waited.
+        self.inner.borrow_mut().availability = Availability::Ready;
+        let again = self.sort_out(ctx, lost);
+        let now = clock::now();
+        for Lost { waiter, raw, .. } in again {
+            self.resume(ctx, now, waiter, &raw);
+        }
+        ctx.flush_dirty();
+    }
+
+    /// Upstream cannot be reached: everything that waits is answered with `error`.
+    pub(super) fn fail_all(&self, ctx: &Rc<Ctx>, error: &str) {
+        for lost in self.take_in_flight() {
+            self.fail(ctx, lost.waiter.kind, |_| error);
+        }
+    }
+
+    fn take_in_flight(&self) -> VecDeque<Lost> {
+        let mut inner = self.inner.borrow_mut();
+        inner.flights.clear();
+        inner.refreshing.clear();
+        let log = std::mem::take(&mut inner.log);
+        let waiters = std::mem::take(&mut inner.fifo);
+        for session in inner.throttled.drain(..) {
+            session.wake.notify_one();
+        }
+        let mut offset = 0;
+        let with_bytes = |waiter: Waiter| {
+            let len = waiter.len as usize;
+            let lost = Lost { raw: log.at(offset, len).to_vec(), unsent: log.unsent(offset), waiter };
+            offset += len;
+            lost
+        };
+        waiters.into_iter().map(with_bytes).collect()
+    }
+
+    /// Answers what is lost and returns, in order, what may be sent again.
+    fn sort_out(&self, ctx: &Rc<Ctx>, mut lost: VecDeque<Lost>) -> VecDeque<Lost> {
+        let attempts = ctx.config.upstream.retry.max_attempts;
+        // From the newest to the oldest: a session with something that cannot be sent again loses all that lies before it.
+        let mut barred: HashMap<u64, ()> = HashMap::new();
+        let mut keep = vec![false; lost.len()];
+        for (i, l) in lost.iter_mut().enumerate().rev() {
+            let again = l.unsent || (l.waiter.kind.may_resend() && u32::from(l.waiter.attempts) < attempts);
+            keep[i] = match &l.waiter.kind {
+                Waiting::Fetch(fetch) => {
+                    if !again {
+                        fetch.waiters.borrow().iter().for_each(|(s, _)| drop(barred.insert(s.id, ())));
+                    }
+                    again
+                }
+                kind => match kind.session() {
+                    Some(session) if again && !barred.contains_key(&session.id) => true,
+                    Some(session) => {
+                        barred.insert(session.id, ());
+                        false
+                    }
+                    None => false,
+                },
+            };
+            if let (true, Waiting::Fetch(fetch)) = (keep[i], &l.waiter.kind) {
+                fail_barred(ctx, fetch, &barred);
+                keep[i] = !fetch.waiters.borrow().is_empty();
+            }
+        }
+        let mut again = VecDeque::new();
+        for (l, keep) in lost.into_iter().zip(keep) {
+            if keep {
+                again.push_back(l);
+            } else {
+                self.fail(ctx, l.waiter.kind, |write| if write { LOST_WRITE } else { LOST_READ });
+            }
+        }
+        again
+    }
+
+    /// Sends one command again, or for the first time, on the connection to come.
+    fn resume(&self, ctx: &Rc<Ctx>, now: u64, waiter: Waiter, raw: &[u8]) {
+        let attempts = waiter.attempts + 1;
+        let again = |kind| Waiter { t_sent: now, len: raw.len() as u32, attempts, kind };
+        match waiter.kind {
+            // Its token is void with its epoch. The sessions that wait get their answer, nothing is stored.
+            Waiting::Fetch(fetch) => self.resend(now, raw, again(Waiting::Fetch(fetch))),
+            // Hits taken under the old epoch are void: the client's whole MGET goes up.
+            Waiting::Mget(fetch) => {
+                let Some(session) = fetch.session.borrow_mut().take() else { return };
+                let relay = super::Relay::plain(session, fetch.slot, crate::resp::downgrade::Form::Bulk, true);
+                let raw = fetch.raw.clone();
+                let waiter = Waiter { t_sent: now, len: raw.len() as u32, attempts, kind: Waiting::Relay(relay) };
+                self.resend(now, &raw, waiter);
+            }
+            Waiting::Relay(mut relay) => {
+                relay.refresh = None;
+                // The PING of a hold died with the connection; no entry of it is usable any more.
+                let hold = relay.hold.take();
+                self.resend(now, raw, again(Waiting::Relay(relay)));
+                drop(hold);
+            }
+            other => self.fail(ctx, other, |_| LOST_READ),
+        }
+    }
+
+    /// Ends one wait without a reply. Every `begin_write` has its `end_write` here or at the reply, never both (R14).
+    fn fail<'e>(&self, ctx: &Rc<Ctx>, kind: Waiting, error: impl Fn(bool) -> &'e str) {
+        match kind {
+            Waiting::Relay(relay) => {
+                for &stripe in relay.ends.as_slice() {
+                    ctx.l1.end_write(stripe);
+                }
+                if relay.flush {
+                    ctx.l1.flush();
+                }
+                if let Some(session) = relay.session {
+                    session.complete_error(ctx, relay.slot, error(relay.write));
+                }
+            }
+            Waiting::Fetch(fetch) => {
+                for (session, slot) in fetch.waiters.borrow_mut().drain(..) {
+                    session.complete_error(ctx, slot, error(false));
+                }
+            }
+            Waiting::Mget(fetch) => {
+                if let Some(session) = fetch.session.borrow_mut().take() {
+                    session.complete_error(ctx, fetch.slot, error(false));
+                }
+            }
+            Waiting::Fence(hold) => hold.passed(ctx),
+            _ => {}
+        }
+    }
+
+    /// Decision 10: the frame at the front is large. Where R26 allows, every session that waits for it asks again on a
+    /// connection of its own, together with all that it has in flight behind; then the frame need not be kept.
+    pub(super) fn reissue_front(&self, ctx: &Rc<Ctx>) -> bool {
+        let mut inner = self.inner.borrow_mut();
+        let sessions: Vec<Rc<Session>> = match inner.fifo.front().map(|w| &w.kind) {
+            Some(Waiting::Relay(relay)) => match &relay.session {
+                Some(session) if relay.resend => vec![session.clone()],
+                Some(_) => return false,
+                None => Vec::new(),
+            },
+            Some(Waiting::Fetch(fetch)) => fetch.waiters.borrow().iter().map(|(s, _)| s.clone()).collect(),
+            Some(Waiting::Mget(fetch)) => fetch.session.borrow().iter().cloned().collect(),
+            Some(Waiting::Ask(_)) | None => return false,
+            Some(_) => Vec::new(),
+        };
+        let free = |s: &Rc<Session>| inner.fifo.iter().filter(|w| w.kind.names(s)).all(|w| w.kind.may_resend());
+        if !sessions.iter().all(free) {
+            return false;
+        }
+        ctx.large.borrow_mut().note(inner.log.at(0, inner.fifo[0].len as usize), clock::now());
+        for session in &sessions {
+            let redo = detach(&mut inner, session);
+            session.redo(redo);
+        }
+        // A refresh or a miss that is too large to keep is simply not kept.
+        inner.fifo[0].kind = Waiting::Dropped;
+        true
+    }
+
+    /// A reply that may not be asked for twice has outgrown `listen.buffers_max`: its client is dropped, the lane lives.
+    pub(super) fn drop_front_client(&self, ctx: &Rc<Ctx>) {
+        let mut inner = self.inner.borrow_mut();
+        let Some(front) = inner.fifo.front_mut() else { return };
+        if let Waiting::Relay(relay) = &mut front.kind {
+            let session = relay.session.take();
+            drop(inner);
+            if let Some(session) = session {
+                session.drop_client(ctx, TOO_LARGE);
+            }
+        }
+    }
+
+    /// `upstream.request_timeout`: who was sent before `limit` and waits is told; the reply will be read off and dropped.
+    pub(super) fn time_out(&self, ctx: &Rc<Ctx>, limit: u64) {
+        let mut due = Vec::new();
+        for waiter in self.inner.borrow_mut().fifo.iter_mut().take_while(|w| w.t_sent < limit) {
+            match &mut waiter.kind {
+                Waiting::Relay(relay) => due.extend(relay.session.take().map(|s| (s, relay.slot, relay.write))),
+                Waiting::Fetch(fetch) => due.extend(fetch.waiters.borrow_mut().drain(..).map(|(s, slot)| (s, slot, false))),
+                Waiting::Mget(fetch) => due.extend(fetch.session.borrow_mut().take().map(|s| (s, fetch.slot, false))),
+                _ => {}
+            }
+        }
+        for (session, slot, write) in due {
+            ctx.metrics.timed_out();
+            session.complete_error(ctx, slot, if write { TIMED_OUT_WRITE } else { TIMED_OUT });
+        }
+        ctx.flush_dirty();
+    }
+}
+
+impl Waiting {
+    /// The one session that waits for this reply (a fetch may have several, see `names`).
+    fn session(&self) -> Option<Rc<Session>> {
+        match self {
+            Waiting::Relay(relay) => relay.session.clone(),
+            Waiting::Mget(fetch) => fetch.session.borrow().clone(),
+            _ => None,
+        }
+    }
+
+    pub(super) fn may_resend(&self) -> bool {
+        match self {
+            Waiting::Relay(relay) => relay.resend,
+            Waiting::Fetch(_) | Waiting::Mget(_) => true,
+            _ => false,
+        }
+    }
+
+    fn names(&self, session: &Rc<Session>) -> bool {
+        match self {
+            Waiting::Fetch(fetch) => fetch.waiters.borrow().iter().any(|(s, _)| Rc::ptr_eq(s, session)),
+            kind => kind.session().is_some_and(|s| Rc::ptr_eq(&s, session)),
+        }
+    }
+}
+
+/// Sessions of a fetch that have something behind it which cannot be sent again lose this read too.
+fn fail_barred(ctx: &Rc<Ctx>, fetch: &Fetch, barred: &HashMap<u64, ()>) {
+    let mut failed = Vec::new();
+    fetch.waiters.borrow_mut().retain(|(session, slot)| {
+        let bar = barred.contains_key(&session.id);
+        if bar {
+            failed.push((session.clone(), *slot));
+        }
+        !bar
+    });
+    for (session, slot) in failed {
+        session.complete_error(ctx, slot, LOST_READ);
+    }
+}
+
+/// Takes everything that `session` has in flight off the lane, in order, with the bytes to send it again.
+fn detach(inner: &mut Inner, session: &Rc<Session>) -> Vec<Redo> {
+    let mut redo = Vec::new();
+    let mut offset = 0;
+    let Inner { fifo, log, .. } = inner;
+    for waiter in fifo.iter_mut() {
+        let len = waiter.len as usize;
+        let raw = || log.at(offset, len).to_vec();
+        match &mut waiter.kind {
+            Waiting::Relay(relay) if relay.session.as_ref().is_some_and(|s| Rc::ptr_eq(s, session)) => {
+                redo.push(Redo { slot: relay.slot, raw: raw() });
+                relay.session = None;
+            }
+            Waiting::Mget(fetch) if fetch.session.borrow().as_ref().is_some_and(|s| Rc::ptr_eq(s, session)) => {
+                redo.push(Redo { slot: fetch.slot, raw: fetch.raw.to_vec() });
+                *fetch.session.borrow_mut() = None;
+            }
+            Waiting::Fetch(fetch) => {
+                let get = || {
+                    let mut raw = bytes::BytesMut::new();
+                    build::command(&mut raw, &[b"GET", &fetch.key]);
+                    raw.to_vec()
+                };
+                fetch.waiters.borrow_mut().retain(|(s, slot)| {
+                    let ours = Rc::ptr_eq(s, session);
+                    if ours {
+                        redo.push(Redo { slot: *slot, raw: get() });
+                    }
+                    !ours
+                });
+            }
+            _ => {}
+        }
+        offset += len;
+    }
+    redo.sort_by_key(|r| r.slot);
+    redo
+}

@@ -1,0 +1,24 @@
+//! Coherence: drives the frames of a lane into the L1 in the order in which upstream sent them, and is the only writer of
+//! what a lane vouches for (`live`, `epoch`, `F`).
+//!
+//! **The ordering argument.** In CLIENT TRACKING's default mode upstream appends an invalidation to our connection's output
+//! at the instant the write executes (COHERENCE fact 1). So on a lane *stream order is execution order*: a reply that
+//! follows a push was computed after the write, a reply that precedes it before. The reader applies each frame's effect on
+//! the L1 before it looks at the next frame (R2). Hence, when a reply to a command sent at `t` has been read, every write
+//! that executed before `t` has been applied to the L1. `F` is the newest such `t`; a hit at `now` is legal only if
+//! `now - F <= B` (the lease, G1) and `F > session.fence` (the fence, G2 and G4).
+//!
+//! What this module does not do: it parses no client's request and knows no connection state of a client.
+
+mod hold;
+mod judge;
+mod lane;
+mod log;
+mod loss;
+mod reader;
+mod wait;
+
+pub(crate) use hold::Hold;
+pub(crate) use lane::{Availability, Lane, MgetRequest};
+pub(crate) use loss::Redo;
+pub(crate) use wait::{Ends, Miss, Part, Refresh, RefreshKey, Relay};

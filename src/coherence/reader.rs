@@ -1,0 +1,619 @@
+//! The task of a lane: connects, writes what sessions have appended, reads frames and applies each one's effect before it
+//! looks at the next (R2), keeps the lease young (R5). It never waits for a session (R3): replies go into the session's
+//! outbox, and a session whose outbox overflows is dropped.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use tokio::io::AsyncReadExt;
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+
+use super::lane::{Availability, Lane};
+use super::wait::{Fetch, MgetFetch, Part, Refresh, Relay, Waiting};
+use crate::cache::{Entry, Token, Value};
+use crate::net::{ReadHalf, WriteHalf};
+use crate::observe::clock;
+use crate::observe::metrics::{Discard, FlushReason, Source};
+use crate::resp::downgrade::Form;
+use crate::resp::push::{self, Push};
+use crate::resp::reply::{self, Frame, FrameScanner};
+use crate::upstream::handshake::{self, HandshakeError, LaneLink, ServerInfo};
+use crate::upstream::{Backoff, connect};
+use crate::worker::Ctx;
+
+/// One read of the lane's socket at the most: large enough for a batch of a thousand small replies.
+const READ: usize = 64 * 1024;
+
+/// A lane that nobody reads through is still pinged so often that upstream's `timeout` does not close it (R5).
+const KEEPALIVE: u64 = 30_000_000_000;
+
+/// The lease is kept young for so long after the last cacheable read (R5).
+const READ_RECENTLY: u64 = 30_000_000_000;
+
+const ROLE_CHECK_EVERY: u64 = 1_000_000_000;
+
+/// No entry outlives this in `tracking` mode, whatever the key's TTL (DESIGN 6, `ttl_cap.tracking`).
+const TTL_CAP: u64 = 24 * 3600 * 1_000_000_000;
+
+const MS: u64 = 1_000_000;
+
+/// The handshake is a handful of small commands; a server that is busy with a script answers HELLO all the same.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
+
+/// Where a reader stands in its stream.
+struct Stream {
+    rd: ReadHalf,
+    wr: WriteHalf,
+    rbuf: BytesMut,
+    scanner: FrameScanner,
+    /// The frame at the front is being read off without being kept (decision 10).
+    discarding: bool,
+    /// The frame at the front is large and has to be kept.
+    keeping: bool,
+}
+
+impl Lane {
+    /// Starts the lane's task; it ends with the process, or when upstream refuses what a lane needs.
+    pub(crate) fn spawn(ctx: &Rc<Ctx>, profile: crate::upstream::Profile) -> Rc<Lane> {
+        let lane = Rc::new(Lane::new(profile, ctx.next_lane(), ctx.cache_serves()));
+        tokio::task::spawn_local(run(ctx.clone(), lane.clone()));
+        lane
+    }
+
+    fn set_availability(&self, to: Availability) {
+        self.inner.borrow_mut().availability = to;
+        self.changed.notify_waiters();
+    }
+}
+
+async fn run(ctx: Rc<Ctx>, lane: Rc<Lane>) {
+    let mut backoff = Backoff::new(ctx.config.upstream.retry.base_delay, ctx.config.upstream.retry.max_delay);
+    loop {
+        match open(&ctx, &lane).await {
+            Ok(link) => {
+                backoff.reset();
+                let why = serve(&ctx, &lane, link).await;
+                lane.lost(&ctx, &why);
+            }
+            Err(Failure::Refused(reply)) => {
+                lane.set_availability(Availability::Refused(reply.clone()));
+                lane.fail_all(&ctx, &format!("NEARSIDE upstream refused the sidecar: {reply}"));
+                ctx.lane_refused(&lane, reply);
+                return;
+            }
+            Err(Failure::Gone(why)) => {
+                ctx.upstream_gone(&why);
+                lane.set_availability(Availability::Gone(why.clone()));
+                lane.fail_all(&ctx, &format!("NEARSIDE upstream unavailable: {why}"));
+                ctx.flush_dirty();
+                sleep(backoff.next()).await;
+            }
+        }
+    }
+}
+
+enum Failure {
+    /// Upstream answered, and said no to what every lane of this profile needs.
+    Refused(String),
+    Gone(String),
+}
+
+async fn open(ctx: &Rc<Ctx>, lane: &Rc<Lane>) -> Result<LaneLink, Failure> {
+    let limit = ctx.config.upstream.connect_timeout;
+    let stream = connect(&ctx.config.upstream.endpoint, limit).await.map_err(|e| Failure::Gone(e.to_string()))?;
+    let hello = handshake::lane(stream, &lane.profile, &ctx.name, ctx.cache_serves());
+    match timeout(HANDSHAKE_LIMIT, hello).await {
+        Ok(Ok(link)) => Ok(link),
+        Ok(Err(HandshakeError::Refused { command, reply })) if is_refusal(&reply) => {
+            Err(Failure::Refused(format!("{command}: {reply}")))
+        }
+        Ok(Err(e)) => Err(Failure::Gone(e.to_string())),
+        Err(_) => Err(Failure::Gone(format!("no answer to the handshake within {HANDSHAKE_LIMIT:?}"))),
+    }
+}
+
+/// Errors that another attempt a moment later would meet again.
+fn is_refusal(reply: &str) -> bool {
+    ["NOAUTH", "WRONGPASS", "NOPERM", "NOPROTO", "ERR unknown command", "ERR Client sent AUTH", "ERR AUTH", "ERR DB index"]
+        .iter()
+        .any(|start| reply.starts_with(start))
+}
+
+/// Serves one connection until it ends; returns why it did.
+async fn serve(ctx: &Rc<Ctx>, lane: &Rc<Lane>, link: LaneLink) -> String {
+    lane.came_up(ctx, &link);
+    let mut s = Stream {
+        rd: link.link.rd,
+        wr: link.link.wr,
+        rbuf: link.link.rbuf,
+        scanner: FrameScanner::new(),
+        discarding: false,
+        keeping: false,
+    };
+    let mut tick = interval(Duration::from_nanos(ctx.max_staleness / 4));
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let ended = loop {
+        let blocked = match write_out(lane, &s.wr) {
+            Ok(blocked) => blocked,
+            Err(e) => break format!("write: {e}"),
+        };
+        if s.rbuf.capacity() - s.rbuf.len() < READ / 4 {
+            s.rbuf.reserve(READ);
+        }
+        tokio::select! {
+            read = s.rd.read_buf(&mut s.rbuf) => match read {
+                Ok(0) => break "upstream closed the connection".to_owned(),
+                Ok(n) => {
+                    ctx.metrics.upstream_read(n);
+                    lane.last_byte.set(clock::now());
+                    if let Err(why) = lane.process(ctx, &mut s) {
+                        break why;
+                    }
+                    ctx.flush_dirty();
+                }
+                Err(e) => break format!("read: {e}"),
+            },
+            () = lane.wake.notified() => {}
+            _ = s.wr.writable(), if blocked => {}
+            _ = tick.tick() => lane.tick(ctx),
+        }
+        let killed = lane.kill.borrow_mut().take();
+        if let Some(why) = killed {
+            break why;
+        }
+    };
+    *lane.kill.borrow_mut() = None;
+    ended
+}
+
+/// Writes what the kernel takes; true where it took less than there is.
+fn write_out(lane: &Lane, wr: &WriteHalf) -> std::io::Result<bool> {
+    let mut inner = lane.inner.borrow_mut();
+    while !inner.log.unwritten().is_empty() {
+        match wr.try_write(inner.log.unwritten()) {
+            Ok(n) => inner.log.wrote(n),
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return Ok(true),
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(false)
+}
+
+impl Lane {
+    /// R1: alive from the answer to CLIENT TRACKING on, under a number no other connection has had.
+    fn came_up(&self, ctx: &Rc<Ctx>, link: &LaneLink) {
+        let now = clock::now();
+        *self.uncached.borrow_mut() = match &link.tracking {
+            _ if !ctx.cache_serves() => Some("cache.mode is off".to_owned()),
+            // R25: a replica learns of expiry and of its own promotion too late for what we promise.
+            Ok(()) if link.info.role != "master" => Some(format!("upstream is a {}", link.info.role)),
+            Ok(()) => None,
+            Err(reply) => {
+                tracing::warn!(user = %self.profile.user(), db = self.profile.db,
+                    "upstream refused CLIENT TRACKING, this user is served uncached: {reply}");
+                Some(format!("upstream refused CLIENT TRACKING: {reply}"))
+            }
+        };
+        self.f.set(0);
+        self.populated.set(false);
+        self.epoch.set(ctx.next_epoch());
+        self.role_check.set(link.role_check);
+        self.upstream_id.set(link.info.id);
+        *self.upstream_role.borrow_mut() = link.info.role.clone();
+        self.last_byte.set(now);
+        self.last_sent.set(now);
+        self.last_role_check.set(now);
+        ctx.upstream_back(&link.info);
+        self.set_availability(Availability::Ready);
+    }
+
+    /// Applies every whole frame in the buffer.
+    fn process(&self, ctx: &Rc<Ctx>, s: &mut Stream) -> Result<(), String> {
+        let mut at = 0;
+        let result = loop {
+            if s.discarding {
+                match self.discard(ctx, s, &mut at) {
+                    Ok(true) => continue,
+                    Ok(false) => break Ok(()),
+                    Err(why) => break Err(why),
+                }
+            }
+            match s.scanner.scan(&s.rbuf[at..]) {
+                Ok(Frame::Complete { len }) => {
+                    let frame = at..at + len;
+                    let applied = self.apply(ctx, &s.rbuf[frame], s.scanner.pushes());
+                    s.scanner.reset();
+                    s.keeping = false;
+                    at += len;
+                    if let Err(why) = applied {
+                        break Err(why);
+                    }
+                }
+                Ok(Frame::Incomplete) => {
+                    if s.keeping && s.rbuf.len() - at > ctx.config.listen.buffers_max {
+                        self.drop_front_client(ctx);
+                        s.discarding = true;
+                        continue;
+                    }
+                    break Ok(());
+                }
+                Ok(Frame::Large) => {
+                    s.discarding = self.reissue_front(ctx);
+                    s.keeping = !s.discarding;
+                }
+                Err(e) => {
+                    ctx.metrics.protocol_error_upstream();
+                    break Err(format!("garbage from upstream: {e}"));
+                }
+            }
+        };
+        s.rbuf.advance(at);
+        if s.rbuf.is_empty() && s.rbuf.capacity() > 16 * READ {
+            s.rbuf = BytesMut::new();
+        }
+        result
+    }
+
+    /// Reads the front frame off without keeping it; true when its end was reached.
+    fn discard(&self, ctx: &Rc<Ctx>, s: &mut Stream, at: &mut usize) -> Result<bool, String> {
+        let step = s.scanner.advance(&s.rbuf[*at..]).map_err(|e| format!("garbage from upstream: {e}"))?;
+        *at += step.take;
+        if step.done {
+            s.scanner.reset();
+            s.discarding = false;
+            self.apply(ctx, b"_\r\n", &[])?;
+        }
+        Ok(step.done)
+    }
+
+    /// One frame's effect.
+    fn apply(&self, ctx: &Rc<Ctx>, frame: &[u8], nested: &[std::ops::Range<usize>]) -> Result<(), String> {
+        if frame.first() == Some(&b'>') {
+            return self.on_push(ctx, frame);
+        }
+        if nested.is_empty() {
+            return self.on_reply(ctx, frame);
+        }
+        // Redis before 6.2.7 writes pushes into the middle of aggregates (fact 3); they were queued before the reply ended.
+        for range in nested {
+            self.on_push(ctx, &frame[range.clone()])?;
+        }
+        let clean = reply::without_pushes(frame, nested);
+        self.on_reply(ctx, &clean)
+    }
+
+    /// R7.
+    fn on_push(&self, ctx: &Rc<Ctx>, frame: &[u8]) -> Result<(), String> {
+        match push::read(frame) {
+            Push::Invalidate(keys) => {
+                for key in keys {
+                    self.invalidated(ctx, key);
+                }
+                Ok(())
+            }
+            Push::InvalidateAll => {
+                ctx.l1.flush();
+                ctx.metrics.flushed(FlushReason::Push);
+                Ok(())
+            }
+            Push::Other { kind } => Err(format!("an unexpected push from upstream: {kind}")),
+        }
+    }
+
+    fn invalidated(&self, ctx: &Ctx, key: &[u8]) {
+        let stripe = ctx.l1.stripe(key);
+        ctx.l1.invalidate(key);
+        ctx.metrics.invalidated(Source::Push);
+        // A push lies before the GET of a refresh that has not been read yet, so that GET's value has it (R17).
+        if let Some(refreshes) = self.inner.borrow().refreshing.get(&stripe) {
+            refreshes.iter().for_each(|r| r.carry(stripe));
+        }
+    }
+
+    fn on_reply(&self, ctx: &Rc<Ctx>, frame: &[u8]) -> Result<(), String> {
+        let waiter = {
+            let mut inner = self.inner.borrow_mut();
+            let Some(waiter) = inner.fifo.pop_front() else {
+                return Err("a reply from upstream that nothing asked for".to_owned());
+            };
+            inner.log.answer(waiter.len as usize);
+            waiter
+        };
+        // R4. Nothing can look between here and the end of this frame's effects: there is one thread and no await.
+        self.f.set(self.f.get().max(waiter.t_sent));
+        match waiter.kind {
+            Waiting::Relay(relay) => return self.on_relay(ctx, relay, waiter.t_sent, frame),
+            Waiting::Fetch(fetch) => self.on_fetch(ctx, &fetch, frame),
+            Waiting::FetchTtl(fetch) => self.on_fetch_ttl(ctx, &fetch, frame),
+            Waiting::Mget(fetch) => self.on_mget(ctx, &fetch, frame),
+            Waiting::MgetTtl(fetch, i) => self.on_mget_ttl(ctx, &fetch, i, frame),
+            Waiting::Refresh(refresh) => self.on_refresh(ctx, &refresh, frame),
+            Waiting::RefreshTtl(refresh, i) => self.on_refresh_ttl(ctx, &refresh, i, frame),
+            Waiting::Fence(hold) => hold.passed(ctx),
+            Waiting::RoleCheck => return self.on_role_check(frame),
+            Waiting::Ask(tx) => drop(tx.send(frame.to_vec())),
+            Waiting::Ping | Waiting::Dropped => {}
+        }
+        Ok(())
+    }
+
+    fn on_relay(&self, ctx: &Rc<Ctx>, relay: Relay, t_sent: u64, frame: &[u8]) -> Result<(), String> {
+        for &stripe in relay.ends.as_slice() {
+            ctx.l1.end_write(stripe);
+            if let Some(refresh) = &relay.refresh {
+                refresh.carry(stripe);
+            }
+        }
+        if relay.flush {
+            ctx.l1.flush();
+            ctx.metrics.flushed(FlushReason::Command);
+        }
+        ctx.metrics.upstream_duration(self.last_byte.get().saturating_sub(t_sent));
+        let demoted = relay.write && frame.starts_with(b"-READONLY");
+        if let Some(session) = relay.session {
+            match relay.hold {
+                Some(hold) => {
+                    hold.keep(session, relay.slot, frame, relay.form);
+                    ctx.fence_others(self, &hold);
+                }
+                None if relay.info => {
+                    let whole = crate::session::with_own_info(ctx, frame);
+                    session.complete(ctx, relay.slot, &whole, relay.form);
+                }
+                None => session.complete(ctx, relay.slot, frame, relay.form),
+            }
+        } else if let Some(hold) = relay.hold {
+            hold.release(ctx);
+        }
+        if demoted {
+            return Err("upstream answered a write with -READONLY: it is no master any more".to_owned());
+        }
+        Ok(())
+    }
+
+    fn on_fetch(&self, ctx: &Rc<Ctx>, fetch: &Rc<Fetch>, frame: &[u8]) {
+        {
+            let mut inner = self.inner.borrow_mut();
+            if inner.flights.get(&fetch.key).is_some_and(|f| Rc::ptr_eq(f, fetch)) {
+                inner.flights.remove(&fetch.key);
+            }
+        }
+        *fetch.value.borrow_mut() = cacheable(ctx, frame);
+        fetch.denied.set(frame.starts_with(b"-NOPERM"));
+        ctx.metrics.upstream_duration(self.last_byte.get().saturating_sub(fetch.t_sent));
+        for (session, slot) in fetch.waiters.borrow_mut().drain(..) {
+            session.complete(ctx, slot, frame, Form::Bulk);
+        }
+    }
+
+    fn on_fetch_ttl(&self, ctx: &Rc<Ctx>, fetch: &Fetch, frame: &[u8]) {
+        let Some(value) = fetch.value.borrow_mut().take() else {
+            if !fetch.denied.get() {
+                self.note_denied(ctx, frame);
+            }
+            return;
+        };
+        let read = Reading { key: &fetch.key, token: fetch.token, t_sent: fetch.t_sent, pattern: fetch.pattern, value };
+        self.store(ctx, read, frame);
+    }
+
+    /// R12: stores a reading if everything still says that it may be.
+    fn store(&self, ctx: &Rc<Ctx>, read: Reading<'_>, pttl: &[u8]) -> bool {
+        match self.try_store(ctx, read, pttl) {
+            Ok(()) => {
+                self.populated.set(true);
+                true
+            }
+            Err(why) => {
+                ctx.metrics.discarded(why);
+                false
+            }
+        }
+    }
+
+    fn try_store(&self, ctx: &Rc<Ctx>, read: Reading<'_>, pttl: &[u8]) -> Result<(), Discard> {
+        if read.token.epoch != self.epoch.get() || !self.caches() {
+            return Err(Discard::Epoch);
+        }
+        let Some(ttl) = reply::integer(pttl) else {
+            self.note_denied(ctx, pttl);
+            return Err(Discard::Noperm);
+        };
+        let cache = &ctx.config.cache;
+        let own_limit = match (&read.value, ttl) {
+            (Value::Nil, -2) => cache.negative_ttl,
+            (Value::Bulk(_), t) if t >= -1 => cache.default_ttl,
+            _ => return Err(Discard::Inconsistent),
+        };
+        let mut life = nanos(own_limit).min(TTL_CAP);
+        if ttl >= 0 {
+            let upstream = ttl as u64 * MS;
+            life = life.min(upstream.checked_sub(nanos(cache.ttl_buffer)).ok_or(Discard::Ttl)?);
+        }
+        if life == 0 {
+            return Err(Discard::Ttl);
+        }
+        let entry = Entry {
+            epoch: read.token.epoch,
+            lane: self.id,
+            flush_gen: read.token.flush_gen,
+            deadline: read.t_sent + life,
+            t_sent: read.t_sent,
+            pattern: read.pattern,
+            value: read.value,
+        };
+        ctx.l1.insert(read.key, &read.token, entry)?;
+        ctx.metrics.stored(read.pattern);
+        Ok(())
+    }
+
+    /// An error where our own GET or PTTL should have been answered: NOPERM ends caching for this profile, because each
+    /// attempt writes upstream's ACL LOG (decision 5).
+    fn note_denied(&self, ctx: &Ctx, frame: &[u8]) {
+        if frame.starts_with(b"-NOPERM") && self.caches() {
+            let text = handshake::error_text(frame);
+            self.stop_caching(ctx, format!("upstream denies this user what the cache needs: {text}"));
+        }
+    }
+
+    /// Decision 4: the hits taken at parse time count only if nothing has touched them until here; then the whole answer is
+    /// upstream's state at this position of the stream.
+    fn on_mget(&self, ctx: &Rc<Ctx>, fetch: &Rc<MgetFetch>, frame: &[u8]) {
+        ctx.metrics.upstream_duration(self.last_byte.get().saturating_sub(fetch.t_sent));
+        let session = fetch.session.borrow_mut().take();
+        let mut misses = fetch.misses.borrow_mut();
+        let replies: Vec<&[u8]> = reply::elements(frame).collect();
+        let whole = frame.first() == Some(&b'*') && replies.len() == misses.len();
+        if whole {
+            for (miss, frame) in misses.iter_mut().zip(&replies) {
+                miss.value = if miss.token.is_some() { cacheable(ctx, frame) } else { None };
+            }
+        }
+        let Some(session) = session else { return };
+        if !whole {
+            return session.complete(ctx, fetch.slot, frame, Form::Bulk);
+        }
+        if !self.still_valid(ctx, fetch) {
+            ctx.metrics.mget_revalidated();
+            return self.relay(clock::now(), &fetch.raw, Relay::plain(session, fetch.slot, Form::Bulk, true));
+        }
+        let answer = assemble(fetch, &replies);
+        session.complete(ctx, fetch.slot, &answer, Form::Bulk);
+    }
+
+    fn still_valid(&self, ctx: &Ctx, fetch: &MgetFetch) -> bool {
+        let now = clock::now();
+        fetch.epoch == self.epoch.get()
+            && fetch.flush_gen == ctx.l1.flush_gen()
+            && fetch.parts.iter().all(|part| match part {
+                Part::Hit { stripe, generation, deadline, .. } => {
+                    ctx.l1.generation(*stripe) == *generation && now < *deadline
+                }
+                Part::Miss => true,
+            })
+    }
+
+    fn on_mget_ttl(&self, ctx: &Rc<Ctx>, fetch: &MgetFetch, i: usize, frame: &[u8]) {
+        let mut misses = fetch.misses.borrow_mut();
+        let Some(miss) = misses.get_mut(i) else { return };
+        let (Some(value), Some(token)) = (miss.value.take(), miss.token) else { return };
+        let read = Reading { key: &miss.key, token, t_sent: fetch.t_sent, pattern: miss.pattern, value };
+        // A wrong type reads as nil in MGET; its PTTL then says -1 or more, and `store` finds the two inconsistent.
+        self.store(ctx, read, frame);
+    }
+
+    fn on_refresh(&self, ctx: &Rc<Ctx>, refresh: &Rc<Refresh>, frame: &[u8]) {
+        refresh.got.set(true);
+        self.forget_refresh(refresh);
+        let mut keys = refresh.keys.borrow_mut();
+        if let [key] = keys.as_mut_slice() {
+            key.value = cacheable(ctx, frame);
+        } else {
+            for (key, frame) in keys.iter_mut().zip(reply::elements(frame)) {
+                key.value = cacheable(ctx, frame);
+            }
+        }
+        drop(keys);
+        self.note_denied(ctx, frame);
+    }
+
+    fn forget_refresh(&self, refresh: &Rc<Refresh>) {
+        let mut inner = self.inner.borrow_mut();
+        for stripe in refresh.keys.borrow().iter().map(|k| k.token.stripe) {
+            if let Some(active) = inner.refreshing.get_mut(&stripe) {
+                active.retain(|r| !Rc::ptr_eq(r, refresh));
+                if active.is_empty() {
+                    inner.refreshing.remove(&stripe);
+                }
+            }
+        }
+    }
+
+    fn on_refresh_ttl(&self, ctx: &Rc<Ctx>, refresh: &Refresh, i: usize, frame: &[u8]) {
+        let mut keys = refresh.keys.borrow_mut();
+        let Some(key) = keys.get_mut(i) else { return };
+        let Some(value) = key.value.take() else { return };
+        let read = Reading { key: &key.key, token: key.token, t_sent: refresh.t_sent, pattern: key.pattern, value };
+        if self.store(ctx, read, frame) {
+            ctx.metrics.refreshed();
+        }
+    }
+
+    /// R5: the server behind the connection is still the same one, and still what it was.
+    fn on_role_check(&self, frame: &[u8]) -> Result<(), String> {
+        match ServerInfo::parse(frame) {
+            Some(info) if info.id != self.upstream_id.get() => {
+                Err(format!("upstream's client id changed from {} to {}", self.upstream_id.get(), info.id))
+            }
+            Some(info) if info.role != *self.upstream_role.borrow() => {
+                Err(format!("upstream's role changed to {}", info.role))
+            }
+            // An error (-BUSY, -LOADING, NOPERM) says nothing about the role.
+            _ => Ok(()),
+        }
+    }
+
+    /// Every B/4: the lease, the idle keepalive, timeouts, and whether the lane is stuck.
+    fn tick(self: &Rc<Self>, ctx: &Rc<Ctx>) {
+        let now = clock::now();
+        ctx.release_overdue_holds(now);
+        let since_sent = now.saturating_sub(self.last_sent.get());
+        let reading = self.caches() && now.saturating_sub(self.last_read.get()) < READ_RECENTLY && self.last_read.get() > 0;
+        if reading && self.role_check.get() && now.saturating_sub(self.last_role_check.get()) >= ROLE_CHECK_EVERY {
+            self.last_role_check.set(now);
+            self.ping(now, Waiting::RoleCheck);
+        } else if (reading && since_sent >= ctx.max_staleness / 4) || since_sent >= KEEPALIVE {
+            self.ping(now, Waiting::Ping);
+        }
+        if let Some(limit) = ctx.config.upstream.request_timeout {
+            self.time_out(ctx, now.saturating_sub(nanos(limit)));
+        }
+        self.judge(ctx, now);
+    }
+}
+
+struct Reading<'a> {
+    key: &'a [u8],
+    token: Token,
+    t_sent: u64,
+    pattern: crate::observe::metrics::PatternId,
+    value: Value,
+}
+
+/// The reply of a GET (or an element of MGET's) as the L1 keeps it; none for errors and for what is too large.
+fn cacheable(ctx: &Ctx, frame: &[u8]) -> Option<Value> {
+    if reply::is_null(frame) {
+        return Some(Value::Nil);
+    }
+    if frame.first() != Some(&b'$') {
+        ctx.metrics.discarded(Discard::Error);
+        return None;
+    }
+    if frame.len() > ctx.config.cache.max_value_bytes {
+        ctx.metrics.discarded(Discard::TooLarge);
+        return None;
+    }
+    Some(Value::Bulk(frame.into()))
+}
+
+/// The whole MGET reply in RESP3, hits and fetched values in the request's order.
+fn assemble(fetch: &MgetFetch, replies: &[&[u8]]) -> Vec<u8> {
+    let mut out = BytesMut::new();
+    crate::resp::build::array(&mut out, fetch.parts.len());
+    let mut fetched = replies.iter();
+    for part in &fetch.parts {
+        match part {
+            Part::Hit { value: Value::Bulk(bytes), .. } => out.extend_from_slice(bytes),
+            Part::Hit { value: Value::Nil, .. } => out.extend_from_slice(b"_\r\n"),
+            Part::Miss => out.extend_from_slice(fetched.next().copied().unwrap_or(b"_\r\n")),
+        }
+    }
+    out.to_vec()
+}
+
+pub(super) fn nanos(d: Duration) -> u64 {
+    u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)
+}
+

@@ -1,0 +1,174 @@
+//! What a lane remembers of a command between sending it and its reply: one [`Waiter`] per expected reply, in order.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use smallvec::SmallVec;
+use tokio::sync::oneshot;
+
+use super::hold::Hold;
+use crate::cache::{StripeId, Token, Value};
+use crate::observe::metrics::PatternId;
+use crate::resp::downgrade::Form;
+use crate::session::Session;
+
+pub(super) struct Waiter {
+    /// When the command was accepted, never later than when it was written (R4): early is the safe side.
+    pub(super) t_sent: u64,
+    /// Its bytes in the lane's log.
+    pub(super) len: u32,
+    /// How often it has been sent again.
+    pub(super) attempts: u8,
+    pub(super) kind: Waiting,
+}
+
+pub(super) enum Waiting {
+    /// A client's command; its reply is passed on.
+    Relay(Relay),
+    /// GET of a fetch, and the PTTL behind it (R11).
+    Fetch(Rc<Fetch>),
+    FetchTtl(Rc<Fetch>),
+    /// The misses of a split MGET, and the PTTL of each.
+    Mget(Rc<MgetFetch>),
+    MgetTtl(Rc<MgetFetch>, usize),
+    /// GET or MGET behind a write, and the PTTL of each key (decision 5).
+    Refresh(Rc<Refresh>),
+    RefreshTtl(Rc<Refresh>, usize),
+    /// A PING whose answer releases what a hold keeps back (R15, R21).
+    Fence(Rc<Hold>),
+    /// Heartbeat.
+    Ping,
+    /// HELLO as heartbeat and role check (R5).
+    RoleCheck,
+    /// Asked by ourselves.
+    Ask(oneshot::Sender<Vec<u8>>),
+    /// Nobody waits any more; the reply still has to be read off.
+    Dropped,
+}
+
+impl Waiting {
+    /// A PING of ours: what a stuck lane is judged by (decision 9).
+    pub(super) fn is_ping(&self) -> bool {
+        matches!(self, Waiting::Ping | Waiting::RoleCheck | Waiting::Fence(_))
+    }
+}
+
+/// The stripes whose pending write ends with this reply (R14).
+#[derive(Clone, Debug, Default)]
+pub(crate) enum Ends {
+    #[default]
+    None,
+    One(StripeId),
+    Many(Box<[StripeId]>),
+}
+
+impl Ends {
+    pub(crate) fn as_slice(&self) -> &[StripeId] {
+        match self {
+            Ends::None => &[],
+            Ends::One(s) => std::slice::from_ref(s),
+            Ends::Many(s) => s,
+        }
+    }
+
+    pub(crate) fn from_vec(stripes: SmallVec<[StripeId; 4]>) -> Ends {
+        match stripes.as_slice() {
+            [] => Ends::None,
+            [one] => Ends::One(*one),
+            _ => Ends::Many(stripes.into_boxed_slice()),
+        }
+    }
+}
+
+/// A client's command on its way.
+pub(crate) struct Relay {
+    /// `None` once nobody waits for the reply.
+    pub(crate) session: Option<Rc<Session>>,
+    pub(crate) slot: u64,
+    /// The conversion, should the client speak RESP2.
+    pub(crate) form: Form,
+    /// R26: may be sent a second time.
+    pub(crate) resend: bool,
+    /// Changes data, as far as we know: its loss is "outcome unknown".
+    pub(crate) write: bool,
+    pub(crate) ends: Ends,
+    /// Flushes the L1 at its reply (SWAPDB).
+    pub(crate) flush: bool,
+    /// Keeps the reply back until the lanes have passed its pushes (R15).
+    pub(crate) hold: Option<Rc<Hold>>,
+    pub(crate) refresh: Option<Rc<Refresh>>,
+    /// INFO: our own section is appended.
+    pub(crate) info: bool,
+}
+
+impl Relay {
+    /// A command that touches nothing the L1 knows.
+    pub(crate) fn plain(session: Rc<Session>, slot: u64, form: Form, resend: bool) -> Relay {
+        Relay {
+            session: Some(session),
+            slot,
+            form,
+            resend,
+            write: false,
+            ends: Ends::None,
+            flush: false,
+            hold: None,
+            refresh: None,
+            info: false,
+        }
+    }
+}
+
+/// One GET with its PTTL, for one or more sessions: the flight of R13.
+pub(super) struct Fetch {
+    pub(super) key: Rc<[u8]>,
+    pub(super) token: Token,
+    pub(super) t_sent: u64,
+    pub(super) pattern: PatternId,
+    pub(super) waiters: RefCell<SmallVec<[(Rc<Session>, u64); 1]>>,
+    pub(super) value: RefCell<Option<Value>>,
+    /// GET was answered with NOPERM: then PTTL's NOPERM is about the key, not about the command.
+    pub(super) denied: Cell<bool>,
+}
+
+/// A split MGET (decision 4): hits taken at parse time, misses asked for, all checked at the reply.
+pub(super) struct MgetFetch {
+    pub(super) session: RefCell<Option<Rc<Session>>>,
+    pub(super) slot: u64,
+    /// The client's request, should the hits turn out void.
+    pub(super) raw: Box<[u8]>,
+    pub(super) parts: Vec<Part>,
+    pub(super) misses: RefCell<Vec<Miss>>,
+    pub(super) epoch: u64,
+    pub(super) flush_gen: u64,
+    pub(super) t_sent: u64,
+}
+
+pub(crate) enum Part {
+    Hit { stripe: StripeId, generation: u64, deadline: u64, value: Value },
+    /// Index into `misses`.
+    Miss,
+}
+
+pub(crate) struct Miss {
+    pub(crate) key: Box<[u8]>,
+    /// None: not to be stored (a write is pending, or too many misses).
+    pub(crate) token: Option<Token>,
+    pub(crate) pattern: PatternId,
+    pub(crate) value: Option<Value>,
+}
+
+/// What GET and PTTL behind a write of ours may store (R17).
+pub(crate) struct Refresh {
+    pub(super) t_sent: u64,
+    pub(super) keys: RefCell<SmallVec<[RefreshKey; 1]>>,
+    /// GET's reply has been read: from now on no bump is excused.
+    pub(super) got: Cell<bool>,
+}
+
+pub(crate) struct RefreshKey {
+    pub(crate) key: Box<[u8]>,
+    pub(crate) token: Token,
+    pub(crate) pattern: PatternId,
+    pub(crate) value: Option<Value>,
+}

@@ -1,0 +1,537 @@
+//! From bytes to routes: reads every whole request in the buffer and carries out the router's decision. Nothing here waits;
+//! what must wait suspends the session with a copy of the request.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::Buf;
+use smallvec::SmallVec;
+
+use super::{BACKPRESSURE, Client, OUTSTANDING_MAX, Session};
+use crate::cache::{self, Forms, StripeId, Value};
+use crate::coherence::{
+    Availability, Ends, GetRequest, Hold, Lane, MgetRequest, Miss, Part, Refresh, RefreshKey, Relay,
+};
+use crate::command::table::{self, Lookup};
+use crate::command::{Effect, Kind, Request, Spec, Why, keys};
+use crate::config::OnWrite;
+use crate::observe::clock;
+use crate::observe::patterns::PatternId;
+use crate::observe::reasons::{Bypass, Class, Dropped, Flush, Method, Peer, Timed};
+use crate::resp::Proto;
+use crate::resp::build;
+use crate::resp::downgrade::Form;
+use crate::resp::request::{Arg, ProtocolError, Scan};
+use crate::router::{self, Route, Stranger, View};
+use crate::worker::Ctx;
+
+/// A pattern whose values were refreshed so often without being read is only invalidated (decision 5).
+const UPDATES_UNREAD_MAX: u32 = 1000;
+
+/// An MSET with more pairs is not read back.
+const MSET_REFRESH_MAX: usize = 64;
+
+/// What the session's task does next.
+pub(super) enum Step {
+    NeedInput,
+    /// Too much is outstanding: wait until it is less.
+    Throttled,
+    Suspend(Work),
+    Close,
+}
+
+/// Why the session cannot look at the next request yet.
+pub(super) enum Work {
+    /// The lane has never been connected: wait what comes of it.
+    AwaitLane(Owned),
+    /// Ask upstream what this name is.
+    Learn(Owned),
+    /// The session needs a connection of its own, and this is its first command there.
+    Pinned(Why, Owned),
+    /// A local command that has to ask upstream, or must come after everything before it.
+    Local(&'static Spec, Owned),
+    /// The request at the front of the buffer is large: it is streamed.
+    Large,
+}
+
+/// A request with bytes of its own.
+pub(super) struct Owned {
+    pub(super) raw: Vec<u8>,
+    pub(super) args: Vec<Arg>,
+}
+
+impl Owned {
+    pub(super) fn of(req: &Request<'_>) -> Owned {
+        Owned { raw: req.raw.to_vec(), args: req.args.to_vec() }
+    }
+
+    pub(super) fn request(&self) -> Request<'_> {
+        Request { raw: &self.raw, args: &self.args }
+    }
+}
+
+/// What holds for all requests of one read: they were received at `now`.
+pub(super) struct Batch {
+    pub(super) now: u64,
+    lane: Rc<Lane>,
+    /// R8: read from the lane before any entry is looked up.
+    vouched: Result<u64, Bypass>,
+    flush_gen: u64,
+    hits: u64,
+}
+
+impl Batch {
+    pub(super) fn new(ctx: &Rc<Ctx>, session: &Rc<Session>) -> Batch {
+        let now = clock::now();
+        let lane = session.lane(ctx);
+        let vouched = lane.vouches(now, session.fence.get(), ctx.max_staleness);
+        Batch { now, lane, vouched, flush_gen: ctx.l1.flush_gen(), hits: 0 }
+    }
+}
+
+impl Client {
+    /// Dispatches every whole request in the buffer.
+    pub(super) fn process(&mut self, ctx: &Rc<Ctx>) -> Step {
+        if self.rbuf.is_empty() {
+            return Step::NeedInput;
+        }
+        let session = self.session.clone();
+        let mut batch = Batch::new(ctx, &session);
+        if batch.lane.is_full(&session) {
+            return Step::Throttled;
+        }
+        let mut at = 0;
+        let step = loop {
+            if session.is_throttled() {
+                break Step::Throttled;
+            }
+            let (len, step) = match self.scanner.scan(&self.rbuf[at..]) {
+                Scan::Incomplete => break Step::NeedInput,
+                Scan::Nothing { len } => (len, None),
+                Scan::Request { len } => {
+                    let req = Request { raw: &self.rbuf[at..at + len], args: self.scanner.args() };
+                    (len, session.dispatch(ctx, &mut batch, &req))
+                }
+                Scan::Inline { len } => {
+                    let req = Request { raw: self.scanner.inline(), args: self.scanner.args() };
+                    (len, session.dispatch(ctx, &mut batch, &req))
+                }
+                Scan::Large => break Step::Suspend(Work::Large),
+                Scan::Error(e) => {
+                    session.protocol_error(ctx, &e);
+                    break Step::Close;
+                }
+            };
+            at += len;
+            if let Some(step) = step {
+                break step;
+            }
+        };
+        self.rbuf.advance(at);
+        self.release_buffer();
+        batch.account(ctx, &session);
+        step
+    }
+
+    /// A connection that has been quiet keeps no large buffer.
+    fn release_buffer(&mut self) {
+        if self.rbuf.is_empty() && self.rbuf.capacity() > BACKPRESSURE {
+            self.rbuf = bytes::BytesMut::new();
+        }
+    }
+}
+
+impl Batch {
+    fn account(&self, ctx: &Ctx, session: &Session) {
+        session.last.set(self.now);
+        if self.hits > 0 {
+            self.lane.note_read(self.now);
+            let each = clock::now().saturating_sub(self.now) / self.hits;
+            ctx.metrics.request_n(Timed::ReadHit, each, self.hits);
+        }
+    }
+}
+
+impl Session {
+    fn is_throttled(&self) -> bool {
+        let outbox = self.outbox.borrow();
+        self.closing.get() || outbox.bytes() > BACKPRESSURE || outbox.outstanding() >= OUTSTANDING_MAX
+    }
+
+    fn protocol_error(&self, ctx: &Ctx, error: &ProtocolError) {
+        ctx.metrics.protocol_errors.inc(Peer::Client);
+        ctx.metrics.clients_dropped.inc(Dropped::Protocol);
+        self.answer(false, |out| error.reply(out));
+    }
+
+    /// The lane of the session's present profile.
+    pub(super) fn lane(&self, ctx: &Rc<Ctx>) -> Rc<Lane> {
+        let mut lane = self.lane.borrow_mut();
+        if let Some(lane) = lane.as_ref().filter(|l| !l.is_over()) {
+            return lane.clone();
+        }
+        let fresh = ctx.lane(&self.state.borrow().profile());
+        *lane = Some(fresh.clone());
+        fresh
+    }
+
+    /// One request. `None`: done, look at the next.
+    pub(super) fn dispatch(self: &Rc<Self>, ctx: &Rc<Ctx>, b: &mut Batch, req: &Request<'_>) -> Option<Step> {
+        let spec = match table::lookup(req) {
+            Lookup::Known(spec) => spec,
+            Lookup::UnknownSub => return self.stranger(ctx, b, req, Stranger::Unknown),
+            Lookup::Unknown if table::is_cross_protocol(req.arg(0)) => {
+                tracing::warn!(client = %self.addr, "closed: an HTTP request on the Redis port, a cross-protocol attack perhaps");
+                return Some(Step::Close);
+            }
+            Lookup::Unknown => match ctx.learned(req.arg(0)) {
+                Ok(spec) => spec,
+                Err(stranger) => return self.stranger(ctx, b, req, stranger),
+            },
+        };
+        self.last_command.set(spec.name);
+        self.known(ctx, b, req, spec)
+    }
+
+    fn known(self: &Rc<Self>, ctx: &Rc<Ctx>, b: &mut Batch, req: &Request<'_>, spec: &'static Spec) -> Option<Step> {
+        let mute = self.special.get() && {
+            if self.refused_by_protection(spec, req) {
+                return None;
+            }
+            spec.kind != Kind::Client && self.state.borrow_mut().mute()
+        };
+        let view = self.view(ctx, b, req, spec);
+        match router::route(spec, req, &view) {
+            Route::Cached(epoch) if spec.kind == Kind::Get => self.get(ctx, b, req, mute, Ok(epoch)),
+            Route::Cached(epoch) => self.mget(ctx, b, req, mute, Ok(epoch)),
+            Route::Fetch(why) if spec.kind == Kind::Get => self.get(ctx, b, req, mute, Err(why)),
+            Route::Fetch(why) => self.mget(ctx, b, req, mute, Err(why)),
+            Route::Lane => self.forward(ctx, b, req, spec, mute, None),
+            Route::Write => self.forward(ctx, b, req, spec, mute, Some(Effect::Write)),
+            Route::Opaque => self.forward(ctx, b, req, spec, mute, Some(Effect::Opaque)),
+            Route::SwapDb => self.forward(ctx, b, req, spec, mute, Some(Effect::SwapDb)),
+            Route::Pinned(why) => Some(Step::Suspend(Work::Pinned(why, Owned::of(req)))),
+            Route::Local => self.local(ctx, b.now, req, spec, mute),
+            Route::Learn => Some(Step::Suspend(Work::Learn(Owned::of(req)))),
+            Route::Refuse(text) => {
+                self.answer_error(mute, text);
+                None
+            }
+        }
+    }
+
+    fn stranger(self: &Rc<Self>, ctx: &Rc<Ctx>, b: &mut Batch, req: &Request<'_>, what: Stranger) -> Option<Step> {
+        /// How a module's command is carried over the lane: everything about it is unknown (decision 1).
+        static MODULE: Spec = Spec {
+            name: "module",
+            arity: -1,
+            keys: crate::command::Keys::None,
+            effect: Effect::Opaque,
+            need: crate::command::Need::Lane,
+            resp2: crate::command::Resp2::Same,
+            resend: false,
+            kind: Kind::Other,
+        };
+        if self.special.get() && self.refused_by_protection(&MODULE, req) {
+            return None;
+        }
+        self.last_command.set("unknown");
+        let view = self.view(ctx, b, req, &MODULE);
+        let owned = || Owned::of(req);
+        match router::route_stranger(what, &view) {
+            Route::Learn => Some(Step::Suspend(Work::Learn(owned()))),
+            Route::Pinned(why) => Some(Step::Suspend(Work::Pinned(why, owned()))),
+            Route::Opaque => {
+                let mute = self.special.get() && self.state.borrow_mut().mute();
+                self.forward(ctx, b, req, &MODULE, mute, Some(Effect::Opaque))
+            }
+            _ => {
+                let mute = self.special.get() && self.state.borrow_mut().mute();
+                self.forward(ctx, b, req, &MODULE, mute, None)
+            }
+        }
+    }
+
+    pub(super) fn view(&self, ctx: &Ctx, b: &Batch, req: &Request<'_>, spec: &Spec) -> View {
+        let reads = matches!(spec.kind, Kind::Get | Kind::Mget);
+        View {
+            serves: ctx.cache_serves(),
+            caches: !reads || b.lane.caches(),
+            vouched: b.vouched,
+            blocked: self.blockers.get() > 0,
+            named: reads && self.named.get() != 0 && self.names_any(ctx, spec, req),
+            large: spec.effect == Effect::Read && !ctx.large.borrow().is_empty() && ctx.large.borrow().has(req, spec),
+            resp3: self.proto() == Proto::Resp3,
+            allow_shutdown: ctx.config.commands.shutdown,
+        }
+    }
+
+    fn names_any(&self, ctx: &Ctx, spec: &Spec, req: &Request<'_>) -> bool {
+        let mut any = false;
+        keys::for_each(spec, req, |key| any |= self.named.get() & bit(ctx.l1.stripe(key)) != 0);
+        any
+    }
+
+    fn note_named(&self, stripe: StripeId) {
+        self.named.set(self.named.get() | bit(stripe));
+    }
+
+    /// GET: a hit, a flight to join, or a fetch.
+    fn get(
+        self: &Rc<Self>,
+        ctx: &Rc<Ctx>,
+        b: &mut Batch,
+        req: &Request<'_>,
+        mute: bool,
+        epoch: Result<u64, Bypass>,
+    ) -> Option<Step> {
+        let key = req.arg(1);
+        if let Ok(epoch) = epoch {
+            if let Some(forms) = ctx.l1.get(key)
+                && let Some(entry) = cache::usable(&forms, epoch, b.flush_gen, b.now)
+            {
+                b.hits += 1;
+                ctx.metrics.patterns.hit(entry.pattern);
+                self.answer_hit(mute, &entry.value);
+                return None;
+            }
+        }
+        if let Some(stop) = self.lane_stop(b, req, mute) {
+            return stop;
+        }
+        let pattern = self.note_lookup(ctx, b, key, epoch, Method::Get);
+        let stripe = ctx.l1.stripe(key);
+        let slot = self.outbox.borrow_mut().reserve(self.proto(), mute, false);
+        let get = GetRequest { raw: req.raw, pattern, may_join: epoch.is_ok() || matches!(epoch, Err(Bypass::Fence | Bypass::Lease)) };
+        b.lane.note_read(b.now);
+        b.lane.get(ctx, b.now, self, slot, key, &get);
+        self.note_named(stripe);
+        None
+    }
+
+    fn answer_hit(&self, mute: bool, value: &Value) {
+        match value {
+            Value::Bulk(bytes) => self.answer(mute, |out| out.extend_from_slice(bytes)),
+            Value::Nil => {
+                let proto = self.proto();
+                self.answer(mute, |out| build::null(out, proto));
+            }
+        }
+    }
+
+    /// Counts a key that was not served from the L1: a miss where the L1 was asked, else a bypass.
+    fn note_lookup(&self, ctx: &Ctx, b: &Batch, key: &[u8], epoch: Result<u64, Bypass>, method: Method) -> PatternId {
+        let pattern = ctx.metrics.patterns.id(key);
+        ctx.metrics.patterns.candidate(pattern, method);
+        match epoch {
+            Ok(_) => ctx.metrics.patterns.miss(pattern),
+            Err(why) => ctx.metrics.bypass.inc(why),
+        }
+        if b.lane.caches() {
+            ctx.metrics.patterns.note_read(pattern);
+        }
+        pattern
+    }
+
+    /// MGET: all hits answer at once; else the misses are fetched with one MGET and the hits checked at its reply.
+    fn mget(
+        self: &Rc<Self>,
+        ctx: &Rc<Ctx>,
+        b: &mut Batch,
+        req: &Request<'_>,
+        mute: bool,
+        epoch: Result<u64, Bypass>,
+    ) -> Option<Step> {
+        let found: Vec<Option<Arc<Forms>>> = match epoch {
+            Ok(_) => req.args[1..].iter().map(|a| ctx.l1.get(&req.raw[a.range()])).collect(),
+            Err(_) => vec![None; req.argc() - 1],
+        };
+        let entry = |i: usize| {
+            let forms: &Arc<Forms> = found[i].as_ref()?;
+            cache::usable(forms, epoch.ok()?, b.flush_gen, b.now)
+        };
+        if (0..found.len()).all(|i| entry(i).is_some()) {
+            self.answer_mget(ctx, b.now, mute, (0..found.len()).filter_map(entry));
+            b.hits += 1;
+            return None;
+        }
+        if let Some(stop) = self.lane_stop(b, req, mute) {
+            return stop;
+        }
+        let mut parts = Vec::with_capacity(found.len());
+        let mut misses = Vec::new();
+        for i in 0..found.len() {
+            let key = req.arg(i + 1);
+            let stripe = ctx.l1.stripe(key);
+            self.note_named(stripe);
+            if let Some(e) = entry(i) {
+                ctx.metrics.patterns.hit(e.pattern);
+                let generation = ctx.l1.generation(stripe);
+                parts.push(Part::Hit { stripe, generation, deadline: e.deadline, value: e.value.clone() });
+            } else {
+                let pattern = self.note_lookup(ctx, b, key, epoch, Method::Mget);
+                let token = if b.lane.caches() { ctx.l1.token(key, b.lane.epoch()) } else { None };
+                misses.push(Miss { key: key.into(), token, pattern, value: None });
+                parts.push(Part::Miss);
+            }
+        }
+        let slot = self.outbox.borrow_mut().reserve(self.proto(), mute, false);
+        b.lane.note_read(b.now);
+        let request = MgetRequest { slot, raw: req.raw.into(), parts, misses, epoch: b.lane.epoch() };
+        b.lane.mget(ctx, b.now, self, request);
+        None
+    }
+
+    fn answer_mget<'e>(&self, ctx: &Ctx, _now: u64, mute: bool, entries: impl Iterator<Item = &'e cache::Entry>) {
+        let proto = self.proto();
+        let entries: SmallVec<[&cache::Entry; 16]> = entries.collect();
+        self.answer(mute, |out| {
+            build::array(out, entries.len());
+            for entry in &entries {
+                ctx.metrics.patterns.hit(entry.pattern);
+                match &entry.value {
+                    Value::Bulk(bytes) => out.extend_from_slice(bytes),
+                    Value::Nil => build::null(out, proto),
+                }
+            }
+        });
+    }
+
+    /// What keeps a command from the lane now, if anything does.
+    fn lane_stop(&self, b: &Batch, req: &Request<'_>, mute: bool) -> Option<Option<Step>> {
+        if b.lane.is_ready() {
+            return None;
+        }
+        Some(match b.lane.availability() {
+            Availability::Ready => return None,
+            Availability::Starting => Some(Step::Suspend(Work::AwaitLane(Owned::of(req)))),
+            Availability::Refused(_) => Some(Step::Suspend(Work::Pinned(Why::NoLane, Owned::of(req)))),
+            Availability::Gone(why) => {
+                self.answer_error(mute, &format!("NEARSIDE upstream unavailable: {why}"));
+                None
+            }
+        })
+    }
+
+    /// Any other command for the lane. `effect`: what the L1 must do about it; `None`: nothing.
+    fn forward(
+        self: &Rc<Self>,
+        ctx: &Rc<Ctx>,
+        b: &mut Batch,
+        req: &Request<'_>,
+        spec: &'static Spec,
+        mute: bool,
+        effect: Option<Effect>,
+    ) -> Option<Step> {
+        if let Some(stop) = self.lane_stop(b, req, mute) {
+            return stop;
+        }
+        let blocks = matches!(effect, Some(Effect::Opaque | Effect::SwapDb | Effect::Flush));
+        let slot = self.outbox.borrow_mut().reserve(self.proto(), mute, blocks);
+        if blocks {
+            self.blockers.set(self.blockers.get() + 1);
+        }
+        let mut relay = Relay::plain(self.clone(), slot, keys::form(spec, req), spec.resend);
+        relay.write = spec.effect != Effect::Read;
+        relay.info = spec.kind == Kind::Info && super::nearside::wants_own_info(req);
+        match effect {
+            None if ctx.cache_serves() => keys::for_each(spec, req, |key| self.note_named(ctx.l1.stripe(key))),
+            None => {}
+            Some(effect) => self.begin(ctx, b, req, spec, effect, &mut relay),
+        }
+        ctx.metrics.commands.inc(if relay.write { Class::Write } else { Class::Read });
+        b.lane.relay(b.now, req.raw, relay);
+        None
+    }
+
+    /// R14, R15, R16: the L1's side of a write, in the same step as its sending.
+    fn begin(
+        &self,
+        ctx: &Rc<Ctx>,
+        b: &Batch,
+        req: &Request<'_>,
+        spec: &'static Spec,
+        effect: Effect,
+        relay: &mut Relay,
+    ) {
+        let refreshes = effect == Effect::Write && self.wants_refresh(ctx, b, req, spec);
+        let mut stripes: SmallVec<[StripeId; 4]> = SmallVec::new();
+        keys::for_each(spec, req, |key| {
+            let stripe = ctx.l1.begin_write(key);
+            self.note_named(stripe);
+            stripes.push(stripe);
+        });
+        if refreshes {
+            relay.refresh = Some(self.refresh(ctx, b, req, spec, &stripes));
+        }
+        relay.ends = Ends::from_vec(stripes);
+        match effect {
+            Effect::Opaque => relay.hold = Some(Rc::new(Hold::default())),
+            Effect::SwapDb | Effect::Flush => {
+                ctx.l1.flush();
+                ctx.metrics.flushes.inc(Flush::Swapdb);
+                relay.flush = true;
+            }
+            _ => {}
+        }
+    }
+
+    /// Decision 5: whether the L1 should take upstream's answer right behind this write.
+    fn wants_refresh(&self, ctx: &Ctx, b: &Batch, req: &Request<'_>, spec: &Spec) -> bool {
+        let on_write = ctx.config.cache.on_write;
+        if on_write == OnWrite::Invalidate || !b.lane.caches() || !b.lane.is_live() {
+            return false;
+        }
+        let size = match spec.kind {
+            Kind::Set if spec.name == "set" || spec.name == "getset" => req.arg(2).len(),
+            Kind::Set => req.arg(3).len(),
+            Kind::Mset if req.argc() % 2 == 1 && req.argc() / 2 <= MSET_REFRESH_MAX => req.raw.len(),
+            _ => return false,
+        };
+        if size > ctx.config.cache.update_max_bytes {
+            return false;
+        }
+        let mut resident = true;
+        let mut unread = false;
+        keys::for_each(spec, req, |key| {
+            resident &= on_write != OnWrite::Resident || ctx.l1.get(key).is_some();
+            let pattern = ctx.metrics.patterns.id(key);
+            unread |= ctx.metrics.patterns.note_update(pattern) > UPDATES_UNREAD_MAX;
+        });
+        if unread {
+            ctx.metrics.bypass.inc(Bypass::PausedUpdate);
+        }
+        resident && !unread
+    }
+
+    /// The tokens of a refresh, taken right after its own `begin_write`s (R17).
+    fn refresh(
+        &self,
+        ctx: &Ctx,
+        b: &Batch,
+        req: &Request<'_>,
+        spec: &Spec,
+        stripes: &[StripeId],
+    ) -> Rc<Refresh> {
+        let mut of_keys = stripes.iter();
+        let mut refreshed: SmallVec<[RefreshKey; 1]> = SmallVec::new();
+        keys::for_each(spec, req, |key| {
+            let Some(&stripe) = of_keys.next() else { return };
+            let token = ctx.l1.refresh_token(stripe, b.lane.epoch());
+            let pattern = ctx.metrics.patterns.id(key);
+            // `MSET k 1 k 2`: one reading of k is enough.
+            if refreshed.iter().all(|r| *r.key != *key) {
+                refreshed.push(RefreshKey { key: key.into(), token, pattern, value: None });
+            }
+        });
+        Refresh::new(b.now, refreshed)
+    }
+}
+
+/// The bit of a key in a session's filter of outstanding keys.
+fn bit(stripe: StripeId) -> u64 {
+    1 << (stripe.number() % 64)
+}
+
+
+

@@ -1,0 +1,398 @@
+//! One client connection. Its task reads requests and dispatches them (`dispatch`); replies come back through the outbox,
+//! written by whoever completes them. A request that needs a connection of the session's own, or an answer before the next
+//! one may be looked at, *suspends* the session: what is outstanding is awaited first (R18), then `pinned` or `local` takes
+//! over.
+
+mod dispatch;
+mod inspect;
+mod local;
+mod nearside;
+mod outbox;
+mod pinned;
+mod state;
+mod transaction;
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::sync::Notify;
+
+use crate::coherence::{Lane, Redo};
+use crate::limits;
+use crate::net::{ReadHalf, Stream, WriteHalf};
+use crate::observe::clock;
+use crate::observe::metrics::{Dropped, Peer};
+use crate::resp::Proto;
+use crate::resp::build;
+use crate::resp::downgrade::Form;
+use crate::resp::request::Scanner;
+use crate::worker::Ctx;
+
+pub(crate) use nearside::with_own_info;
+
+use dispatch::Step;
+use outbox::Outbox;
+use state::State;
+
+/// A client whose replies it does not read is not read either, from so many bytes on: what is queued then is at most this
+/// and what its requests in flight bring.
+const BACKPRESSURE: usize = 1 << 20;
+
+/// Requests of one client that may be outstanding; more wait in its socket.
+const OUTSTANDING_MAX: usize = 10_000;
+
+/// One client.
+pub(crate) struct Session {
+    pub(crate) id: u64,
+    /// As CLIENT LIST shows them.
+    pub(crate) addr: String,
+    pub(crate) laddr: String,
+    /// Loopback or unix socket: what `protected` and `admin.resp: auto` ask.
+    pub(crate) near: bool,
+    pub(crate) unix: bool,
+    pub(crate) since: u64,
+    writer: RefCell<Option<Rc<WriteHalf>>>,
+    outbox: RefCell<Outbox>,
+    state: RefCell<State>,
+    /// R21: no hit whose lane has not proved something newer than this.
+    pub(crate) fence: Cell<u64>,
+    /// Outstanding commands that forbid hits (R22).
+    blockers: Cell<u32>,
+    /// Hashes of keys that outstanding commands name, six bits each (R22).
+    named: Cell<u64>,
+    dirty: Cell<bool>,
+    /// The task waits for the outbox to empty or to shrink.
+    waiting: Cell<bool>,
+    /// The state asks for more than the hot path knows: muted replies, or protected mode.
+    special: Cell<bool>,
+    closing: Cell<bool>,
+    redo: RefCell<Vec<Redo>>,
+    /// Wakes the session's task.
+    pub(crate) wake: Notify,
+    lane: RefCell<Option<Rc<Lane>>>,
+    /// For CLIENT LIST: when it last asked, what, and where it is pinned.
+    last: Cell<u64>,
+    last_command: Cell<&'static str>,
+    pinned: RefCell<pinned::Shown>,
+}
+
+impl Session {
+    pub(crate) fn new(ctx: &Ctx, stream: Stream, peer: Peering) -> (Rc<Session>, ReadHalf) {
+        let (rd, wr) = stream.split();
+        let now = clock::now();
+        let session = Session {
+            id: ctx.next_session(),
+            addr: peer.addr,
+            laddr: peer.laddr,
+            near: peer.near,
+            unix: peer.unix,
+            since: now,
+            writer: RefCell::new(Some(Rc::new(wr))),
+            outbox: RefCell::default(),
+            state: RefCell::new(State::new(&ctx.default_profile, ctx.locks_out(peer.near))),
+            fence: Cell::new(0),
+            blockers: Cell::new(0),
+            named: Cell::new(0),
+            dirty: Cell::new(false),
+            waiting: Cell::new(false),
+            special: Cell::new(ctx.locks_out(peer.near)),
+            closing: Cell::new(false),
+            redo: RefCell::default(),
+            wake: Notify::new(),
+            lane: RefCell::new(None),
+            last: Cell::new(now),
+            last_command: Cell::new("NULL"),
+            pinned: RefCell::default(),
+        };
+        (Rc::new(session), rd)
+    }
+
+    /// A reply of upstream's (RESP3) for `slot`.
+    pub(crate) fn complete(self: &Rc<Self>, ctx: &Ctx, slot: u64, frame: &[u8], form: Form) {
+        let done = self.outbox.borrow_mut().complete(slot, frame, form);
+        self.completed(ctx, &done);
+    }
+
+    /// An error of our own for `slot`.
+    pub(crate) fn complete_error(self: &Rc<Self>, ctx: &Ctx, slot: u64, error: &str) {
+        let mut bytes = BytesMut::new();
+        build::error(&mut bytes, error);
+        let done = self.outbox.borrow_mut().complete_raw(slot, &bytes);
+        self.completed(ctx, &done);
+    }
+
+    fn completed(self: &Rc<Self>, ctx: &Ctx, done: &outbox::Completed) {
+        if !done.counted {
+            return;
+        }
+        if done.unblocked {
+            self.blockers.set(self.blockers.get() - 1);
+        }
+        if self.outbox.borrow().outstanding() == 0 {
+            self.named.set(0);
+        }
+        ctx.mark_dirty(self);
+    }
+
+    /// Writes what the client's socket takes now. Called once per batch by whoever completed something.
+    pub(crate) fn flush(self: &Rc<Self>, ctx: &Ctx) {
+        self.dirty.set(false);
+        let mut outbox = self.outbox.borrow_mut();
+        let writer = self.writer.borrow();
+        let Some(writer) = writer.as_ref() else {
+            return outbox.clear();
+        };
+        match writer.drain(&mut outbox.ready) {
+            Ok(sent) => ctx.metrics.bytes_out.add(Peer::Client, sent as u64),
+            Err(_) => {
+                self.closing.set(true);
+                self.wake.notify_one();
+            }
+        }
+        let left = outbox.bytes();
+        if left == 0 && outbox.ready.capacity() > 4 * BACKPRESSURE {
+            outbox.ready = BytesMut::new();
+        }
+        if left > ctx.config.listen.output_limit {
+            drop(outbox);
+            return self.drop_for(ctx, Dropped::OutputLimit, "it did not read its replies (listen.output_limit)");
+        }
+        if !outbox.ready.is_empty() || self.waiting.get() {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Bytes kept for this client.
+    pub(crate) fn buffered(&self) -> usize {
+        self.outbox.borrow().bytes()
+    }
+
+    /// Ends the connection because of what it would cost to go on.
+    pub(crate) fn drop_client(self: &Rc<Self>, ctx: &Ctx, why: &str) {
+        self.drop_for(ctx, Dropped::BuffersMax, why);
+    }
+
+    pub(crate) fn drop_for(self: &Rc<Self>, ctx: &Ctx, cause: Dropped, why: &str) {
+        if !self.closing.replace(true) {
+            tracing::info!(client = %self.addr, id = self.id, "client dropped: {why}");
+            ctx.metrics.clients_dropped.inc(cause);
+        }
+        self.wake.notify_one();
+    }
+
+    /// Decision 10: these reads are to be sent again on a connection of the session's own, before anything else.
+    pub(crate) fn redo(&self, redo: Vec<Redo>) {
+        self.redo.borrow_mut().extend(redo);
+        self.wake.notify_one();
+    }
+
+    fn set_fence(&self) {
+        self.fence.set(clock::now());
+    }
+
+    fn proto(&self) -> Proto {
+        self.state.borrow().proto
+    }
+
+    /// Appends an answer of our own.
+    fn answer(&self, mute: bool, write: impl FnOnce(&mut BytesMut)) {
+        self.outbox.borrow_mut().push(mute, write);
+    }
+
+    fn answer_error(&self, mute: bool, text: &str) {
+        self.answer(mute, |out| build::error(out, text));
+    }
+
+    /// The client's socket is closed at once, whoever still holds this session.
+    fn close(&self) {
+        self.closing.set(true);
+        self.writer.borrow_mut().take();
+        self.outbox.borrow_mut().clear();
+    }
+
+    async fn writable(&self) {
+        let writer = self.writer.borrow().clone();
+        if let Some(writer) = writer {
+            // An error shows at the next write.
+            let _ = writer.writable().await;
+        }
+    }
+}
+
+/// Who is at the other end.
+pub(crate) struct Peering {
+    pub(crate) addr: String,
+    pub(crate) laddr: String,
+    pub(crate) near: bool,
+    pub(crate) unix: bool,
+}
+
+/// What the task of a session owns alone.
+struct Client {
+    session: Rc<Session>,
+    rd: ReadHalf,
+    rbuf: BytesMut,
+    scanner: Scanner,
+    /// The client has closed its side: what it asked is answered, then we close.
+    eof: bool,
+}
+
+/// The task of one client, from accept to close.
+pub(crate) async fn run(ctx: Rc<Ctx>, session: Rc<Session>, rd: ReadHalf) {
+    ctx.sessions.borrow_mut().insert(session.id, session.clone());
+    let scanner = Scanner::new(limits::BULK_MAX, ctx.config.listen.query_limit);
+    let mut client = Client { session: session.clone(), rd, rbuf: BytesMut::new(), scanner, eof: false };
+    client.serve(&ctx).await;
+    ctx.sessions.borrow_mut().remove(&session.id);
+    session.close();
+    ctx.client_left();
+}
+
+impl Client {
+    async fn serve(&mut self, ctx: &Rc<Ctx>) {
+        loop {
+            if self.session.closing.get() {
+                return;
+            }
+            if !self.session.redo.borrow().is_empty() {
+                if !self.redo_large(ctx).await {
+                    return;
+                }
+                continue;
+            }
+            let step = self.process(ctx);
+            self.session.flush(ctx);
+            let go_on = match step {
+                Step::NeedInput | Step::Throttled => self.wait(ctx, matches!(step, Step::NeedInput)).await,
+                Step::Close => {
+                    self.finish(ctx).await;
+                    false
+                }
+                Step::Suspend(work) => self.suspended(ctx, work).await,
+            };
+            if !go_on {
+                return;
+            }
+        }
+    }
+
+    /// Waits until there is something to do. False when the client is gone.
+    async fn wait(&mut self, ctx: &Rc<Ctx>, want_input: bool) -> bool {
+        let session = self.session.clone();
+        let (unsent, outstanding) = {
+            let outbox = session.outbox.borrow();
+            (!outbox.ready.is_empty(), outbox.outstanding())
+        };
+        if (self.eof || ctx.draining.get()) && outstanding == 0 && !unsent && self.rbuf.is_empty() {
+            return false;
+        }
+        session.waiting.set(!want_input || self.eof || ctx.draining.get());
+        let may_read = want_input && !self.eof && session.buffered() < BACKPRESSURE;
+        let idle = ctx.config.listen.idle_timeout;
+        let go_on = tokio::select! {
+            read = read_some(&mut self.rd, &mut self.rbuf, ctx), if may_read => self.was_read(ctx, read),
+            () = session.writable(), if unsent => {
+                session.flush(ctx);
+                true
+            }
+            () = session.wake.notified() => true,
+            () = tokio::time::sleep(idle.unwrap_or_default()), if idle.is_some() && outstanding == 0 => {
+                session.drop_for(ctx, Dropped::IdleTimeout, "idle for listen.idle_timeout");
+                false
+            }
+        };
+        session.waiting.set(false);
+        go_on
+    }
+
+    fn was_read(&mut self, ctx: &Ctx, read: io::Result<usize>) -> bool {
+        match read {
+            Ok(0) => {
+                self.eof = true;
+                true
+            }
+            Ok(n) => {
+                ctx.metrics.bytes_in.add(Peer::Client, n as u64);
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// Waits until everything asked so far is answered (R18). False when the client is gone.
+    async fn settled(&mut self, ctx: &Rc<Ctx>) -> bool {
+        while self.session.outbox.borrow().outstanding() > 0 {
+            if self.session.closing.get() {
+                return false;
+            }
+            if !self.session.redo.borrow().is_empty() {
+                if !self.redo_large(ctx).await {
+                    return false;
+                }
+                continue;
+            }
+            if !self.wait(ctx, false).await {
+                return false;
+            }
+        }
+        !self.session.closing.get()
+    }
+
+    /// Lets everything that is owed reach the client, for a moment, before the connection is closed.
+    async fn finish(&mut self, ctx: &Rc<Ctx>) {
+        /// A client that asked to be closed and does not read is not waited for longer.
+        const LINGER: Duration = Duration::from_secs(1);
+        let session = self.session.clone();
+        let all_sent = async {
+            if self.settled(ctx).await {
+                self.flushed(ctx).await;
+            }
+        };
+        if tokio::time::timeout(LINGER, all_sent).await.is_err() {
+            tracing::debug!(id = session.id, "closed with replies unsent");
+        }
+    }
+
+    /// Waits until the client has taken all that is ready.
+    async fn flushed(&mut self, ctx: &Rc<Ctx>) -> bool {
+        let session = self.session.clone();
+        loop {
+            session.flush(ctx);
+            if session.closing.get() {
+                return false;
+            }
+            if session.outbox.borrow().ready.is_empty() {
+                return true;
+            }
+            tokio::select! {
+                () = session.writable() => {}
+                () = session.wake.notified() => {}
+            }
+        }
+    }
+}
+
+/// Reads what is there into the worker's scratch buffer and appends it to `rbuf`: an idle connection then keeps no read
+/// buffer at all, and a busy one only what its partial request needs.
+async fn read_some(rd: &mut ReadHalf, rbuf: &mut BytesMut, ctx: &Ctx) -> io::Result<usize> {
+    poll_fn(|cx| {
+        let mut scratch = ctx.scratch.borrow_mut();
+        let mut buf = ReadBuf::new(&mut scratch);
+        match Pin::new(&mut *rd).poll_read(cx, &mut buf) {
+            Poll::Ready(Ok(())) => {
+                rbuf.extend_from_slice(buf.filled());
+                Poll::Ready(Ok(buf.filled().len()))
+            }
+            Poll::Ready(Err(e)) => Poll::Ready(Err(e)),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}

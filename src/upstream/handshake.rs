@@ -1,0 +1,262 @@
+//! Introduces a fresh connection to upstream: protocol, credential, database, name, and for a lane CLIENT TRACKING (R1).
+//! Every command is answered before the next is sent where an error decides (AUTH is never pipelined behind anything:
+//! RESP-FORMS pitfall 15).
+
+use std::io;
+
+use bytes::{Buf, BytesMut};
+use tokio::io::AsyncReadExt;
+
+use super::Profile;
+use crate::net::{ReadHalf, Stream, WriteHalf};
+use crate::resp::push::{self, Value};
+use crate::resp::reply::{self, BadFrame, Frame, FrameScanner};
+use crate::resp::{Proto, build};
+
+/// A handshake reply is small; more than this is not a Redis server.
+const REPLY_MAX: usize = 1 << 20;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum HandshakeError {
+    #[error("connection lost during the handshake: {0}")]
+    Io(#[from] io::Error),
+    #[error("upstream closed the connection during the handshake")]
+    Closed,
+    #[error("upstream sent garbage during the handshake: {0}")]
+    Garbage(#[from] BadFrame),
+    /// The error reply (without `-` and line end) to a command without which the connection is of no use.
+    #[error("upstream refused {command}: {reply}")]
+    Refused { command: &'static str, reply: String },
+}
+
+/// What upstream says about itself in HELLO, kept to answer the HELLOs of clients.
+#[derive(Clone, Debug)]
+pub(crate) struct ServerInfo {
+    pub(crate) server: String,
+    pub(crate) version: String,
+    pub(crate) mode: String,
+    pub(crate) role: String,
+    /// The `modules` value as upstream sent it (RESP3).
+    pub(crate) modules: Vec<u8>,
+    pub(crate) id: i64,
+}
+
+impl Default for ServerInfo {
+    /// Before first contact (DESIGN 5).
+    fn default() -> ServerInfo {
+        ServerInfo {
+            server: "redis".to_owned(),
+            version: "7.0.0".to_owned(),
+            mode: "standalone".to_owned(),
+            role: "master".to_owned(),
+            modules: b"*0\r\n".to_vec(),
+            id: 0,
+        }
+    }
+}
+
+impl ServerInfo {
+    /// Whether upstream has what Redis introduced with `major.minor` (all Valkey versions count as 7.2 or later).
+    pub(crate) fn at_least(&self, major: u32, minor: u32) -> bool {
+        let mut parts = self.version.split('.').map(|p| p.parse::<u32>().unwrap_or(0));
+        (parts.next().unwrap_or(0), parts.next().unwrap_or(0)) >= (major, minor)
+    }
+
+    /// Reads a HELLO reply of either protocol.
+    pub(crate) fn parse(frame: &[u8]) -> Option<ServerInfo> {
+        let mut info = ServerInfo::default();
+        let mut elements = reply::elements(frame);
+        while let (Some(name), Some(value)) = (elements.next(), elements.next()) {
+            let text = || reply::bulk(value).map(|b| String::from_utf8_lossy(b).into_owned());
+            match reply::bulk(name)? {
+                b"server" => info.server = text()?,
+                b"version" => info.version = text()?,
+                b"mode" => info.mode = text()?,
+                b"role" => info.role = text()?,
+                b"id" => info.id = reply::integer(value)?,
+                b"modules" => info.modules = value.to_vec(),
+                _ => {}
+            }
+        }
+        (info.id != 0).then_some(info)
+    }
+}
+
+/// A connection as sessions and lanes use it, with what was read beyond the handshake.
+pub(crate) struct Link {
+    pub(crate) rd: ReadHalf,
+    pub(crate) wr: WriteHalf,
+    pub(crate) rbuf: BytesMut,
+    scanner: FrameScanner,
+}
+
+impl Link {
+    pub(crate) fn new(stream: Stream) -> Link {
+        let (rd, wr) = stream.split();
+        Link { rd, wr, rbuf: BytesMut::new(), scanner: FrameScanner::new() }
+    }
+
+    /// Sends `words` and returns the reply's bytes; pushes that come first are dropped (nothing is cached yet).
+    pub(crate) async fn ask(&mut self, words: &[&[u8]]) -> Result<Vec<u8>, HandshakeError> {
+        let mut out = BytesMut::new();
+        build::command(&mut out, words);
+        self.wr.write_all(&out).await?;
+        self.reply().await
+    }
+
+    /// The next reply.
+    pub(crate) async fn reply(&mut self) -> Result<Vec<u8>, HandshakeError> {
+        loop {
+            match self.scanner.scan(&self.rbuf)? {
+                Frame::Complete { len } => {
+                    let frame = self.rbuf[..len].to_vec();
+                    self.rbuf.advance(len);
+                    self.scanner.reset();
+                    if frame[0] != b'>' {
+                        return Ok(frame);
+                    }
+                }
+                Frame::Incomplete | Frame::Large if self.rbuf.len() > REPLY_MAX => {
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, "a handshake reply above 1 MiB").into());
+                }
+                Frame::Incomplete | Frame::Large => {
+                    if self.rd.read_buf(&mut self.rbuf).await? == 0 {
+                        return Err(HandshakeError::Closed);
+                    }
+                }
+            }
+        }
+    }
+
+    /// `ask`, for a command whose error ends the handshake.
+    async fn demand(&mut self, command: &'static str, words: &[&[u8]]) -> Result<Vec<u8>, HandshakeError> {
+        let frame = self.ask(words).await?;
+        if reply::is_error(&frame) {
+            return Err(HandshakeError::Refused { command, reply: error_text(&frame) });
+        }
+        Ok(frame)
+    }
+}
+
+/// An error reply's text without its mark and line end.
+pub(crate) fn error_text(frame: &[u8]) -> String {
+    String::from_utf8_lossy(frame).trim_start_matches('-').trim_end().to_owned()
+}
+
+/// A lane connection that is ready: what it learned on the way decides whether the L1 may be filled through it.
+pub(crate) struct LaneLink {
+    pub(crate) link: Link,
+    pub(crate) info: ServerInfo,
+    /// CLIENT TRACKING was accepted; else why not.
+    pub(crate) tracking: Result<(), String>,
+    /// Two HELLOs agreed on id and role, so later ones tell a replaced or demoted server (R5). An upstream that is itself
+    /// a proxy answers otherwise.
+    pub(crate) role_check: bool,
+}
+
+/// The handshake of a lane: RESP3, credential, name, database, tracking (only where `track` asks for it).
+pub(crate) async fn lane(
+    stream: Stream,
+    profile: &Profile,
+    name: &str,
+    track: bool,
+) -> Result<LaneLink, HandshakeError> {
+    let mut link = Link::new(stream);
+    let hello = hello3(&mut link, profile).await?;
+    introduce(&mut link, profile, name).await?;
+    let again = link.demand("HELLO", &[b"HELLO"]).await?;
+    let info = ServerInfo::parse(&hello).ok_or_else(|| unreadable(&hello))?;
+    let second = ServerInfo::parse(&again);
+    let role_check = second.is_some_and(|s| s.id == info.id && s.role == info.role);
+    let tracking = match track {
+        false => Err("not asked for".to_owned()),
+        true => {
+            let frame = link.ask(&[b"CLIENT", b"TRACKING", b"ON"]).await?;
+            if reply::is_error(&frame) { Err(error_text(&frame)) } else { Ok(()) }
+        }
+    };
+    Ok(LaneLink { link, info, tracking, role_check })
+}
+
+fn unreadable(hello: &[u8]) -> HandshakeError {
+    let start = String::from_utf8_lossy(&hello[..hello.len().min(64)]).into_owned();
+    HandshakeError::Refused { command: "HELLO 3", reply: format!("an answer that is no HELLO reply: {start:?}") }
+}
+
+async fn hello3(link: &mut Link, profile: &Profile) -> Result<Vec<u8>, HandshakeError> {
+    match &profile.credential {
+        Some(c) => link.demand("HELLO 3 AUTH", &[b"HELLO", b"3", b"AUTH", &c.user, &c.password]).await,
+        None => link.demand("HELLO 3", &[b"HELLO", b"3"]).await,
+    }
+}
+
+/// The name by which upstream's CLIENT LIST explains itself (its refusal is no reason to give up), and the database.
+async fn introduce(link: &mut Link, profile: &Profile, name: &str) -> Result<(), HandshakeError> {
+    link.ask(&[b"CLIENT", b"SETNAME", name.as_bytes()]).await?;
+    if profile.db != 0 {
+        link.demand("SELECT", &[b"SELECT", profile.db.to_string().as_bytes()]).await?;
+    }
+    Ok(())
+}
+
+/// The handshake of a connection that is lent to one session, in that session's protocol. Returns its id upstream (0 where
+/// upstream would not say).
+pub(crate) async fn dedicated(
+    stream: Stream,
+    profile: &Profile,
+    proto: Proto,
+    name: &str,
+) -> Result<(Link, i64), HandshakeError> {
+    let mut link = Link::new(stream);
+    set_up(&mut link, profile, proto, name).await.map(|id| (link, id))
+}
+
+/// Brings a connection in its initial state (fresh, or after RESET) to `profile` and `proto`.
+pub(crate) async fn set_up(
+    link: &mut Link,
+    profile: &Profile,
+    proto: Proto,
+    name: &str,
+) -> Result<i64, HandshakeError> {
+    match (proto, &profile.credential) {
+        (Proto::Resp3, _) => {
+            hello3(link, profile).await?;
+        }
+        (Proto::Resp2, Some(c)) if &*c.user == b"default" => {
+            link.demand("AUTH", &[b"AUTH", &c.password]).await?;
+        }
+        (Proto::Resp2, Some(c)) => {
+            link.demand("AUTH", &[b"AUTH", &c.user, &c.password]).await?;
+        }
+        (Proto::Resp2, None) => {}
+    }
+    introduce(link, profile, name).await?;
+    let id = link.ask(&[b"CLIENT", b"ID"]).await?;
+    Ok(reply::integer(&id).unwrap_or(0))
+}
+
+/// What `COMMAND INFO <name>` says of a name that the static table does not have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Learned {
+    /// Another name for this canonical one (`rename-command`).
+    Renamed(String),
+    /// A module's command.
+    Module,
+    /// Nothing useful.
+    Unknown,
+}
+
+/// Reads a COMMAND INFO reply for one name.
+pub(crate) fn learned(frame: &[u8]) -> Learned {
+    let Some(Value::List(mut infos)) = push::decode(frame) else { return Learned::Unknown };
+    let Some(Value::List(info)) = infos.pop() else { return Learned::Unknown };
+    let name = match info.first() {
+        Some(Value::Str(name)) => String::from_utf8_lossy(name).to_ascii_lowercase(),
+        _ => return Learned::Unknown,
+    };
+    let module = match info.get(2) {
+        Some(Value::List(flags)) => flags.iter().any(|f| matches!(f, Value::Str(s) if s == b"module")),
+        _ => false,
+    };
+    if module { Learned::Module } else { Learned::Renamed(name) }
+}

@@ -1,0 +1,42 @@
+//! Connections to upstream: how one is opened (`connect`), introduced (`handshake`), lent to a session (`pinned`), and how
+//! long to wait before the next attempt (`backoff`). Knows neither L1 nor sessions.
+
+mod backoff;
+mod connect;
+pub(crate) mod handshake;
+pub(crate) mod pinned;
+
+use std::rc::Rc;
+
+pub(crate) use backoff::Backoff;
+pub(crate) use connect::{ConnectError, connect};
+
+/// What a client's AUTH was accepted with, or what the configuration gives for clients that never say AUTH.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Credential {
+    pub(crate) user: Box<[u8]>,
+    pub(crate) password: Box<[u8]>,
+}
+
+impl std::fmt::Debug for Credential {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "user {}", String::from_utf8_lossy(&self.user))
+    }
+}
+
+/// What distinguishes one lane from another, and decides whose entries a hit may come from: database and credential.
+/// `None` is the connection that never said AUTH.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Profile {
+    pub(crate) db: u32,
+    pub(crate) credential: Option<Rc<Credential>>,
+}
+
+impl Profile {
+    pub(crate) fn user(&self) -> String {
+        match &self.credential {
+            Some(c) => String::from_utf8_lossy(&c.user).into_owned(),
+            None => "default".to_owned(),
+        }
+    }
+}
