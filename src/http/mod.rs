@@ -14,6 +14,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::oneshot;
 
 use crate::observe::View;
+use server::Timeouts;
 
 /// Connections the kernel keeps until they are accepted.
 const BACKLOG: i32 = 128;
@@ -37,6 +38,10 @@ pub(crate) struct Http {
 
 /// Binds every address, or fails naming the one that cannot be had, and serves on a new thread.
 pub(crate) fn start(config: HttpConfig, view: Arc<View>) -> io::Result<Http> {
+    start_with(config, Timeouts::default(), view)
+}
+
+fn start_with(config: HttpConfig, timeouts: Timeouts, view: Arc<View>) -> io::Result<Http> {
     let listeners = config
         .listen
         .iter()
@@ -52,7 +57,9 @@ pub(crate) fn start(config: HttpConfig, view: Arc<View>) -> io::Result<Http> {
     let (stop, stopped) = oneshot::channel();
     let thread = std::thread::Builder::new()
         .name("nearside-http".into())
-        .spawn(move || runtime.block_on(server::serve(listeners, config, view, stopped)))?;
+        .spawn(move || {
+            runtime.block_on(server::serve(listeners, config, timeouts, view, stopped))
+        })?;
     Ok(Http {
         addresses,
         stop,

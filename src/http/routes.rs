@@ -256,9 +256,9 @@ impl Health {
                 "ok" if !degraded.is_empty() => "degraded",
                 phase => phase,
             },
-            mode: status.mode(),
+            mode: status.mode().as_str(),
             backend: status.backend(),
-            coherence: status.coherence(),
+            coherence: status.coherence().as_str(),
             upstream: Upstream {
                 up: status.upstream_up(),
                 error: Some(status.upstream_error()).filter(|error| !error.is_empty()),
@@ -303,8 +303,8 @@ impl Cache {
         let (metrics, status) = (&view.metrics, &view.status);
         let (hits, misses) = (metrics.hits(), metrics.misses());
         Self {
-            mode: status.mode(),
-            coherence: status.coherence(),
+            mode: status.mode().as_str(),
+            coherence: status.coherence().as_str(),
             entries: metrics.entries.get(),
             size_bytes: metrics.bytes.get(),
             hits,
@@ -328,7 +328,7 @@ impl Lane {
         Self {
             db: lane.db,
             user: lane.user.clone(),
-            link: lane.link(),
+            link: lane.link().as_str(),
             live: lane.live(),
             epoch: lane.epoch(),
             lease_age_ms: lane.lease_age().map(|nanos| nanos as f64 / 1e6),

@@ -29,12 +29,26 @@ const HEAD_MAX: usize = 16 * 1024;
 /// Headers of one request; browsers send about 20.
 const HEADERS_MAX: usize = 64;
 
-/// Time for a request's head to arrive, idle time before it included. Who scrapes less often than this connects again.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a peer may take; tests are less patient.
+#[derive(Clone, Copy)]
+pub(super) struct Timeouts {
+    /// For a request's head to arrive, idle time before it included.
+    pub(super) head: Duration,
+    /// For a peer to take what was sent before its connection is given up. With `max_connections` it bounds what readers
+    /// that have fallen asleep can hold.
+    pub(super) write: Duration,
+}
 
-/// Time for a client to take what was sent before its connection is given up. With `max_connections` it bounds what
-/// readers that have fallen asleep can hold.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+impl Default for Timeouts {
+    /// Ten seconds each: probes and scrapes end within one. Who scrapes less often than that connects again.
+    fn default() -> Self {
+        let patience = Duration::from_secs(10);
+        Self {
+            head: patience,
+            write: patience,
+        }
+    }
+}
 
 /// How long running answers may take once the server is told to stop.
 pub(super) const STOP_TIMEOUT: Duration = Duration::from_secs(1);
@@ -49,6 +63,7 @@ const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: applicat
 /// What every connection needs.
 struct Shared {
     http: http1::Builder,
+    timeouts: Timeouts,
     routes: routes::Routes,
     tasks: TaskTracker,
     permits: Arc<Semaphore>,
@@ -59,11 +74,13 @@ struct Shared {
 pub(super) async fn serve(
     listeners: Vec<StdListener>,
     config: HttpConfig,
+    timeouts: Timeouts,
     view: Arc<View>,
     stopped: oneshot::Receiver<()>,
 ) {
     let shared = Arc::new(Shared {
-        http: builder(),
+        http: builder(timeouts),
+        timeouts,
         permits: Arc::new(Semaphore::new(
             config.max_connections.clamp(1, Semaphore::MAX_PERMITS),
         )),
@@ -83,10 +100,10 @@ pub(super) async fn serve(
     let _ = tokio::time::timeout(STOP_TIMEOUT, shared.tasks.wait()).await;
 }
 
-fn builder() -> http1::Builder {
+fn builder(timeouts: Timeouts) -> http1::Builder {
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
+        .header_read_timeout(timeouts.head)
         .max_buf_size(HEAD_MAX)
         .max_header_size(HEAD_MAX)
         .max_headers(HEADERS_MAX);
@@ -94,15 +111,22 @@ fn builder() -> http1::Builder {
 }
 
 async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+    let mut failing = false;
     loop {
         let accepted = tokio::select! {
             () = shared.stop.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, _)) => admit(stream, &shared),
+            Ok((stream, _)) => {
+                failing = false;
+                admit(stream, &shared);
+            }
             Err(error) => {
-                tracing::warn!(%error, "the side port cannot accept a connection");
+                // One line for each run of failures: without file descriptors there are twenty a second.
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::warn!(%error, "the side port cannot accept connections");
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -115,7 +139,7 @@ fn admit(stream: TcpStream, shared: &Arc<Shared>) {
         let _ = stream.try_write(BUSY);
         return;
     };
-    if let Err(error) = configure(&stream) {
+    if let Err(error) = configure(&stream, shared.timeouts) {
         tracing::debug!(%error, "a connection to the side port was gone before it began");
         return;
     }
@@ -124,9 +148,9 @@ fn admit(stream: TcpStream, shared: &Arc<Shared>) {
         .spawn(connection(stream, shared.clone(), permit));
 }
 
-fn configure(stream: &TcpStream) -> io::Result<()> {
+fn configure(stream: &TcpStream, timeouts: Timeouts) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    SockRef::from(stream).set_tcp_user_timeout(Some(WRITE_TIMEOUT))
+    SockRef::from(stream).set_tcp_user_timeout(Some(timeouts.write))
 }
 
 async fn connection(stream: TcpStream, shared: Arc<Shared>, _permit: OwnedSemaphorePermit) {

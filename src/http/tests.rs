@@ -26,6 +26,10 @@ impl Server {
     }
 
     fn with(change: impl FnOnce(&mut HttpConfig)) -> Self {
+        Self::impatient(Timeouts::default(), change)
+    }
+
+    fn impatient(timeouts: Timeouts, change: impl FnOnce(&mut HttpConfig)) -> Self {
         let view = Arc::new(View {
             metrics: Arc::new(Metrics::new(":", 100)),
             status: Arc::new(Status::new("upstream", Mode::Serve)),
@@ -38,7 +42,7 @@ impl Server {
         };
         change(&mut config);
         Self {
-            http: start(config, view.clone()).unwrap(),
+            http: start_with(config, timeouts, view.clone()).unwrap(),
             view,
         }
     }
@@ -305,6 +309,49 @@ fn connections_are_bounded_and_come_free_again() {
             "the place of a closed connection stays taken"
         );
     }
+}
+
+#[test]
+fn half_a_head_is_not_waited_for_forever() {
+    let head = Duration::from_millis(100);
+    let server = Server::impatient(
+        Timeouts {
+            head,
+            ..Timeouts::default()
+        },
+        |_| (),
+    );
+    for half in [
+        "",
+        "GET /health/live HT",
+        "GET /health/live HTTP/1.1\r\nHost: loc",
+    ] {
+        let answer = server.raw(half);
+        assert!(!answer.contains("200 OK"), "{half:?}: {answer}");
+    }
+}
+
+/// Asks for far more than the buffers of both ends hold and never reads: the connection's place must come free.
+#[test]
+fn a_client_that_never_reads_loses_its_connection() {
+    let write = Duration::from_millis(300);
+    let server = Server::impatient(
+        Timeouts {
+            write,
+            ..Timeouts::default()
+        },
+        |config| config.max_connections = 1,
+    );
+    let mut asleep = server.connect();
+    asleep.set_write_timeout(Some(PATIENCE)).unwrap();
+    let many = "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(100);
+    // Ends when the server has given the connection up; until then it writes, or waits for the server to read on.
+    let gone = (0..10_000).any(|_| {
+        asleep
+            .write_all(many.as_bytes())
+            .is_err_and(|e| e.kind() != io::ErrorKind::WouldBlock)
+    });
+    assert!(gone, "still served after {PATIENCE:?}");
 }
 
 #[test]

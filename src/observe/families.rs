@@ -7,7 +7,7 @@ use prometheus::proto;
 use super::View;
 use super::counters::{Histogram, Labeled};
 use super::patterns::Row;
-use super::reasons::{Coherence, Link, Method, Timed};
+use super::reasons::{Coherence, Link, Method, Mode, Timed};
 use super::{clock, process};
 
 /// `impl` of everything the L1 itself counts; the counts of `observe` mode get rows of their own when that mode exists.
@@ -82,7 +82,7 @@ const FAMILIES: &[Family] = &[
     family!(Gauge "nearside_pending_writes" [] "Writes sent upstream and not answered yet.",
         |v, out| out.push(&[], v.metrics.pending.get() as f64)),
     family!(Gauge "nearside_coherence_mode" ["mode"] "1 for what keeps the local cache coherent now, 0 for the others.",
-        |v, out| one_of(out, Coherence::WORDS, v.status.coherence())),
+        |v, out| one_of(out, Coherence::WORDS, v.status.coherence().as_str())),
     family!(Gauge "nearside_link_up" [] "1 while every lane's invalidation link is live and there is one.",
         link_up),
     family!(Gauge "nearside_link_state" ["state"] "Lanes by the state of their link.",
@@ -158,8 +158,8 @@ fn one_of(out: &mut Series, words: &[&str], now: &str) {
 /// One series, that of the mode in force: `sum(cache_enabled)` over all pods is then the number of caches that serve.
 fn enabled(view: &View, out: &mut Series) {
     match view.status.mode() {
-        "serve" => out.push(&[L1], 1.0),
-        mode => out.push(&[mode], 0.0),
+        Mode::Serve => out.push(&[L1], 1.0),
+        other => out.push(&[other.as_str()], 0.0),
     }
 }
 
@@ -184,11 +184,9 @@ fn link_up(view: &View, out: &mut Series) {
 
 fn link_state(view: &View, out: &mut Series) {
     let lanes = view.status.lanes();
-    for word in Link::WORDS {
-        out.push(
-            &[word],
-            lanes.iter().filter(|lane| lane.link() == *word).count() as f64,
-        );
+    for link in Link::ALL {
+        let count = lanes.iter().filter(|lane| lane.link() == *link).count();
+        out.push(&[link.as_str()], count as f64);
     }
 }
 

@@ -1,7 +1,7 @@
 //! The word for every decision and cause: metric label and word of `NEARSIDE EXPLAIN` in one. Closed lists, so that the
 //! data path counts by index. A word once released stays: dashboards and alerts are built on it.
 
-/// An enum whose variants are words: `as_str`, the list of all words, and the index for `counters::Labeled`.
+/// An enum whose variants are words: `as_str`, the lists of all, and the index for `counters::Labeled`.
 macro_rules! words {
     ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)+ }) => {
         $(#[$doc])*
@@ -10,6 +10,7 @@ macro_rules! words {
 
         impl $name {
             pub(crate) const WORDS: &'static [&'static str; Self::COUNT] = &[$($word,)+];
+            pub(crate) const ALL: &'static [Self; Self::COUNT] = &[$(Self::$variant,)+];
             pub(crate) const COUNT: usize = [$($word,)+].len();
 
             pub(crate) fn as_str(self) -> &'static str {

@@ -101,14 +101,12 @@ impl Status {
         self.upstream_error.lock().clone()
     }
 
-    /// The word of `Coherence`.
-    pub(crate) fn coherence(&self) -> &'static str {
-        word(Coherence::WORDS, &self.coherence)
+    pub(crate) fn coherence(&self) -> Coherence {
+        decode(Coherence::ALL, &self.coherence)
     }
 
-    /// The word of `Mode`.
-    pub(crate) fn mode(&self) -> &'static str {
-        word(Mode::WORDS, &self.mode)
+    pub(crate) fn mode(&self) -> Mode {
+        decode(Mode::ALL, &self.mode)
     }
 
     pub(crate) fn backend(&self) -> &'static str {
@@ -130,17 +128,21 @@ impl Status {
                 why => format!("upstream: {why}"),
             });
         }
-        if matches!(self.coherence(), "pubsub" | "ttl") {
-            reasons.push(format!("coherence: {}", self.coherence()));
+        if matches!(self.coherence(), Coherence::Pubsub | Coherence::Ttl) {
+            reasons.push(format!("coherence: {}", self.coherence().as_str()));
         }
-        let lanes = self.lanes();
-        reasons.extend(
-            lanes
-                .iter()
-                .filter(|lane| !lane.live())
-                .map(|lane| lane.complaint()),
-        );
+        reasons.extend(self.lane_troubles());
         reasons
+    }
+
+    /// How many lanes are in each state but the good one. No names of users: everybody may see /health.
+    fn lane_troubles(&self) -> impl Iterator<Item = String> {
+        let lanes = self.lanes();
+        let troubles = Link::ALL.iter().filter(|link| **link != Link::Live);
+        troubles.filter_map(move |link| {
+            let count = lanes.iter().filter(|lane| lane.link() == *link).count();
+            (count > 0).then(|| format!("lanes: {count} of {} {}", lanes.len(), link.as_str()))
+        })
     }
 }
 
@@ -178,13 +180,12 @@ impl LaneStatus {
         self.proved_at.store(nanos, Relaxed);
     }
 
-    /// The word of `Link`.
-    pub(crate) fn link(&self) -> &'static str {
-        word(Link::WORDS, &self.link)
+    pub(crate) fn link(&self) -> Link {
+        decode(Link::ALL, &self.link)
     }
 
     pub(crate) fn live(&self) -> bool {
-        self.link.load(Relaxed) == Link::Live as u8
+        self.link() == Link::Live
     }
 
     pub(crate) fn epoch(&self) -> u64 {
@@ -198,23 +199,11 @@ impl LaneStatus {
             at => Some(clock::now().saturating_sub(at)),
         }
     }
-
-    fn complaint(&self) -> String {
-        format!(
-            "lane of database {}, user {}: {}",
-            self.db,
-            self.user,
-            self.link()
-        )
-    }
 }
 
-/// The cells hold nothing but variants of the enum that `words` belongs to.
-fn word(words: &'static [&'static str], cell: &AtomicU8) -> &'static str {
-    words
-        .get(usize::from(cell.load(Relaxed)))
-        .copied()
-        .unwrap_or("unknown")
+/// The cells hold nothing but variants of the enum that `all` lists.
+fn decode<T: Copy>(all: &[T], cell: &AtomicU8) -> T {
+    all[usize::from(cell.load(Relaxed)).min(all.len() - 1)]
 }
 
 #[cfg(test)]
@@ -241,10 +230,7 @@ mod tests {
         status.set_coherence(Coherence::Tracking);
         let lane = status.add_lane(3, "app");
         lane.set_link(Link::Untracked);
-        assert_eq!(
-            status.degraded(),
-            ["lane of database 3, user app: untracked"]
-        );
+        assert_eq!(status.degraded(), ["lanes: 1 of 1 untracked"]);
         lane.set_link(Link::Live);
         assert!(status.degraded().is_empty());
         status.set_coherence(Coherence::Ttl);

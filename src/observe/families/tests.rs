@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::observe::metrics::Metrics;
-use crate::observe::reasons::{Bypass, Mode, Peer, Tag};
+use crate::observe::reasons::{Bypass, Peer, Tag};
 use crate::observe::status::Status;
 
 fn view() -> View {
