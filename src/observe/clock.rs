@@ -5,7 +5,7 @@ use rustix::time::{ClockId, Timespec, clock_gettime};
 
 const NANOS_PER_SEC: u64 = 1_000_000_000;
 
-/// Nanoseconds since boot, time in suspend included. Read from the vDSO: no system call, some 25 ns.
+/// Nanoseconds since boot, time in suspend included. Read from the vDSO: no system call.
 pub(crate) fn now() -> u64 {
     nanos(clock_gettime(ClockId::Boottime))
 }
