@@ -2,6 +2,7 @@
 
 mod command;
 mod config;
+mod http;
 mod limits;
 mod observe;
 mod resp;

@@ -1,1 +1,21 @@
-//! (being written)
+//! What the data path tells the world about itself: counters (`counters`, `metrics`, `patterns`), the words for every
+//! reason (`reasons`), the state of links and start (`status`), the clock of leases and fences (`clock`). Written by the
+//! data path all the time, read by the side port's thread when somebody asks. Decides nothing and imports nothing from
+//! above; the text that Prometheus scrapes is built in `families`, at scrape time only.
+
+pub(crate) mod clock;
+pub(crate) mod counters;
+pub(crate) mod families;
+pub(crate) mod metrics;
+pub(crate) mod patterns;
+mod process;
+pub(crate) mod reasons;
+pub(crate) mod status;
+
+use std::sync::Arc;
+
+/// Both halves of what the side port may look at.
+pub(crate) struct View {
+    pub(crate) metrics: Arc<metrics::Metrics>,
+    pub(crate) status: Arc<status::Status>,
+}

@@ -1,0 +1,406 @@
+//! Request to answer, without waiting for anything: which paths there are, who may ask (`Host`), what each says. Paths are
+//! compared whole, so `..`, `//` and escapes lead nowhere. Every JSON answer starts with `version` and `at`.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Body;
+use hyper::header::{self, HeaderMap, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode, Uri, Version};
+use serde::Serialize;
+
+use super::{HttpConfig, stamp};
+use crate::observe::status::{LaneStatus, Status};
+use crate::observe::{View, families};
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const ALLOW: HeaderValue = HeaderValue::from_static("GET, HEAD");
+
+type Answer = Response<Full<Bytes>>;
+
+/// What there is to ask for.
+#[derive(Clone, Copy)]
+enum Page {
+    Metrics,
+    Live,
+    Ready,
+    Startup,
+    Health,
+    Cache,
+}
+
+pub(super) struct Routes {
+    /// In lower case.
+    allowed_hosts: Vec<String>,
+    production: bool,
+    view: Arc<View>,
+}
+
+/// Why a request gets no page.
+struct Refusal {
+    status: StatusCode,
+    code: &'static str,
+    message: String,
+}
+
+impl Routes {
+    pub(super) fn new(config: HttpConfig, view: Arc<View>) -> Self {
+        let allowed_hosts = config
+            .allowed_hosts
+            .iter()
+            .map(|host| host.to_ascii_lowercase())
+            .collect();
+        Self {
+            allowed_hosts,
+            production: config.production,
+            view,
+        }
+    }
+
+    pub(super) fn answer<B: Body>(&self, request: &Request<B>) -> Answer {
+        let mut answer = match self.page(request) {
+            Ok(page) => self.show(page),
+            Err(refusal) => refusal.answer(),
+        };
+        // Health and metrics of a second ago are of no use to anybody, nor is a guess at their type.
+        let headers = answer.headers_mut();
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers.insert(
+            header::X_CONTENT_TYPE_OPTIONS,
+            HeaderValue::from_static("nosniff"),
+        );
+        answer
+    }
+
+    fn page<B: Body>(&self, request: &Request<B>) -> Result<Page, Refusal> {
+        self.check_host(request)?;
+        let path = request.uri().path();
+        let page = self.find(path).ok_or_else(|| Refusal {
+            status: StatusCode::NOT_FOUND,
+            code: "not_found",
+            message: "there is nothing here; try /health, /metrics".to_owned(),
+        })?;
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            return Err(Refusal {
+                status: StatusCode::METHOD_NOT_ALLOWED,
+                code: "method_not_allowed",
+                message: format!("{path} can only be read"),
+            });
+        }
+        if !request.body().is_end_stream() {
+            return Err(Refusal {
+                status: StatusCode::PAYLOAD_TOO_LARGE,
+                code: "body_not_accepted",
+                message: "a request has no body here".to_owned(),
+            });
+        }
+        Ok(page)
+    }
+
+    fn find(&self, path: &str) -> Option<Page> {
+        Some(match path {
+            "/metrics" | "/metrics/prom" => Page::Metrics,
+            "/health/live" => Page::Live,
+            "/health/ready" => Page::Ready,
+            "/health/startup" => Page::Startup,
+            "/health" => Page::Health,
+            "/internal/cache" if !self.production => Page::Cache,
+            _ => return None,
+        })
+    }
+
+    /// A page of another origin can reach this port through a name that it makes point here (DNS rebinding), but cannot
+    /// make the browser send another `Host` than that name. Addresses are allowed: kubelet and Prometheus use the pod's.
+    fn check_host<B>(&self, request: &Request<B>) -> Result<(), Refusal> {
+        let host = match host(request.uri(), request.headers()) {
+            Ok(Some(host)) => host,
+            // HTTP/1.0 has no Host, and no browser speaks it.
+            Ok(None) if request.version() == Version::HTTP_10 => return Ok(()),
+            Ok(None) | Err(()) => {
+                return Err(Refusal {
+                    status: StatusCode::BAD_REQUEST,
+                    code: "bad_host",
+                    message: "one Host header is needed".to_owned(),
+                });
+            }
+        };
+        if name(host).is_some_and(|name| self.allows(&name)) {
+            return Ok(());
+        }
+        Err(Refusal {
+            status: StatusCode::FORBIDDEN,
+            code: "host_not_allowed",
+            message: "this Host is not in http.allowed_hosts".to_owned(),
+        })
+    }
+
+    fn allows(&self, name: &str) -> bool {
+        name.parse::<IpAddr>().is_ok()
+            || name == "localhost"
+            || self.allowed_hosts.iter().any(|host| host == name)
+    }
+
+    fn show(&self, page: Page) -> Answer {
+        let status = &*self.view.status;
+        match page {
+            Page::Metrics => self.metrics(),
+            Page::Live => json(StatusCode::OK, Plain { status: "ok" }),
+            Page::Ready => json(
+                code(status.ready()),
+                Plain {
+                    status: phase(status),
+                },
+            ),
+            Page::Startup => json(
+                code(status.started()),
+                Plain {
+                    status: phase(status),
+                },
+            ),
+            Page::Health => json(code(status.ready()), Health::of(status)),
+            Page::Cache => json(StatusCode::OK, Cache::of(&self.view)),
+        }
+    }
+
+    fn metrics(&self) -> Answer {
+        match families::render(&self.view) {
+            Ok(text) => answer(
+                StatusCode::OK,
+                HeaderValue::from_static(prometheus::TEXT_FORMAT),
+                text.into(),
+            ),
+            Err(error) => Refusal {
+                status: StatusCode::INTERNAL_SERVER_ERROR,
+                code: "internal",
+                message: error.to_string(),
+            }
+            .answer(),
+        }
+    }
+}
+
+/// The host that was asked for: that of an absolute URI, else of the one Host header.
+fn host<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Result<Option<&'a str>, ()> {
+    let mut all = headers.get_all(header::HOST).iter();
+    let first = all
+        .next()
+        .map(|value| value.to_str().map_err(|_| ()))
+        .transpose()?;
+    if all.next().is_some() {
+        return Err(());
+    }
+    Ok(uri
+        .authority()
+        .map(|authority| authority.as_str())
+        .or(first))
+}
+
+/// Host without port, brackets and final dot, in lower case; none where what follows the name is no port.
+fn name(host: &str) -> Option<String> {
+    let (name, rest) = match host.strip_prefix('[') {
+        Some(inner) => inner.split_once(']')?,
+        None => host.split_at(host.find(':').unwrap_or(host.len())),
+    };
+    let port = rest.strip_prefix(':').unwrap_or(rest);
+    let at_an_end = rest.is_empty() || rest.starts_with(':');
+    (at_an_end && port.bytes().all(|b| b.is_ascii_digit()))
+        .then(|| name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase())
+}
+
+fn code(good: bool) -> StatusCode {
+    if good {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    }
+}
+
+/// Where in its life the process is; `ok` when it takes commands.
+fn phase(status: &Status) -> &'static str {
+    match (status.draining(), status.started()) {
+        (true, _) => "draining",
+        (false, true) => "ok",
+        (false, false) => "starting",
+    }
+}
+
+#[derive(Serialize)]
+struct Plain {
+    status: &'static str,
+}
+
+#[derive(Serialize)]
+struct Health {
+    /// `starting`, `ok`, `degraded`, `draining`.
+    status: &'static str,
+    mode: &'static str,
+    backend: &'static str,
+    coherence: &'static str,
+    upstream: Upstream,
+    degraded: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct Upstream {
+    up: bool,
+    error: Option<String>,
+}
+
+impl Health {
+    fn of(status: &Status) -> Self {
+        let degraded = status.degraded();
+        Self {
+            status: match phase(status) {
+                "ok" if !degraded.is_empty() => "degraded",
+                phase => phase,
+            },
+            mode: status.mode().as_str(),
+            backend: status.backend(),
+            coherence: status.coherence().as_str(),
+            upstream: Upstream {
+                up: status.upstream_up(),
+                error: Some(status.upstream_error()).filter(|error| !error.is_empty()),
+            },
+            degraded,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Cache {
+    mode: &'static str,
+    coherence: &'static str,
+    entries: u64,
+    size_bytes: u64,
+    hits: u64,
+    misses: u64,
+    hit_rate: Option<f64>,
+    bypasses: u64,
+    coalesced: u64,
+    updates: u64,
+    fills_discarded: u64,
+    invalidations: u64,
+    evictions: u64,
+    flushes: u64,
+    pending_writes: u64,
+    lanes: Vec<Lane>,
+}
+
+#[derive(Serialize)]
+struct Lane {
+    db: u32,
+    user: String,
+    link: &'static str,
+    live: bool,
+    epoch: u64,
+    lease_age_ms: Option<f64>,
+}
+
+impl Cache {
+    fn of(view: &View) -> Self {
+        let (metrics, status) = (&view.metrics, &view.status);
+        let (hits, misses) = (metrics.hits(), metrics.misses());
+        Self {
+            mode: status.mode().as_str(),
+            coherence: status.coherence().as_str(),
+            entries: metrics.entries.get(),
+            size_bytes: metrics.bytes.get(),
+            hits,
+            misses,
+            hit_rate: (hits + misses > 0).then(|| hits as f64 / (hits + misses) as f64),
+            bypasses: metrics.bypass.sum(),
+            coalesced: metrics.coalesced.get(),
+            updates: metrics.updates.get(),
+            fills_discarded: metrics.discarded.sum(),
+            invalidations: metrics.invalidations.sum(),
+            evictions: metrics.evictions.sum(),
+            flushes: metrics.flushes.sum(),
+            pending_writes: metrics.pending.get(),
+            lanes: status.lanes().iter().map(|lane| Lane::of(lane)).collect(),
+        }
+    }
+}
+
+impl Lane {
+    fn of(lane: &LaneStatus) -> Self {
+        Self {
+            db: lane.db,
+            user: lane.user.clone(),
+            link: lane.link().as_str(),
+            live: lane.live(),
+            epoch: lane.epoch(),
+            lease_age_ms: lane.lease_age().map(|nanos| nanos as f64 / 1e6),
+        }
+    }
+}
+
+/// What every JSON answer starts with.
+#[derive(Serialize)]
+struct Envelope<T> {
+    version: &'static str,
+    at: String,
+    #[serde(flatten)]
+    body: T,
+}
+
+#[derive(Serialize)]
+struct Failure {
+    error: Fault,
+}
+
+#[derive(Serialize)]
+struct Fault {
+    code: &'static str,
+    message: String,
+}
+
+impl Refusal {
+    fn answer(self) -> Answer {
+        let fault = Fault {
+            code: self.code,
+            message: self.message,
+        };
+        let mut answer = json(self.status, Failure { error: fault });
+        let headers = answer.headers_mut();
+        match self.status {
+            StatusCode::METHOD_NOT_ALLOWED => {
+                headers.insert(header::ALLOW, ALLOW);
+            }
+            // The body is not read, so nothing can follow it.
+            StatusCode::PAYLOAD_TOO_LARGE => {
+                headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            _ => {}
+        }
+        answer
+    }
+}
+
+/// A body of plain structs cannot fail to serialize; should it ever, the answer says so instead of being empty.
+fn json<T: Serialize>(status: StatusCode, body: T) -> Answer {
+    let body = Envelope {
+        version: env!("CARGO_PKG_VERSION"),
+        at: stamp::now(),
+        body,
+    };
+    match serde_json::to_vec(&body) {
+        Ok(bytes) => answer(status, JSON, bytes.into()),
+        Err(_) => {
+            let error = Bytes::from_static(
+                br#"{"error":{"code":"internal","message":"the answer cannot be written"}}"#,
+            );
+            answer(StatusCode::INTERNAL_SERVER_ERROR, JSON, error)
+        }
+    }
+}
+
+fn answer(status: StatusCode, content_type: HeaderValue, body: Bytes) -> Answer {
+    let mut answer = Response::new(Full::new(body));
+    *answer.status_mut() = status;
+    answer
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, content_type);
+    answer
+}

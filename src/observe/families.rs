@@ -1,0 +1,299 @@
+//! The one table of all metric families: name, type, help, labels, and where the numbers come from. Runs when somebody
+//! scrapes, on the side port's thread; counts nothing itself. Tests hold README against `families()`.
+
+use prometheus::TextEncoder;
+use prometheus::proto;
+
+use super::View;
+use super::counters::{Histogram, Labeled};
+use super::patterns::Row;
+use super::reasons::{Coherence, Link, Method, Mode, Timed};
+use super::{clock, process};
+
+/// `impl` of everything the L1 itself counts; the counts of `observe` mode get rows of their own when that mode exists.
+const L1: &str = "l1";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Counter,
+    Gauge,
+    Histogram,
+}
+
+pub(crate) struct Family {
+    pub(crate) name: &'static str,
+    pub(crate) kind: Kind,
+    pub(crate) help: &'static str,
+    pub(crate) labels: &'static [&'static str],
+    read: fn(&View, &mut Series),
+}
+
+pub(crate) fn families() -> &'static [Family] {
+    FAMILIES
+}
+
+/// The whole scrape in Prometheus's text format 0.0.4.
+pub(crate) fn render(view: &View) -> prometheus::Result<String> {
+    let families: Vec<_> = FAMILIES.iter().map(|family| family.collect(view)).collect();
+    TextEncoder::new().encode_to_string(&families)
+}
+
+macro_rules! family {
+    ($kind:ident $name:literal [$($label:literal),*] $help:literal, $read:expr) => {
+        Family { name: $name, kind: Kind::$kind, help: $help, labels: &[$($label),*], read: $read }
+    };
+}
+
+const FAMILIES: &[Family] = &[
+    family!(Counter "cache_hits_total" ["impl", "key_pattern"] "Keys answered from the local cache.",
+        |v, out| by_pattern(v, out, |row| row.hits.get())),
+    family!(Counter "cache_miss_total" ["impl", "key_pattern"] "Keys of cached commands that the local cache did not have.",
+        |v, out| by_pattern(v, out, |row| row.misses.get())),
+    family!(Counter "cache_set_total" ["impl", "key_pattern"] "Entries stored in the local cache.",
+        |v, out| by_pattern(v, out, |row| row.sets.get())),
+    family!(Counter "cache_del_total" ["impl", "key_pattern"] "Entries removed from the local cache for any cause but replacement.",
+        |v, out| by_pattern(v, out, |row| row.dels.get())),
+    family!(Counter "cache_errors_total" ["impl", "error_type"] "Commands of the cache's that failed, by kind of failure.",
+        |v, out| by_word_l1(out, &v.metrics.errors)),
+    family!(Counter "cache_invalidate_total" ["impl", "tag"] "Invalidations applied to the local cache, by what they named.",
+        |v, out| by_word_l1(out, &v.metrics.invalidated)),
+    family!(Gauge "cache_enabled" ["impl"] "1 while the local cache answers reads; the label says what it does instead.",
+        enabled),
+    family!(Counter "cache_candidate_requests" ["route", "method"] "Requests that the cache could answer, by key pattern and command.",
+        candidates),
+    family!(Counter "nearside_bypass_total" ["reason"] "Reads of cacheable commands that were not looked up in the local cache.",
+        |v, out| by_word(out, &v.metrics.bypass)),
+    family!(Counter "nearside_fills_discarded_total" ["reason"] "Replies that were not stored although they had been asked for to be stored.",
+        |v, out| by_word(out, &v.metrics.discarded)),
+    family!(Counter "nearside_invalidations_total" ["source"] "Keys and flushes that invalidated, by where they came from.",
+        |v, out| by_word(out, &v.metrics.invalidations)),
+    family!(Counter "nearside_evictions_total" ["cause"] "Entries that left the local cache.",
+        |v, out| by_word(out, &v.metrics.evictions)),
+    family!(Counter "nearside_flushes_total" ["reason"] "Times the whole local cache was dropped.",
+        |v, out| by_word(out, &v.metrics.flushes)),
+    family!(Gauge "nearside_l1_entries" [] "Entries in the local cache.",
+        |v, out| out.push(&[], v.metrics.entries.get() as f64)),
+    family!(Gauge "nearside_l1_bytes" [] "Bytes in the local cache, overhead included.",
+        |v, out| out.push(&[], v.metrics.bytes.get() as f64)),
+    family!(Counter "nearside_coalesced_total" [] "Misses that joined a fetch of the same key under way.",
+        |v, out| out.push(&[], v.metrics.coalesced.get() as f64)),
+    family!(Counter "nearside_updates_total" [] "Writes that refreshed the local cache.",
+        |v, out| out.push(&[], v.metrics.updates.get() as f64)),
+    family!(Gauge "nearside_pending_writes" [] "Writes sent upstream and not answered yet.",
+        |v, out| out.push(&[], v.metrics.pending.get() as f64)),
+    family!(Gauge "nearside_coherence_mode" ["mode"] "1 for what keeps the local cache coherent now, 0 for the others.",
+        |v, out| one_of(out, Coherence::WORDS, v.status.coherence().as_str())),
+    family!(Gauge "nearside_link_up" [] "1 while every lane's invalidation link is live and there is one.",
+        link_up),
+    family!(Gauge "nearside_link_state" ["state"] "Lanes by the state of their link.",
+        link_state),
+    family!(Gauge "nearside_lease_age_seconds" [] "Age of the oldest lane's last proof of coherence; 0 before the first.",
+        lease_age),
+    family!(Gauge "nearside_lane_epoch" [] "The newest lane's epoch: it grows whenever a lane is lost.",
+        |v, out| out.push(&[], v.status.lanes().iter().map(|lane| lane.epoch()).max().unwrap_or(0) as f64)),
+    family!(Histogram "nearside_request_duration_seconds" ["class", "result"] "From a request read to its reply ready to be written.",
+        requests),
+    family!(Counter "nearside_commands_total" ["kind"] "Commands of clients.",
+        |v, out| by_word(out, &v.metrics.commands)),
+    family!(Histogram "nearside_upstream_duration_seconds" [] "From a command sent upstream to its reply.",
+        |v, out| out.push_histogram(&[], &v.metrics.upstream)),
+    family!(Gauge "nearside_upstream_up" [] "1 while upstream answers.",
+        |v, out| out.push(&[], f64::from(v.status.upstream_up()))),
+    family!(Counter "nearside_upstream_reconnects_total" [] "Lanes that were connected again.",
+        |v, out| out.push(&[], v.metrics.reconnects.get() as f64)),
+    family!(Gauge "nearside_upstream_in_flight" [] "Commands sent upstream and not answered yet.",
+        |v, out| out.push(&[], v.metrics.in_flight.get() as f64)),
+    family!(Gauge "nearside_pinned_connections" [] "Upstream connections that belong to one client now.",
+        |v, out| out.push(&[], v.metrics.pinned_connections.get() as f64)),
+    family!(Counter "nearside_pinned_total" ["why"] "Times a client got an upstream connection of its own.",
+        |v, out| by_word(out, &v.metrics.pinned)),
+    family!(Gauge "nearside_clients" [] "Connected clients.",
+        |v, out| out.push(&[], v.metrics.clients.get() as f64)),
+    family!(Counter "nearside_clients_total" [] "Clients that have connected.",
+        |v, out| out.push(&[], v.metrics.clients_accepted.get() as f64)),
+    family!(Counter "nearside_clients_rejected_total" ["reason"] "Clients turned away.",
+        |v, out| by_word(out, &v.metrics.clients_rejected)),
+    family!(Counter "nearside_clients_dropped_total" ["reason"] "Clients whose connection this side closed.",
+        |v, out| by_word(out, &v.metrics.clients_dropped)),
+    family!(Counter "nearside_protocol_errors_total" ["peer"] "Byte streams that were not RESP.",
+        |v, out| by_word(out, &v.metrics.protocol_errors)),
+    family!(Counter "nearside_bytes_total" ["peer", "direction"] "Bytes read (in) and written (out).",
+        bytes),
+    family!(Gauge "nearside_build_info" ["version"] "Always 1; the label is the version that runs.",
+        |_, out| out.push(&[env!("CARGO_PKG_VERSION")], 1.0)),
+    family!(Gauge "process_start_time_seconds" [] "When the process started, in seconds since 1970.",
+        |v, out| out.push(&[], v.metrics.started_at)),
+    family!(Counter "process_cpu_seconds_total" [] "CPU time used, user and system.",
+        |_, out| out.push(&[], clock::cpu() as f64 / 1e9)),
+    family!(Gauge "process_resident_memory_bytes" [] "Resident memory.",
+        |_, out| out.push(&[], process::resident_bytes() as f64)),
+    family!(Gauge "process_open_fds" [] "Open file descriptors.",
+        |_, out| out.push(&[], process::open_files() as f64)),
+];
+
+fn by_pattern(view: &View, out: &mut Series, read: impl Fn(&Row) -> u64) {
+    for (name, row) in view.metrics.patterns.iter() {
+        out.push(&[L1, name], read(row) as f64);
+    }
+}
+
+fn by_word<const N: usize>(out: &mut Series, counters: &Labeled<N>) {
+    for (word, count) in counters.iter() {
+        out.push(&[word], count as f64);
+    }
+}
+
+fn by_word_l1<const N: usize>(out: &mut Series, counters: &Labeled<N>) {
+    for (word, count) in counters.iter() {
+        out.push(&[L1, word], count as f64);
+    }
+}
+
+fn one_of(out: &mut Series, words: &[&str], now: &str) {
+    for word in words {
+        out.push(&[word], f64::from(*word == now));
+    }
+}
+
+/// One series, that of the mode in force: `sum(cache_enabled)` over all pods is then the number of caches that serve.
+fn enabled(view: &View, out: &mut Series) {
+    match view.status.mode() {
+        Mode::Serve => out.push(&[L1], 1.0),
+        other => out.push(&[other.as_str()], 0.0),
+    }
+}
+
+/// A pair appears with its first request; those of `_other` are there from the start.
+fn candidates(view: &View, out: &mut Series) {
+    for (i, (name, row)) in view.metrics.patterns.iter().enumerate() {
+        for (method, count) in Method::WORDS.iter().zip(&row.candidates) {
+            if count.get() > 0 || i == 0 {
+                out.push(&[name, method], count.get() as f64);
+            }
+        }
+    }
+}
+
+fn link_up(view: &View, out: &mut Series) {
+    let lanes = view.status.lanes();
+    out.push(
+        &[],
+        f64::from(!lanes.is_empty() && lanes.iter().all(|lane| lane.live())),
+    );
+}
+
+fn link_state(view: &View, out: &mut Series) {
+    let lanes = view.status.lanes();
+    for link in Link::ALL {
+        let count = lanes.iter().filter(|lane| lane.link() == *link).count();
+        out.push(&[link.as_str()], count as f64);
+    }
+}
+
+fn lease_age(view: &View, out: &mut Series) {
+    let oldest = view
+        .status
+        .lanes()
+        .iter()
+        .filter_map(|lane| lane.lease_age())
+        .max();
+    out.push(&[], oldest.unwrap_or(0) as f64 / 1e9);
+}
+
+fn requests(view: &View, out: &mut Series) {
+    for ((class, result), histogram) in Timed::LABELS.iter().zip(&view.metrics.requests) {
+        out.push_histogram(&[class, result], histogram);
+    }
+}
+
+fn bytes(view: &View, out: &mut Series) {
+    for (direction, counters) in [
+        ("in", &view.metrics.bytes_in),
+        ("out", &view.metrics.bytes_out),
+    ] {
+        for (peer, count) in counters.iter() {
+            out.push(&[peer, direction], count as f64);
+        }
+    }
+}
+
+impl Family {
+    fn collect(&'static self, view: &View) -> proto::MetricFamily {
+        let mut series = Series {
+            family: self,
+            metrics: Vec::new(),
+        };
+        (self.read)(view, &mut series);
+        let mut family = proto::MetricFamily::default();
+        family.set_name(self.name.to_owned());
+        family.set_help(self.help.to_owned());
+        family.set_field_type(match self.kind {
+            Kind::Counter => proto::MetricType::COUNTER,
+            Kind::Gauge => proto::MetricType::GAUGE,
+            Kind::Histogram => proto::MetricType::HISTOGRAM,
+        });
+        family.set_metric(series.metrics);
+        family
+    }
+}
+
+/// The series of one family while they are collected.
+struct Series {
+    family: &'static Family,
+    metrics: Vec<proto::Metric>,
+}
+
+impl Series {
+    /// `labels` are the values in the order of the family's names.
+    fn push(&mut self, labels: &[&str], value: f64) {
+        let mut metric = self.labeled(labels);
+        match self.family.kind {
+            Kind::Gauge => {
+                let mut gauge = proto::Gauge::default();
+                gauge.set_value(value);
+                metric.set_gauge(gauge);
+            }
+            Kind::Counter | Kind::Histogram => {
+                let mut counter = proto::Counter::default();
+                counter.set_value(value);
+                metric.set_counter(counter);
+            }
+        }
+        self.metrics.push(metric);
+    }
+
+    /// The count is that of the buckets as they were read, so that the buckets never add up to more than it says.
+    fn push_histogram(&mut self, labels: &[&str], source: &Histogram) {
+        let mut metric = self.labeled(labels);
+        let mut histogram = proto::Histogram::default();
+        let bounds: Vec<_> = source
+            .cumulative()
+            .map(|(bound, count)| bucket(bound, count))
+            .collect();
+        histogram.set_bucket(bounds);
+        histogram.set_sample_count(source.count());
+        histogram.set_sample_sum(source.sum_seconds());
+        metric.set_histogram(histogram);
+        self.metrics.push(metric);
+    }
+
+    fn labeled(&self, values: &[&str]) -> proto::Metric {
+        let pairs = self.family.labels.iter().zip(values).map(|(name, value)| {
+            let mut pair = proto::LabelPair::default();
+            pair.set_name((*name).to_owned());
+            pair.set_value((*value).to_owned());
+            pair
+        });
+        proto::Metric::from_label(pairs.collect())
+    }
+}
+
+fn bucket(bound: f64, count: u64) -> proto::Bucket {
+    let mut bucket = proto::Bucket::default();
+    bucket.set_upper_bound(bound);
+    bucket.set_cumulative_count(count);
+    bucket
+}
+
+#[cfg(test)]
+mod tests;

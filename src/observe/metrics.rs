@@ -1,0 +1,108 @@
+//! Everything that is counted, as fields that the data path bumps by name; `families` knows how each is called outside.
+//! One writer each (see `counters`), shared by `Arc` with the side port's thread.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::counters::{Counter, Gauge, Histogram, Labeled};
+use super::patterns::Patterns;
+use super::reasons::{
+    Bypass, Class, Discard, Dropped, ErrorType, Evict, Flush, Peer, Pin, Reject, Source, Tag, Timed,
+};
+
+pub(crate) struct Metrics {
+    /// Hits, misses, sets, dels and candidates, by family of keys.
+    pub(crate) patterns: Patterns,
+    pub(crate) errors: Labeled<{ ErrorType::COUNT }>,
+    pub(crate) invalidated: Labeled<{ Tag::COUNT }>,
+
+    pub(crate) bypass: Labeled<{ Bypass::COUNT }>,
+    pub(crate) discarded: Labeled<{ Discard::COUNT }>,
+    pub(crate) invalidations: Labeled<{ Source::COUNT }>,
+    pub(crate) evictions: Labeled<{ Evict::COUNT }>,
+    pub(crate) flushes: Labeled<{ Flush::COUNT }>,
+    pub(crate) entries: Gauge,
+    pub(crate) bytes: Gauge,
+    /// Misses that joined a fill under way.
+    pub(crate) coalesced: Counter,
+    /// Writes that stored their own result (dual write).
+    pub(crate) updates: Counter,
+    /// Own writes that are sent and not answered.
+    pub(crate) pending: Gauge,
+
+    pub(crate) requests: [Histogram; Timed::COUNT],
+    pub(crate) commands: Labeled<{ Class::COUNT }>,
+    pub(crate) upstream: Histogram,
+    pub(crate) reconnects: Counter,
+    pub(crate) in_flight: Gauge,
+    pub(crate) pinned_connections: Gauge,
+    /// By `command::Why as usize`.
+    pub(crate) pinned: Labeled<{ Pin::COUNT }>,
+
+    /// Connected now.
+    pub(crate) clients: Gauge,
+    pub(crate) clients_accepted: Counter,
+    pub(crate) clients_rejected: Labeled<{ Reject::COUNT }>,
+    pub(crate) clients_dropped: Labeled<{ Dropped::COUNT }>,
+    pub(crate) protocol_errors: Labeled<{ Peer::COUNT }>,
+    pub(crate) bytes_in: Labeled<{ Peer::COUNT }>,
+    pub(crate) bytes_out: Labeled<{ Peer::COUNT }>,
+
+    /// Seconds since 1970.
+    pub(super) started_at: f64,
+}
+
+impl Metrics {
+    /// `separators` and `max_key_patterns` as in `observe` of the configuration.
+    pub(crate) fn new(separators: &str, max_key_patterns: usize) -> Self {
+        Self {
+            patterns: Patterns::new(separators, max_key_patterns),
+            errors: Labeled::new(ErrorType::WORDS),
+            invalidated: Labeled::new(Tag::WORDS),
+            bypass: Labeled::new(Bypass::WORDS),
+            discarded: Labeled::new(Discard::WORDS),
+            invalidations: Labeled::new(Source::WORDS),
+            evictions: Labeled::new(Evict::WORDS),
+            flushes: Labeled::new(Flush::WORDS),
+            entries: Gauge::default(),
+            bytes: Gauge::default(),
+            coalesced: Counter::default(),
+            updates: Counter::default(),
+            pending: Gauge::default(),
+            requests: std::array::from_fn(|_| Histogram::default()),
+            commands: Labeled::new(Class::WORDS),
+            upstream: Histogram::default(),
+            reconnects: Counter::default(),
+            in_flight: Gauge::default(),
+            pinned_connections: Gauge::default(),
+            pinned: Labeled::new(Pin::WORDS),
+            clients: Gauge::default(),
+            clients_accepted: Counter::default(),
+            clients_rejected: Labeled::new(Reject::WORDS),
+            clients_dropped: Labeled::new(Dropped::WORDS),
+            protocol_errors: Labeled::new(Peer::WORDS),
+            bytes_in: Labeled::new(Peer::WORDS),
+            bytes_out: Labeled::new(Peer::WORDS),
+            started_at: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0.0, |d| d.as_secs_f64()),
+        }
+    }
+
+    /// A request of this class and result took `nanos`, from its last byte read to its reply in the outbox.
+    pub(crate) fn request(&self, what: Timed, nanos: u64) {
+        self.requests[what as usize].observe(nanos);
+    }
+
+    /// `n` of them took `nanos` each.
+    pub(crate) fn request_n(&self, what: Timed, nanos: u64, n: u64) {
+        self.requests[what as usize].observe_n(nanos, n);
+    }
+
+    pub(crate) fn hits(&self) -> u64 {
+        self.patterns.iter().map(|(_, row)| row.hits.get()).sum()
+    }
+
+    pub(crate) fn misses(&self) -> u64 {
+        self.patterns.iter().map(|(_, row)| row.misses.get()).sum()
+    }
+}

@@ -1,0 +1,301 @@
+//! The word for every decision and cause: metric label and word of `NEARSIDE EXPLAIN` in one. Closed lists, so that the
+//! data path counts by index. A word once released stays: dashboards and alerts are built on it.
+
+/// An enum whose variants are words: `as_str`, the lists of all, and the index for `counters::Labeled`.
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(crate) enum $name { $($(#[$variant_doc])* $variant,)+ }
+
+        impl $name {
+            pub(crate) const WORDS: &'static [&'static str; Self::COUNT] = &[$($word,)+];
+            pub(crate) const ALL: &'static [Self; Self::COUNT] = &[$(Self::$variant,)+];
+            pub(crate) const COUNT: usize = [$($word,)+].len();
+
+            pub(crate) fn as_str(self) -> &'static str {
+                Self::WORDS[self as usize]
+            }
+        }
+
+        impl From<$name> for usize {
+            fn from(word: $name) -> usize {
+                word as usize
+            }
+        }
+    };
+}
+
+words! {
+    /// What the cache does at all (`cache.mode`, NEARSIDE MODE).
+    Mode {
+        Serve = "serve",
+        Observe = "observe",
+        Off = "off",
+    }
+}
+
+words! {
+    /// The commands that `cache_candidate_requests` counts: those the cache could answer.
+    Method {
+        Get = "GET",
+        Mget = "MGET",
+    }
+}
+
+words! {
+    /// Why a read of a cacheable command was not looked up in the L1.
+    Bypass {
+        CacheOff = "cache_off",
+        /// No rule, or the rule in force, allows it.
+        NotCacheable = "not_cacheable",
+        /// The profile is served from pinned connections.
+        NoLane = "no_lane",
+        /// The lane is down or its tracking is not proved yet.
+        NotLive = "not_live",
+        /// The last proof of coherence is older than `coherence.max_staleness`.
+        Lease = "lease",
+        /// Something this session has seen is newer than the lane's last proof.
+        Fence = "fence",
+        /// The session waits for an answer that may change the key.
+        Outstanding = "outstanding",
+        /// The session is on a connection of its own.
+        Pinned = "pinned",
+        /// A write to the key is under way through this sidecar.
+        Pending = "pending",
+        /// The key is remembered for a large value.
+        Large = "large",
+        /// Upstream refuses CLIENT TRACKING to this user.
+        TrackingRefused = "tracking_refused",
+        /// The key's pattern is written more than it is read: its updates are not stored.
+        PausedUpdate = "paused_update",
+    }
+}
+
+words! {
+    /// Why a reply that had come to be stored was not.
+    Discard {
+        /// An invalidation of the key came in between.
+        Push = "push",
+        /// A write through this sidecar came in between.
+        Write = "write",
+        /// The lane was lost in between.
+        Epoch = "epoch",
+        Flush = "flush",
+        /// Value and PTTL do not describe one state of the key.
+        Inconsistent = "inconsistent",
+        /// Upstream's ACL refuses GET or PTTL to this user.
+        NoPerm = "noperm",
+        /// Upstream answered with another error.
+        Error = "error",
+        TooLarge = "too_large",
+        /// It would expire before it could be served.
+        Ttl = "ttl",
+        /// The rule of the key changed, or forbids it.
+        Pattern = "pattern",
+        /// The cache was switched off in between.
+        Mode = "mode",
+    }
+}
+
+words! {
+    /// Where an invalidation came from.
+    Source {
+        Push = "push",
+        OwnWrite = "own_write",
+        Flush = "flush",
+        Command = "command",
+    }
+}
+
+words! {
+    /// Why an entry left the L1.
+    Evict {
+        /// Room was needed.
+        Size = "size",
+        Expired = "expired",
+        Invalidated = "invalidated",
+        Flushed = "flushed",
+    }
+}
+
+words! {
+    /// Why the whole L1 was dropped.
+    Flush {
+        /// Upstream said so: FLUSHALL or FLUSHDB of somebody, or its tracking table overflowed.
+        Push = "push",
+        Flushdb = "flushdb",
+        Flushall = "flushall",
+        Swapdb = "swapdb",
+        /// NEARSIDE FLUSH.
+        Command = "command",
+        Mode = "mode",
+        /// Upstream turned out to be another server, or in another role.
+        Identity = "identity",
+    }
+}
+
+words! {
+    /// `tag` of `cache_invalidate_total` for invalidations without a tag of a rule.
+    Tag {
+        Key = "_key",
+        Prefix = "_prefix",
+        Pattern = "_pattern",
+        Regex = "_regex",
+        Flush = "_flush",
+        Push = "_push",
+    }
+}
+
+words! {
+    /// `error_type` of `cache_errors_total`.
+    ErrorType {
+        Upstream = "upstream",
+        Timeout = "timeout",
+        Protocol = "protocol",
+        Oom = "oom",
+        Policy = "policy",
+    }
+}
+
+words! {
+    /// Why a session holds a connection of its own, in the order of `command::Why`, which counts by its index.
+    Pin {
+        Transaction = "transaction",
+        Watch = "watch",
+        Blocking = "blocking",
+        MayBlock = "may_block",
+        Subscribe = "subscribe",
+        Monitor = "monitor",
+        Tracking = "tracking",
+        Admin = "admin",
+        Unknown = "unknown",
+        Module = "module",
+        Large = "large",
+        NoLane = "no_lane",
+        Verify = "verify",
+    }
+}
+
+words! {
+    /// Why a new client was turned away.
+    Reject {
+        MaxClients = "max_clients",
+        Protected = "protected",
+        Draining = "draining",
+    }
+}
+
+words! {
+    /// Why this side closed a client's connection.
+    Dropped {
+        OutputLimit = "output_limit",
+        QueryLimit = "query_limit",
+        BuffersMax = "buffers_max",
+        IdleTimeout = "idle_timeout",
+        Protocol = "protocol",
+        /// CLIENT KILL.
+        Killed = "killed",
+        /// Its pinned connection ended.
+        Upstream = "upstream",
+        Drain = "drain",
+    }
+}
+
+words! {
+    Peer {
+        Client = "client",
+        Upstream = "upstream",
+    }
+}
+
+words! {
+    /// What a command was, for `nearside_commands_total`.
+    Class {
+        Read = "read",
+        Write = "write",
+        /// Answered here: handshake, NEARSIDE.
+        Local = "local",
+        Other = "other",
+    }
+}
+
+/// Class and result of `nearside_request_duration_seconds`: only the pairs that make sense, so that ten histograms do and
+/// not four times five.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Timed {
+    ReadHit,
+    ReadMiss,
+    ReadBypass,
+    ReadError,
+    WriteOk,
+    WriteError,
+    LocalOk,
+    LocalError,
+    OtherOk,
+    OtherError,
+}
+
+impl Timed {
+    pub(crate) const COUNT: usize = Self::LABELS.len();
+
+    /// (class, result) in the order of the variants.
+    pub(crate) const LABELS: &'static [(&'static str, &'static str)] = &[
+        ("read", "hit"),
+        ("read", "miss"),
+        ("read", "bypass"),
+        ("read", "error"),
+        ("write", "ok"),
+        ("write", "error"),
+        ("local", "ok"),
+        ("local", "error"),
+        ("other", "ok"),
+        ("other", "error"),
+    ];
+}
+
+words! {
+    /// A lane's link.
+    Link {
+        /// Lost; the next attempt waits for its back-off.
+        Down = "down",
+        Connecting = "connecting",
+        /// Connected, its invalidations not proved yet: forwards, stores nothing.
+        Arming = "arming",
+        Live = "live",
+        /// Connected, but upstream refuses tracking: forwards, never stores.
+        Untracked = "untracked",
+    }
+}
+
+words! {
+    /// What keeps the L1 coherent now (`coherence.mode` as resolved).
+    Coherence {
+        /// Not decided yet.
+        Probing = "probing",
+        Tracking = "tracking",
+        Pubsub = "pubsub",
+        Ttl = "ttl",
+        /// Nothing is cached.
+        None = "none",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn index_and_word_agree() {
+        assert_eq!(
+            Bypass::WORDS[usize::from(Bypass::Fence)],
+            Bypass::Fence.as_str()
+        );
+        assert_eq!(Bypass::PausedUpdate as usize + 1, Bypass::COUNT);
+        assert_eq!(
+            Timed::LABELS[Timed::OtherError as usize],
+            ("other", "error")
+        );
+        assert_eq!(Timed::OtherError as usize + 1, Timed::COUNT);
+    }
+}

@@ -1,0 +1,263 @@
+//! The state of the process as health and metrics show it: start, drain, upstream, coherence, lanes. Set by the data path
+//! when something changes, read by the side port's thread at any time. A lane's proof of coherence is kept as a time, not
+//! as an age: while the data path stalls, the age that others see must grow.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
+
+use parking_lot::Mutex;
+
+use super::clock;
+use super::reasons::{Coherence, Link, Mode};
+
+/// An upstream error as health shows it is cut here: some servers put a whole command into theirs.
+const ERROR_MAX: usize = 200;
+
+pub(crate) struct Status {
+    started: AtomicBool,
+    draining: AtomicBool,
+    upstream_up: AtomicBool,
+    /// Why upstream is not up; empty while it is.
+    upstream_error: Mutex<String>,
+    coherence: AtomicU8,
+    mode: AtomicU8,
+    backend: &'static str,
+    /// As many as there are profiles with a lane, so `upstream.lanes_max` at most.
+    lanes: Mutex<Vec<Arc<LaneStatus>>>,
+}
+
+impl Status {
+    /// `backend` is `upstream` or `embedded`.
+    pub(crate) fn new(backend: &'static str, mode: Mode) -> Self {
+        Self {
+            started: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
+            upstream_up: AtomicBool::new(false),
+            upstream_error: Mutex::new(String::new()),
+            coherence: AtomicU8::new(Coherence::Probing as u8),
+            mode: AtomicU8::new(mode as u8),
+            backend,
+            lanes: Mutex::new(Vec::new()),
+        }
+    }
+
+    /// Listeners accept from now on.
+    pub(crate) fn set_started(&self) {
+        self.started.store(true, Relaxed);
+    }
+
+    pub(crate) fn set_draining(&self) {
+        self.draining.store(true, Relaxed);
+    }
+
+    pub(crate) fn set_upstream_up(&self) {
+        self.upstream_error.lock().clear();
+        self.upstream_up.store(true, Relaxed);
+    }
+
+    /// `why` is shown to whoever may see /health: it must hold no secret.
+    pub(crate) fn set_upstream_down(&self, why: &str) {
+        *self.upstream_error.lock() = why.chars().take(ERROR_MAX).collect();
+        self.upstream_up.store(false, Relaxed);
+    }
+
+    pub(crate) fn set_coherence(&self, mode: Coherence) {
+        self.coherence.store(mode as u8, Relaxed);
+    }
+
+    pub(crate) fn set_mode(&self, mode: Mode) {
+        self.mode.store(mode as u8, Relaxed);
+    }
+
+    /// A lane comes into being. Its owner keeps the handle, writes to it, and gives it back to `remove_lane`.
+    pub(crate) fn add_lane(&self, db: u32, user: &str) -> Arc<LaneStatus> {
+        let lane = Arc::new(LaneStatus::new(db, user));
+        self.lanes.lock().push(lane.clone());
+        lane
+    }
+
+    pub(crate) fn remove_lane(&self, lane: &Arc<LaneStatus>) {
+        self.lanes.lock().retain(|other| !Arc::ptr_eq(other, lane));
+    }
+
+    pub(crate) fn started(&self) -> bool {
+        self.started.load(Relaxed)
+    }
+
+    pub(crate) fn draining(&self) -> bool {
+        self.draining.load(Relaxed)
+    }
+
+    /// Commands are accepted, whatever state upstream is in.
+    pub(crate) fn ready(&self) -> bool {
+        self.started() && !self.draining()
+    }
+
+    pub(crate) fn upstream_up(&self) -> bool {
+        self.upstream_up.load(Relaxed)
+    }
+
+    pub(crate) fn upstream_error(&self) -> String {
+        self.upstream_error.lock().clone()
+    }
+
+    pub(crate) fn coherence(&self) -> Coherence {
+        decode(Coherence::ALL, &self.coherence)
+    }
+
+    pub(crate) fn mode(&self) -> Mode {
+        decode(Mode::ALL, &self.mode)
+    }
+
+    pub(crate) fn backend(&self) -> &'static str {
+        self.backend
+    }
+
+    /// The lanes as they are now; the lock is held for the copy of their handles only.
+    pub(crate) fn lanes(&self) -> Vec<Arc<LaneStatus>> {
+        self.lanes.lock().clone()
+    }
+
+    /// What an operator should know although commands are accepted. Empty is healthy. A cache that was switched off is a
+    /// choice, not a fault.
+    pub(crate) fn degraded(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        if self.backend == "upstream" && !self.upstream_up() {
+            reasons.push(match self.upstream_error() {
+                why if why.is_empty() => "upstream: not connected yet".to_owned(),
+                why => format!("upstream: {why}"),
+            });
+        }
+        if matches!(self.coherence(), Coherence::Pubsub | Coherence::Ttl) {
+            reasons.push(format!("coherence: {}", self.coherence().as_str()));
+        }
+        reasons.extend(self.lane_troubles());
+        reasons
+    }
+
+    /// How many lanes are in each state but the good one. No names of users: everybody may see /health.
+    fn lane_troubles(&self) -> impl Iterator<Item = String> {
+        let lanes = self.lanes();
+        let troubles = Link::ALL.iter().filter(|link| **link != Link::Live);
+        troubles.filter_map(move |link| {
+            let count = lanes.iter().filter(|lane| lane.link() == *link).count();
+            (count > 0).then(|| format!("lanes: {count} of {} {}", lanes.len(), link.as_str()))
+        })
+    }
+}
+
+/// One lane: what its owner knows, written with plain stores as often as it likes.
+pub(crate) struct LaneStatus {
+    pub(crate) db: u32,
+    /// The upstream user; `default` where no credentials were given.
+    pub(crate) user: String,
+    link: AtomicU8,
+    epoch: AtomicU64,
+    /// F (COHERENCE decision 2): when the newest answered command was sent, by `clock::now`; 0 = never.
+    proved_at: AtomicU64,
+}
+
+impl LaneStatus {
+    fn new(db: u32, user: &str) -> Self {
+        Self {
+            db,
+            user: user.to_owned(),
+            link: AtomicU8::new(Link::Connecting as u8),
+            epoch: AtomicU64::new(0),
+            proved_at: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn set_link(&self, link: Link) {
+        self.link.store(link as u8, Relaxed);
+    }
+
+    pub(crate) fn set_epoch(&self, epoch: u64) {
+        self.epoch.store(epoch, Relaxed);
+    }
+
+    pub(crate) fn set_proved_at(&self, nanos: u64) {
+        self.proved_at.store(nanos, Relaxed);
+    }
+
+    pub(crate) fn link(&self) -> Link {
+        decode(Link::ALL, &self.link)
+    }
+
+    pub(crate) fn live(&self) -> bool {
+        self.link() == Link::Live
+    }
+
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch.load(Relaxed)
+    }
+
+    /// How old the last proof of coherence is, in nanoseconds; none before the first one.
+    pub(crate) fn lease_age(&self) -> Option<u64> {
+        match self.proved_at.load(Relaxed) {
+            0 => None,
+            at => Some(clock::now().saturating_sub(at)),
+        }
+    }
+}
+
+/// The cells hold nothing but variants of the enum that `all` lists.
+fn decode<T: Copy>(all: &[T], cell: &AtomicU8) -> T {
+    all[usize::from(cell.load(Relaxed)).min(all.len() - 1)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ready_between_start_and_drain() {
+        let status = Status::new("upstream", Mode::Serve);
+        assert!(!status.ready());
+        status.set_started();
+        assert!(status.ready());
+        status.set_draining();
+        assert!(!status.ready() && status.started());
+    }
+
+    #[test]
+    fn every_trouble_has_its_reason() {
+        let status = Status::new("upstream", Mode::Serve);
+        assert_eq!(status.degraded(), ["upstream: not connected yet"]);
+        status.set_upstream_down("Connection refused");
+        assert_eq!(status.degraded(), ["upstream: Connection refused"]);
+        status.set_upstream_up();
+        status.set_coherence(Coherence::Tracking);
+        let lane = status.add_lane(3, "app");
+        lane.set_link(Link::Untracked);
+        assert_eq!(status.degraded(), ["lanes: 1 of 1 untracked"]);
+        lane.set_link(Link::Live);
+        assert!(status.degraded().is_empty());
+        status.set_coherence(Coherence::Ttl);
+        assert_eq!(status.degraded(), ["coherence: ttl"]);
+    }
+
+    #[test]
+    fn a_removed_lane_is_gone_and_its_twin_stays() {
+        let status = Status::new("upstream", Mode::Serve);
+        let first = status.add_lane(0, "default");
+        let _second = status.add_lane(0, "default");
+        status.remove_lane(&first);
+        assert_eq!(status.lanes().len(), 1);
+    }
+
+    #[test]
+    fn the_lease_ages_while_nobody_writes() {
+        let lane = LaneStatus::new(0, "default");
+        assert_eq!(lane.lease_age(), None);
+        lane.set_proved_at(clock::now() - 5_000_000);
+        assert!(lane.lease_age().is_some_and(|age| age >= 5_000_000));
+    }
+
+    #[test]
+    fn a_long_error_is_cut_between_characters() {
+        let status = Status::new("upstream", Mode::Serve);
+        status.set_upstream_down(&"é".repeat(5000));
+        assert_eq!(status.upstream_error().chars().count(), ERROR_MAX);
+    }
+}
