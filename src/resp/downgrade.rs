@@ -177,3 +177,6 @@ fn xpending(frame: &[u8], out: &mut BytesMut) {
         convert(field, if consumers { ARRAY_NULL } else { BULK_NULL }, out);
     }
 }
+
+#[cfg(test)]
+mod tests;

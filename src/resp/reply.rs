@@ -611,3 +611,6 @@ pub(crate) fn copy_without(frame: &[u8], pushes: &[Range<usize>], out: &mut Byte
     }
     out.put_slice(&frame[copied..]);
 }
+
+#[cfg(test)]
+mod tests;

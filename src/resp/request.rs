@@ -606,3 +606,6 @@ fn hex(digit: u8) -> u8 {
         _ => digit.wrapping_sub(b'A') + 10,
     }
 }
+
+#[cfg(test)]
+mod tests;
