@@ -136,11 +136,7 @@ fn long_scalar(rest: &[u8], out: &mut BytesMut) -> Option<usize> {
 /// Rule 2's shape: an array of arrays of two.
 fn is_pairs(frame: &[u8]) -> bool {
     let mut all = elements(frame);
-    let first = all
-        .clone()
-        .next()
-        .is_some_and(|element| element.starts_with(PAIR));
-    first && frame.starts_with(b"*") && all.all(|element| element.starts_with(PAIR))
+    frame.starts_with(b"*") && all.left() > 0 && all.all(|element| element.starts_with(PAIR))
 }
 
 fn flatten(frame: &[u8], out: &mut BytesMut) {
@@ -177,3 +173,6 @@ fn xpending(frame: &[u8], out: &mut BytesMut) {
         convert(field, if consumers { ARRAY_NULL } else { BULK_NULL }, out);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -26,17 +26,28 @@ const COUNT_DIGITS: usize = 8;
 /// sign or leading zero, at most `COUNT_DIGITS` long. None means "look closer", not "wrong".
 #[inline(always)]
 fn count(text: &[u8]) -> Option<(usize, usize)> {
-    let mut n = 0;
-    for (i, &byte) in text.iter().take(COUNT_DIGITS + 1).enumerate() {
-        let digit = byte.wrapping_sub(b'0');
-        if digit <= 9 {
-            n = n * 10 + usize::from(digit);
-        } else {
-            let plain = byte == b'\r' && i > 0 && (i == 1 || text[0] != b'0');
-            return plain.then_some((n, i));
+    let mut n = digit(*text.first()?)?;
+    // One digit is by far the most frequent, and the only place for a zero in front.
+    if *text.get(1)? == b'\r' {
+        return Some((n, 1));
+    }
+    if n == 0 {
+        return None;
+    }
+    for i in 1..=COUNT_DIGITS {
+        let byte = *text.get(i)?;
+        match digit(byte) {
+            Some(next) => n = n * 10 + next,
+            None => return (byte == b'\r').then_some((n, i)),
         }
     }
     None
+}
+
+#[inline(always)]
+fn digit(byte: u8) -> Option<usize> {
+    let digit = byte.wrapping_sub(b'0');
+    (digit <= 9).then_some(usize::from(digit))
 }
 
 /// Redis's `string2ll`: a decimal number with nothing around it. No plus sign, no spaces, no leading zero, no `-0`.

@@ -6,7 +6,7 @@
 use redis_protocol::resp3::decode::complete::decode_range;
 use redis_protocol::resp3::types::RangeFrame;
 
-use super::reply::{Elements, bulk, elements, frame_len, head, is_null};
+use super::reply::{Elements, bulk, elements, head, is_frame, is_null};
 
 /// What a push frame says.
 #[derive(Clone, Debug)]
@@ -105,8 +105,8 @@ impl Value {
 
 /// Decodes one complete frame of either protocol. None: not exactly one valid frame, or nested too deep.
 pub(crate) fn decode(frame: &[u8]) -> Option<Value> {
-    // Finding the end checks the depth too, so the recursion below is bounded.
-    (frame_len(frame)? == frame.len()).then(|| value(frame))?
+    // This checks the depth too, so the recursion below is bounded.
+    is_frame(frame).then(|| value(frame))?
 }
 
 fn value(frame: &[u8]) -> Option<Value> {

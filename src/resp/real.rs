@@ -113,7 +113,7 @@ impl Connection {
     }
 
     /// Everything the server says until it closes.
-    pub(super) fn to_end(&mut self) -> Vec<u8> {
+    pub(super) fn until_closed(&mut self) -> Vec<u8> {
         let mut all = std::mem::take(&mut self.buf);
         let mut chunk = [0; 16 * 1024];
         loop {

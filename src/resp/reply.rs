@@ -469,12 +469,48 @@ fn unended(rest: &[u8]) -> usize {
     rest.len() - usize::from(rest.ends_with(b"\r"))
 }
 
-/// The length of the complete frame at the start of `bytes`.
-pub(super) fn frame_len(bytes: &[u8]) -> Option<usize> {
-    small(bytes).or_else(|| {
-        let end = Boundary::new().advance(bytes).ok()?;
-        end.done.then_some(end.take)
-    })
+/// The length of the complete frame at the start of `bytes`. A frame that was scanned before: its depth is not checked,
+/// and one count of missing elements does for all levels.
+fn frame_len(bytes: &[u8]) -> Option<usize> {
+    let (mut left, mut at) = (1, 0);
+    while left > 0 {
+        let rest = bytes.get(at..)?;
+        let (len, elements, counts) = match small(rest) {
+            Some(len) => (len, 0, true),
+            None => piece(rest, at > 0)?,
+        };
+        at += len;
+        left = left + elements - usize::from(counts);
+    }
+    (at <= bytes.len()).then_some(at)
+}
+
+/// A scalar, or the header of an aggregate, at the start of `rest`: its length, how many frames it announces, and whether
+/// it is itself one that was announced.
+fn piece(rest: &[u8], embedded: bool) -> Option<(usize, usize, bool)> {
+    let kind = *rest.first()?;
+    match kind {
+        b'$' | b'=' | b'!' => {
+            let (n, header) = length(rest).ok()??;
+            Some((header + n.map_or(0, |n| n + 2), 0, true))
+        }
+        b'*' | b'~' | b'>' | b'%' | b'|' => {
+            let (_, n, header) = head(rest)?;
+            let pairs = matches!(kind, b'%' | b'|');
+            let counts = kind != b'|' && !(kind == b'>' && embedded);
+            Some((header, if pairs { 2 * n } else { n }, counts))
+        }
+        _ => Some((find_end(rest, 0)?, 0, true)),
+    }
+}
+
+/// Whether `bytes` are exactly one frame, nested no deeper than the guard allows.
+pub(super) fn is_frame(bytes: &[u8]) -> bool {
+    let whole = Advance {
+        take: bytes.len(),
+        done: true,
+    };
+    Boundary::new().advance(bytes) == Ok(whole)
 }
 
 /// A header line with a length: type, length (0 for a null), and that of the line.
@@ -611,3 +647,6 @@ pub(crate) fn copy_without(frame: &[u8], pushes: &[Range<usize>], out: &mut Byte
     }
     out.put_slice(&frame[copied..]);
 }
+
+#[cfg(test)]
+mod tests;

@@ -114,6 +114,8 @@ pub(crate) struct Streamed {
 pub(crate) struct Scanner {
     bulk_max: usize,
     query_limit: usize,
+    /// Up to this byte of a request no limit can be passed.
+    plain: usize,
     args: Vec<Arg>,
     inline: Vec<u8>,
     /// Arguments the request declared.
@@ -134,6 +136,7 @@ impl Scanner {
         Self {
             bulk_max,
             query_limit,
+            plain: bulk_max.min(query_limit).min(u32::MAX as usize),
             args: Vec::new(),
             inline: Vec::new(),
             declared: 0,
@@ -209,33 +212,71 @@ impl Scanner {
 
     #[inline]
     fn arguments(&mut self, buf: &[u8]) -> Scan {
-        while self.left > 0 {
-            let len = match self.bulk {
-                Some(len) => len,
-                None => match self.bulk_header(buf) {
-                    Ok(Some(len)) => len,
-                    Ok(None) => return self.wait(buf),
-                    Err(error) => return self.fail(error),
-                },
-            };
-            let end = self.pos + len;
-            if buf.len() < end + 2 || end > u32::MAX as usize {
-                self.bulk = Some(len);
-                return self.wait(buf);
+        loop {
+            self.plain_arguments(&buf[..buf.len().min(self.plain)]);
+            if self.left == 0 {
+                return Scan::Request { len: self.pos };
+            }
+            if let Some(scan) = self.argument(buf) {
+                return scan;
+            }
+        }
+    }
+
+    /// Takes whole arguments with usual headers, as many as there are: a loop that touches nothing of `self`.
+    #[inline(always)]
+    fn plain_arguments(&mut self, buf: &[u8]) {
+        if self.bulk.is_some() {
+            return;
+        }
+        let (mut pos, mut left) = (self.pos, self.left);
+        while left > 0
+            && let Some((len, header)) = buf.get(pos..).and_then(|rest| head(rest, b'$'))
+        {
+            let start = pos + header;
+            let end = start + len;
+            if end + 2 > buf.len() {
+                break;
             }
             self.args.push(Arg {
-                start: self.pos as u32,
+                start: start as u32,
                 end: end as u32,
             });
-            self.bulk = None;
-            self.pos = end + 2;
-            self.left -= 1;
+            pos = end + 2;
+            left -= 1;
         }
-        Scan::Request { len: self.pos }
+        if pos != self.pos {
+            self.line = Line::default();
+        }
+        (self.pos, self.left) = (pos, left);
+    }
+
+    /// Any one argument. Some: it is not whole, or wrong.
+    fn argument(&mut self, buf: &[u8]) -> Option<Scan> {
+        let len = match self.bulk {
+            Some(len) => len,
+            None => match self.bulk_header(buf) {
+                Ok(Some(len)) => len,
+                Ok(None) => return Some(self.wait(buf)),
+                Err(error) => return Some(self.fail(error)),
+            },
+        };
+        let end = self.pos + len;
+        if buf.len() < end + 2 || end > u32::MAX as usize {
+            self.bulk = Some(len);
+            return Some(self.wait(buf));
+        }
+        self.args.push(Arg {
+            start: self.pos as u32,
+            end: end as u32,
+        });
+        self.bulk = None;
+        self.pos = end + 2;
+        self.left -= 1;
+        None
     }
 
     /// The length of the next argument; `pos` is then the first byte of its payload.
-    #[inline]
     fn bulk_header(&mut self, buf: &[u8]) -> Result<Option<usize>, ProtocolError> {
         let rest = &buf[self.pos..];
         let (len, header) = match head(rest, b'$') {
@@ -606,3 +647,6 @@ fn hex(digit: u8) -> u8 {
         _ => digit.wrapping_sub(b'A') + 10,
     }
 }
+
+#[cfg(test)]
+mod tests;
