@@ -62,10 +62,11 @@ Examples:
 Exit codes:
   0  ended as asked (also: configuration valid, process ready)
   1  failed while running (also: not ready)
-  2  arguments or configuration are wrong";
+  2  arguments or configuration are wrong
+";
 
 /// A Redis-protocol caching sidecar: a coherent local cache in front of Redis or Valkey.
-#[derive(Parser, Debug)]
+#[derive(Parser)]
 #[command(name = "nearside", version, after_help = AFTER_HELP, args_conflicts_with_subcommands = true)]
 struct Cli {
     #[command(subcommand)]
@@ -74,7 +75,7 @@ struct Cli {
     serve: ServeArgs,
 }
 
-#[derive(Subcommand, Debug)]
+#[derive(Subcommand)]
 enum Command {
     /// Serve clients until SIGTERM; what `nearside` without a command does
     Serve(ServeArgs),
@@ -82,7 +83,8 @@ enum Command {
     Health(HealthArgs),
 }
 
-#[derive(Args, Debug)]
+// No `Debug`: an upstream URL may hold a password. No doc comment either: clap would show it in place of the program's own line.
+#[derive(Args)]
 struct ServeArgs {
     /// Configuration file (YAML) [env: NEARSIDE_CONFIG]
     #[arg(long, value_name = "FILE")]
@@ -113,7 +115,7 @@ struct ServeArgs {
     print_config: bool,
 }
 
-#[derive(Args, Debug)]
+#[derive(Args)]
 struct HealthArgs {
     /// Side port to ask [default: the first address of http.listen]
     #[arg(long, value_name = "URL")]

@@ -7,7 +7,7 @@ use std::fmt;
 
 use serde::{
     Deserialize, Deserializer,
-    de::{Error as _, MapAccess, SeqAccess, Visitor},
+    de::{MapAccess, SeqAccess, Visitor},
 };
 use serde_saphyr::Spanned;
 
@@ -61,13 +61,23 @@ pub(super) fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
+/// The library's sentence without the position, which stands in front of ours; in our words where its own speak to
+/// programmers.
 fn syntax_error(error: serde_saphyr::Error) -> SyntaxError {
+    use serde_saphyr::Error;
     let line = error
         .location()
         .map(|at| at.line())
         .filter(|line| *line > 0);
-    let text = error.without_snippet().to_string();
-    let message = text.lines().next().unwrap_or("not valid YAML").to_owned();
+    let message = match error.without_snippet() {
+        Error::DuplicateMappingKey { .. } => "the same key is given twice".to_owned(),
+        Error::MultipleDocuments { .. } => "more than one document; remove the line ---".to_owned(),
+        other => {
+            let text = other.to_string();
+            let first = text.lines().next().unwrap_or("not valid");
+            first.split(" at line ").next().unwrap_or(first).to_owned()
+        }
+    };
     SyntaxError { line, message }
 }
 
@@ -180,9 +190,6 @@ impl<'de> Visitor<'de> for ShapeVisitor {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Shape, A::Error> {
         let mut pairs: Vec<(Tree, Tree)> = Vec::new();
         while let Some(key) = map.next_key::<Tree>()? {
-            if !matches!(key.0.value, Shape::Text(_) | Shape::Number(_)) {
-                return Err(A::Error::custom("a key must be a plain word"));
-            }
             pairs.push((key, map.next_value()?));
         }
         Ok(Shape::Map(pairs))

@@ -134,20 +134,24 @@ fn near_enough(len: usize) -> usize {
     if len >= 5 { 2 } else { 1 }
 }
 
-/// Levenshtein distance, one row; names are short, so no bound is needed beyond the file's own size limit.
+/// How many slips lie between two words: letters left out, added, exchanged for another, or two neighbours swapped.
+/// Quadratic, but the file's own size limit bounds `a`, and our words are short.
 fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, ca) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, cb) in b.iter().enumerate() {
-            let replace = diagonal + usize::from(ca != *cb);
-            diagonal = row[j + 1];
-            row[j + 1] = replace.min(row[j] + 1).min(diagonal + 1);
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+    let mut before: Vec<usize> = Vec::new();
+    let mut last: Vec<usize> = (0..=b.len()).collect();
+    for i in 1..=a.len() {
+        let mut row = vec![i; b.len() + 1];
+        for j in 1..=b.len() {
+            let exchanged = last[j - 1] + usize::from(a[i - 1] != b[j - 1]);
+            row[j] = exchanged.min(last[j] + 1).min(row[j - 1] + 1);
+            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+                row[j] = row[j].min(before[j - 2] + 1);
+            }
         }
+        before = std::mem::replace(&mut last, row);
     }
-    row[b.len()]
+    last[b.len()]
 }
 
 #[cfg(test)]
@@ -160,6 +164,7 @@ mod tests {
             ("listen.ouput_limit", "listen.output_limit"),
             ("listne", "listen"),
             ("upstream.uri", "upstream.url"),
+            ("listen.unxi", "listen.unix"),
             ("upstream.retry.base_dealy", "upstream.retry.base_delay"),
             ("cache.maxbytes", "cache.max_bytes"),
             ("worker", "workers"),

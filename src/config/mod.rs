@@ -44,12 +44,8 @@ fn load_within(
     let mut resolver = Resolver::new(&settings);
     let config = resolver.config(memory);
     let warnings = [settings.warnings.as_slice(), &resolver.warnings].concat();
-    let problems = [settings.problems.as_slice(), &resolver.problems].concat();
-    if problems.is_empty() {
-        Ok((config, warnings))
-    } else {
-        Err(ConfigError { problems })
-    }
+    check(&settings, &resolver)?;
+    Ok((config, warnings))
 }
 
 /// Where the side port listens, from the same layers, for commands that talk to a running process and need no upstream.
@@ -60,9 +56,17 @@ pub(crate) fn http_listen(
     let settings = Settings::gather(overrides, env);
     let mut resolver = Resolver::new(&settings);
     let listen = resolver.http_listen();
-    let problems = [settings.problems.as_slice(), &resolver.problems].concat();
+    check(&settings, &resolver)?;
+    Ok(listen)
+}
+
+fn check(settings: &Settings, resolver: &Resolver<'_>) -> Result<(), ConfigError> {
+    let mut problems = settings.problems.clone();
+    if !settings.incomplete {
+        problems.extend_from_slice(&resolver.problems);
+    }
     if problems.is_empty() {
-        Ok(listen)
+        Ok(())
     } else {
         Err(ConfigError { problems })
     }

@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, fmt, fs::File, io::Read, path::Path};
 
 use super::{
-    file::{self, Node, Value},
+    file::{self, Node, SyntaxError, Value},
     keys::{self, Name},
 };
 
@@ -16,8 +16,9 @@ const PREFIX: &str = "NEARSIDE_";
 /// Names the file; not a key itself.
 const FILE_VARIABLE: &str = "NEARSIDE_CONFIG";
 
-/// What the command line sets; each entry wins over environment and file.
-#[derive(Clone, Debug, Default)]
+/// What the command line sets; each entry wins over environment and file. No `Debug`, here and below: an upstream URL
+/// may hold a password.
+#[derive(Clone, Default)]
 pub(crate) struct Overrides {
     file: Option<String>,
     values: Vec<(&'static str, &'static str, Node)>,
@@ -53,7 +54,6 @@ enum Origin {
     Flag(&'static str),
 }
 
-#[derive(Debug)]
 pub(super) struct Setting {
     origin: Origin,
     pub(super) node: Node,
@@ -72,11 +72,13 @@ impl Setting {
 }
 
 /// All that was given, and what was wrong with the names.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Settings {
     given: BTreeMap<&'static str, Setting>,
     pub(super) problems: Vec<String>,
     pub(super) warnings: Vec<String>,
+    /// The file could not be read at all: what seems to be missing may stand in it.
+    pub(super) incomplete: bool,
 }
 
 impl Settings {
@@ -121,19 +123,14 @@ impl Settings {
     }
 
     fn add_file(&mut self, path: &str) {
-        let source = match read(Path::new(path)) {
-            Ok(source) => source,
-            Err(why) => return self.problems.push(format!("{path}: cannot be read: {why}")),
-        };
-        match file::parse(&source) {
-            Ok(Node {
-                value: Value::Null, ..
-            }) => {}
+        let parsed = read(Path::new(path))
+            .map_err(|why| format!("{path}: cannot be read: {why}"))
+            .and_then(|source| file::parse(&source).map_err(|e| not_yaml(path, &e)));
+        match parsed {
             Ok(tree) => self.add_tree("", tree, &Origin::File(path.to_owned())),
-            Err(error) => {
-                let place = at_line(path, error.line.unwrap_or(0));
-                self.problems
-                    .push(format!("{place}: not valid YAML: {}", error.message));
+            Err(problem) => {
+                self.incomplete = true;
+                self.problems.push(problem);
             }
         }
     }
@@ -266,6 +263,11 @@ fn unknown_variable(name: &str) -> String {
         Some(key) => format!("{name} (did you mean {}?)", variable_of(&key)),
         None => name.to_owned(),
     }
+}
+
+fn not_yaml(path: &str, error: &SyntaxError) -> String {
+    let place = at_line(path, error.line.unwrap_or(0));
+    format!("{place}: not valid YAML: {}", error.message)
 }
 
 fn at_line(path: &str, line: u64) -> String {

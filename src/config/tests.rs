@@ -1,5 +1,7 @@
 use std::{io::Write as _, time::Duration};
 
+use proptest::prelude::*;
+
 use super::{keys::KEYS, *};
 
 const DOCUMENTED: &str = include_str!("../../config/nearside.yaml");
@@ -364,19 +366,27 @@ fn broken_yaml_names_the_line() {
 #[test]
 fn a_key_given_twice_is_an_error() {
     let found = problems("cache:\n  mode: off\n  mode: serve\n");
-    assert!(
-        found[0].starts_with("x.yaml:3: not valid YAML: "),
-        "{found:?}"
+    assert_eq!(
+        found,
+        ["x.yaml:3: not valid YAML: the same key is given twice"]
     );
+}
+
+#[test]
+fn keys_that_are_no_words_are_named_by_line() {
+    for yaml in ["log: {}\n? [1]\n: 2\n", "log: {}\nnull: 3\n"] {
+        assert_eq!(problems(yaml), ["x.yaml:2: a key must be a plain word"]);
+    }
 }
 
 #[test]
 fn a_file_that_cannot_be_read_is_named() {
     let mut overrides = Overrides::default();
     overrides.file(Some("/nowhere/x.yaml".to_owned()));
-    let error = load_within(&overrides, env(&[UPSTREAM]), None)
+    let error = load_within(&overrides, env(&[]), None)
         .unwrap_err()
         .to_string();
+    assert_eq!(error.lines().count(), 1, "{error}");
     assert!(
         error.starts_with("/nowhere/x.yaml: cannot be read: No such file"),
         "{error}"
@@ -600,4 +610,28 @@ fn the_side_port_is_known_without_an_upstream() {
     )
     .unwrap();
     assert_eq!(listen, ["0.0.0.0:1".parse().unwrap()]);
+}
+
+proptest! {
+    /// Whatever stands in a file or a variable ends in a configuration or in a message, on lines of its own.
+    #[test]
+    fn no_text_makes_it_panic(key in 0..KEYS.len(), text in "(\\PC|[0-9:/@?%\\[\\]{}.,\n -]){0,40}") {
+        let sections = KEYS[key].matches('.').count();
+        let file = Written::new(&format!("{}: {text}{}", KEYS[key].replace('.', ": {"), "}".repeat(sections)));
+        let _ = file.load(&[UPSTREAM]);
+        let _ = Written::new(&text).load(&[UPSTREAM]);
+        let variable = format!("NEARSIDE_{}", KEYS[key].replace('.', "__").to_uppercase());
+        let _ = from_env(&[UPSTREAM, (&variable, &text)]);
+    }
+
+    /// However a URL is broken, what stands before the '@' is in no message.
+    #[test]
+    fn a_broken_url_never_shows_its_password(scheme in "(redis|unix|http|)(://|:|/|)", rest in "[a-z0-9:/?=\\[\\]#%]{0,12}") {
+        let url = format!("{scheme}u:hunter2@{rest}");
+        for name in ["NEARSIDE_UPSTREAM__URL", "NEARSIDE_LISTEN__MAX_CLIENTS", "NEARSIDE_LOG__LEVEL"] {
+            if let Err(error) = from_env(&[UPSTREAM, (name, &url)]) {
+                prop_assert!(!error.to_string().contains("hunter2"), "{error}");
+            }
+        }
+    }
 }

@@ -123,15 +123,12 @@ fn digits(text: &str) -> Option<u64> {
     if plain { text.parse().ok() } else { None }
 }
 
-fn in_range<T: PartialOrd>(
+fn in_range<T: PartialOrd + Copy>(
     text: &str,
     value: &T,
     range: &RangeInclusive<T>,
     show: impl Fn(&T) -> String,
-) -> Result<T, String>
-where
-    T: Copy,
-{
+) -> Result<T, String> {
     if value < range.start() {
         return Err(format!(
             "{} is too small; at least {}",
