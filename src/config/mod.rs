@@ -1,1 +1,304 @@
-//! (being written)
+//! The resolved configuration: plain values, validated once at start, cloned to whoever needs a part of it. `load` reads
+//! flags over environment over file. Nothing here is global and nothing changes afterwards; what the keys mean to users
+//! is in `config/nearside.yaml`.
+
+mod file;
+mod keys;
+mod memory;
+mod print;
+mod resolve;
+mod settings;
+#[cfg(test)]
+mod tests;
+mod units;
+mod url;
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+pub(crate) use print::yaml;
+pub(crate) use settings::Overrides;
+
+use resolve::Resolver;
+use settings::Settings;
+
+/// Reads and checks everything. `env` is the process environment; only `NEARSIDE_*` is looked at. The strings beside the
+/// configuration are warnings, one sentence each.
+pub(crate) fn load(
+    overrides: &Overrides,
+    env: impl Iterator<Item = (String, String)>,
+) -> Result<(Config, Vec<String>), ConfigError> {
+    load_within(overrides, env, memory::limit(Path::new("/")))
+}
+
+fn load_within(
+    overrides: &Overrides,
+    env: impl Iterator<Item = (String, String)>,
+    memory: Option<u64>,
+) -> Result<(Config, Vec<String>), ConfigError> {
+    let settings = Settings::gather(overrides, env);
+    let mut resolver = Resolver::new(&settings);
+    let config = resolver.config(memory);
+    let warnings = [settings.warnings.as_slice(), &resolver.warnings].concat();
+    check(&settings, &resolver)?;
+    Ok((config, warnings))
+}
+
+/// Where the side port listens, from the same layers, for commands that talk to a running process and need no upstream.
+pub(crate) fn http_listen(
+    overrides: &Overrides,
+    env: impl Iterator<Item = (String, String)>,
+) -> Result<Vec<SocketAddr>, ConfigError> {
+    let settings = Settings::gather(overrides, env);
+    let mut resolver = Resolver::new(&settings);
+    let listen = resolver.http_listen();
+    check(&settings, &resolver)?;
+    Ok(listen)
+}
+
+fn check(settings: &Settings, resolver: &Resolver<'_>) -> Result<(), ConfigError> {
+    let mut problems = settings.problems.clone();
+    if !settings.incomplete {
+        problems.extend_from_slice(&resolver.problems);
+    }
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        Err(ConfigError { problems })
+    }
+}
+
+/// Everything that is wrong, one sentence each, with file and line, variable or flag in front.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", problems.join("\n"))]
+pub(crate) struct ConfigError {
+    problems: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Config {
+    pub(crate) environment: Environment,
+    pub(crate) listen: Listen,
+    pub(crate) upstream: Upstream,
+    pub(crate) admin: Admin,
+    pub(crate) workers: usize,
+    pub(crate) cache: Cache,
+    pub(crate) coherence: Coherence,
+    pub(crate) commands: Commands,
+    pub(crate) http: Http,
+    pub(crate) log: Log,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Environment {
+    Development,
+    /// `/internal/cache` answers 404.
+    Production,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Listen {
+    /// May be empty where `unix` is set. Port 0 means any free port.
+    pub(crate) tcp: Vec<SocketAddr>,
+    /// The addresses are the default ones: an address family that the host lacks is skipped.
+    pub(crate) tcp_is_default: bool,
+    pub(crate) unix: Option<PathBuf>,
+    /// File mode of the socket, at most 0o777.
+    pub(crate) unix_mode: u32,
+    pub(crate) protected: bool,
+    pub(crate) max_clients: usize,
+    pub(crate) idle_timeout: Option<Duration>,
+    /// Bytes waiting for one client before it is dropped.
+    pub(crate) output_limit: usize,
+    /// Bytes of one unfinished request.
+    pub(crate) query_limit: usize,
+    /// Bytes of all clients' buffers together.
+    pub(crate) buffers_max: usize,
+    pub(crate) drain_delay: Duration,
+    pub(crate) drain_timeout: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Upstream {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) db: u32,
+    /// Never set without a password.
+    pub(crate) username: Option<String>,
+    pub(crate) password: Option<Secret>,
+    /// Where the password was read from; `None` where it stood in the URL.
+    pub(crate) password_file: Option<PathBuf>,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) request_timeout: Option<Duration>,
+    pub(crate) retry: Retry,
+    pub(crate) lanes_max: usize,
+    pub(crate) pinned_max: usize,
+    /// At most `pinned_max`.
+    pub(crate) pinned_idle: usize,
+}
+
+impl Upstream {
+    /// The URL without credentials.
+    pub(crate) fn display(&self) -> String {
+        url::show(&self.endpoint, self.db)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Endpoint {
+    /// `host` is a name or an address, an IPv6 one without brackets; names are resolved anew at every attempt.
+    Tcp {
+        host: String,
+        port: u16,
+    },
+    Unix(PathBuf),
+}
+
+impl Endpoint {
+    fn path(&self) -> Option<&PathBuf> {
+        match self {
+            Endpoint::Tcp { .. } => None,
+            Endpoint::Unix(path) => Some(path),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Retry {
+    /// How often an idempotent read is sent again; reconnecting itself never gives up.
+    pub(crate) max_attempts: u32,
+    pub(crate) base_delay: Duration,
+    /// At least `base_delay`.
+    pub(crate) max_delay: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Admin {
+    pub(crate) resp: AdminResp,
+    pub(crate) password: Option<Secret>,
+    pub(crate) password_file: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AdminResp {
+    /// On loopback and unix listeners.
+    Auto,
+    On,
+    Off,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Cache {
+    pub(crate) mode: CacheMode,
+    pub(crate) max_bytes: u64,
+    pub(crate) max_entries: Option<u64>,
+    /// At most `limits::LARGE` and `max_bytes`.
+    pub(crate) max_value_bytes: usize,
+    pub(crate) default_ttl: Duration,
+    /// Zero: what is absent is not cached.
+    pub(crate) negative_ttl: Duration,
+    pub(crate) ttl_buffer: Duration,
+    pub(crate) eviction: Eviction,
+    pub(crate) on_write: OnWrite,
+    /// At most `max_value_bytes`.
+    pub(crate) update_max_bytes: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CacheMode {
+    Serve,
+    Off,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Eviction {
+    TinyLfu,
+    Lru,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OnWrite {
+    Update,
+    Resident,
+    Invalidate,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Coherence {
+    pub(crate) mode: CoherenceMode,
+    /// B of the lease, at least 10 ms.
+    pub(crate) max_staleness: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CoherenceMode {
+    Auto,
+    Tracking,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Commands {
+    pub(crate) shutdown: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Http {
+    /// Empty: no side port.
+    pub(crate) listen: Vec<SocketAddr>,
+    /// Lower case, without port.
+    pub(crate) allowed_hosts: Vec<String>,
+    pub(crate) max_connections: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Log {
+    pub(crate) level: tracing::Level,
+    pub(crate) format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LogFormat {
+    Text,
+    Json,
+}
+
+/// A password. It shows itself only where asked by name.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Secret(String);
+
+impl Secret {
+    pub(crate) fn new(text: String) -> Secret {
+        Secret(text)
+    }
+
+    pub(crate) fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl fmt::Display for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+#[cfg(test)]
+impl Config {
+    /// The defaults with this upstream, for tests of other modules; the machine's memory limit is left out of account.
+    pub(crate) fn for_tests(url: &str) -> Config {
+        let mut overrides = Overrides::default();
+        overrides.value("--upstream", "upstream.url", Some(url.to_owned()));
+        load_within(&overrides, std::iter::empty(), None)
+            .expect("defaults are valid")
+            .0
+    }
+}

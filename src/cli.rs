@@ -1,0 +1,301 @@
+//! The command line: from arguments to an exit code. Runs on the main thread, before any other exists. It decides what
+//! to do and how it ends; serving is `app`'s, what a setting means is `config`'s.
+
+mod health;
+
+use std::{
+    ffi::OsString,
+    io::{IsTerminal as _, Write as _},
+    process::ExitCode,
+};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::{
+    app,
+    config::{self, Config, Log, LogFormat, Overrides},
+};
+
+/// Something failed while running: a port is taken, upstream's certificate is wrong, the process is not ready.
+const RUNTIME_FAILURE: u8 = 1;
+
+/// Arguments or configuration are wrong; starting again cannot help. The same number as clap's own for usage errors.
+const WRONG_CONFIGURATION: u8 = 2;
+
+/// Runs `nearside` with the process's arguments and environment.
+pub fn main() -> ExitCode {
+    ExitCode::from(run(std::env::args_os()))
+}
+
+fn run(args: impl Iterator<Item = OsString>) -> u8 {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version arrive here too; a closed pipe behind them is nobody's error.
+            let _ = error.print();
+            return if error.use_stderr() {
+                WRONG_CONFIGURATION
+            } else {
+                0
+            };
+        }
+    };
+    match cli.command {
+        Some(Command::Health(args)) => ask_health(&args),
+        Some(Command::Serve(args)) => serve(args),
+        None => serve(cli.serve),
+    }
+}
+
+const AFTER_HELP: &str = "\
+Every setting of the configuration file is also an environment variable: NEARSIDE_ in front, two underscores for a dot, \
+lists as YAML. Flags win over the environment, the environment over the file. Sizes are bytes or KiB, MiB, GiB; \
+durations are ms, s, m, h.
+
+Examples:
+  nearside --upstream redis://127.0.0.1:6379
+  nearside --upstream unix:///run/redis.sock?db=0 --listen 127.0.0.1:6380 --unix /run/nearside.sock
+  nearside --config config/nearside.yaml --check-config
+  NEARSIDE_UPSTREAM__URL=redis://cache:6379 NEARSIDE_CACHE__MAX_BYTES=64MiB nearside
+  nearside health --url http://127.0.0.1:9380
+
+Exit codes:
+  0  ended as asked (also: configuration valid, process ready)
+  1  failed while running (also: not ready)
+  2  arguments or configuration are wrong
+";
+
+/// A Redis-protocol caching sidecar: a coherent local cache in front of Redis or Valkey.
+#[derive(Parser)]
+#[command(name = "nearside", version, after_help = AFTER_HELP, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    serve: ServeArgs,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve clients until SIGTERM; what `nearside` without a command does
+    Serve(ServeArgs),
+    /// Ask a running process whether it is ready, for probes and people
+    Health(HealthArgs),
+}
+
+// No `Debug`: an upstream URL may hold a password. No doc comment either: clap would show it in place of the program's own line.
+#[derive(Args)]
+struct ServeArgs {
+    /// Configuration file (YAML) [env: NEARSIDE_CONFIG]
+    #[arg(long, value_name = "FILE")]
+    config: Option<String>,
+    /// Address for clients, ip:port; may be repeated; port 0 takes a free one [default: 127.0.0.1:6380 and [::1]:6380]
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<Vec<String>>,
+    /// Unix socket for clients, beside the addresses
+    #[arg(long, value_name = "PATH")]
+    unix: Option<String>,
+    /// Upstream: redis://[user[:password]@]host[:port][/db] or unix:///path?db=0
+    #[arg(long, value_name = "URL")]
+    upstream: Option<String>,
+    /// Address of the side port (metrics, health); may be repeated; `off` for none [default: 127.0.0.1:9380]
+    #[arg(long, value_name = "ADDR")]
+    http: Option<Vec<String>>,
+    /// Worker threads; this version runs 1
+    #[arg(long, value_name = "N")]
+    workers: Option<String>,
+    /// text or json, on standard error [default: text]
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<String>,
+    /// Check the configuration and exit: 0 when it is valid, 2 when it is not
+    #[arg(long)]
+    check_config: bool,
+    /// Print the resolved configuration as YAML, without secrets, and exit
+    #[arg(long, conflicts_with = "check_config")]
+    print_config: bool,
+}
+
+#[derive(Args)]
+struct HealthArgs {
+    /// Side port to ask [default: the first address of http.listen]
+    #[arg(long, value_name = "URL")]
+    url: Option<String>,
+    /// Configuration file that names http.listen [env: NEARSIDE_CONFIG]
+    #[arg(long, value_name = "FILE")]
+    config: Option<String>,
+}
+
+impl ServeArgs {
+    fn overrides(self) -> Overrides {
+        let http = self
+            .http
+            .map(|list| if list == ["off"] { Vec::new() } else { list });
+        let mut overrides = Overrides::default();
+        overrides.file(self.config);
+        overrides.list("--listen", "listen.tcp", self.listen);
+        overrides.value("--unix", "listen.unix", self.unix);
+        overrides.value("--upstream", "upstream.url", self.upstream);
+        overrides.list("--http", "http.listen", http);
+        overrides.value("--workers", "workers", self.workers);
+        overrides.value("--log-format", "log.format", self.log_format);
+        overrides
+    }
+}
+
+fn serve(args: ServeArgs) -> u8 {
+    let (check, print) = (args.check_config, args.print_config);
+    let (config, warnings) = match config::load(&args.overrides(), environment()) {
+        Ok(loaded) => loaded,
+        Err(error) => return complain(&error, WRONG_CONFIGURATION),
+    };
+    if check || print {
+        for warning in &warnings {
+            say_aside(&format!("warning: {warning}"));
+        }
+        let text = if print {
+            config::yaml(&config)
+        } else {
+            "configuration is valid\n".to_owned()
+        };
+        return say(&text);
+    }
+    start(config, warnings)
+}
+
+fn start(config: Config, warnings: Vec<String>) -> u8 {
+    start_logging(&config.log);
+    match app::serve(config, warnings) {
+        Ok(()) => 0,
+        Err(error) => {
+            tracing::error!("{error}");
+            RUNTIME_FAILURE
+        }
+    }
+}
+
+/// Logs go to standard error: standard output belongs to what a command was asked for.
+fn start_logging(log: &Log) {
+    let builder = tracing_subscriber::fmt()
+        .with_max_level(log.level)
+        .with_writer(std::io::stderr)
+        .with_target(false);
+    // A second subscriber in one process only happens in tests; the first one stays.
+    let _ = match log.format {
+        LogFormat::Text => builder
+            .with_ansi(std::io::stderr().is_terminal())
+            .try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    };
+}
+
+fn ask_health(args: &HealthArgs) -> u8 {
+    let target = match health_target(args) {
+        Ok(target) => target,
+        Err(error) => return complain(&error, WRONG_CONFIGURATION),
+    };
+    match health::ask(&target) {
+        Ok(answer) => {
+            let printed = say(&format!("{}\n", answer.body.trim_end()));
+            if answer.status == 200 {
+                printed
+            } else {
+                RUNTIME_FAILURE
+            }
+        }
+        Err(error) => complain(&format!("{target}: {error}"), RUNTIME_FAILURE),
+    }
+}
+
+fn health_target(args: &HealthArgs) -> Result<health::Target, String> {
+    if let Some(url) = &args.url {
+        return health::Target::from_url(url).map_err(|what| format!("--url: {what}"));
+    }
+    let mut overrides = Overrides::default();
+    overrides.file(args.config.clone());
+    let listen = config::http_listen(&overrides, environment()).map_err(|e| e.to_string())?;
+    let first = listen.first().filter(|address| address.port() != 0);
+    let address = first.ok_or("http.listen names no address with a port; give --url")?;
+    Ok(health::Target::from_listener(*address))
+}
+
+/// Names or values that are not UTF-8 cannot be settings; they are passed on with replacement characters, so that a
+/// setting among them is refused with its name.
+fn environment() -> impl Iterator<Item = (String, String)> {
+    let text = |s: OsString| s.to_string_lossy().into_owned();
+    std::env::vars_os().map(move |(name, value)| (text(name), text(value)))
+}
+
+fn complain(error: &dyn std::fmt::Display, code: u8) -> u8 {
+    for line in error.to_string().lines() {
+        say_aside(&format!("nearside: {line}"));
+    }
+    code
+}
+
+fn say_aside(line: &str) {
+    // With standard error closed there is nobody left to tell.
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// Printing what was asked for is the whole job of these commands, so a failure to print is a failure.
+fn say(text: &str) -> u8 {
+    let mut out = std::io::stdout();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => 0,
+        Err(_) => RUNTIME_FAILURE,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(args: &[&str]) -> Cli {
+        Cli::try_parse_from([&["nearside"], args].concat()).unwrap()
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_work_with_and_without_the_command() {
+        let bare = parsed(&["--upstream", "redis://h"]);
+        assert_eq!(bare.serve.upstream.as_deref(), Some("redis://h"));
+        let Some(Command::Serve(args)) =
+            parsed(&["serve", "--listen", "a", "--listen", "b"]).command
+        else {
+            panic!()
+        };
+        assert_eq!(args.listen.unwrap(), ["a", "b"]);
+    }
+
+    #[test]
+    fn flags_become_settings() {
+        let args = [
+            "--upstream",
+            "redis://h/3",
+            "--listen",
+            "127.0.0.1:0",
+            "--unix",
+            "/tmp/s",
+            "--http",
+            "off",
+            "--workers",
+            "1",
+            "--log-format",
+            "json",
+        ];
+        let (config, _) =
+            config::load(&parsed(&args).serve.overrides(), std::iter::empty()).unwrap();
+        assert_eq!(config.upstream.db, 3);
+        assert_eq!(config.listen.tcp, ["127.0.0.1:0".parse().unwrap()]);
+        assert_eq!(
+            config.listen.unix.as_deref(),
+            Some(std::path::Path::new("/tmp/s"))
+        );
+        assert!(config.http.listen.is_empty());
+        assert_eq!(config.log.format, LogFormat::Json);
+    }
+}

@@ -1,0 +1,242 @@
+//! The resolved configuration as YAML that loads again, for `--print-config`. Secrets are never in it: a password given
+//! inside the URL leaves a comment. It does not say where a value came from.
+
+use std::fmt::Write as _;
+
+use super::{
+    AdminResp, CacheMode, CoherenceMode, Config, Environment, Eviction, LogFormat, OnWrite,
+    file::quoted,
+    units::{show_duration, show_size},
+};
+
+/// The YAML, one key a line.
+pub(crate) fn yaml(config: &Config) -> String {
+    let mut out = String::new();
+    let mut open: Vec<&str> = Vec::new();
+    for (key, value) in entries(config) {
+        let words: Vec<&str> = key.split('.').collect();
+        let (word, sections) = words.split_last().map_or((key, &[][..]), |(w, s)| (*w, s));
+        open_sections(&mut out, &mut open, sections);
+        let indent = "  ".repeat(sections.len());
+        // Writing to a String cannot fail.
+        let _ = match value {
+            Shown::Value(text) => writeln!(out, "{indent}{word}: {text}"),
+            Shown::Hidden(why) => writeln!(out, "{indent}# {word}: {why}"),
+        };
+    }
+    out
+}
+
+fn open_sections<'k>(out: &mut String, open: &mut Vec<&'k str>, sections: &[&'k str]) {
+    let same = open
+        .iter()
+        .zip(sections)
+        .take_while(|(a, b)| a == b)
+        .count();
+    for (depth, section) in sections.iter().enumerate().skip(same) {
+        let _ = writeln!(out, "{}{section}:", "  ".repeat(depth));
+    }
+    open.clear();
+    open.extend_from_slice(sections);
+}
+
+enum Shown {
+    Value(String),
+    /// Written as a comment.
+    Hidden(&'static str),
+}
+
+/// Every key with its value, in the order of `keys::KEYS` (a test compares the two).
+fn entries(config: &Config) -> Vec<(&'static str, Shown)> {
+    let mut out = Entries(Vec::new());
+    let Config {
+        environment,
+        listen,
+        upstream,
+        admin,
+        workers,
+        cache,
+        coherence,
+        commands,
+        http,
+        log,
+    } = config;
+    out.value("environment", environment_word(*environment));
+    out.listen(listen);
+    out.upstream(upstream);
+    out.value("admin.resp", admin_word(admin.resp));
+    out.path("admin.password_file", admin.password_file.as_deref());
+    out.value("workers", workers);
+    out.cache(cache);
+    out.value("coherence.mode", coherence_word(coherence.mode));
+    out.value(
+        "coherence.max_staleness",
+        show_duration(coherence.max_staleness),
+    );
+    out.value("commands.shutdown", commands.shutdown);
+    out.list("http.listen", http.listen.iter().map(ToString::to_string));
+    out.list("http.allowed_hosts", http.allowed_hosts.iter().cloned());
+    out.value("http.max_connections", http.max_connections);
+    out.value("log.level", log.level.to_string().to_ascii_lowercase());
+    out.value("log.format", log_word(log.format));
+    out.0
+}
+
+struct Entries(Vec<(&'static str, Shown)>);
+
+impl Entries {
+    fn listen(&mut self, listen: &super::Listen) {
+        self.list("listen.tcp", listen.tcp.iter().map(ToString::to_string));
+        self.path("listen.unix", listen.unix.as_deref());
+        self.value(
+            "listen.unix_mode",
+            quoted(&format!("{:04o}", listen.unix_mode)),
+        );
+        self.value("listen.protected", listen.protected);
+        self.value("listen.max_clients", listen.max_clients);
+        self.value(
+            "listen.idle_timeout",
+            show_duration(listen.idle_timeout.unwrap_or_default()),
+        );
+        self.size("listen.output_limit", listen.output_limit);
+        self.size("listen.query_limit", listen.query_limit);
+        self.size("listen.buffers_max", listen.buffers_max);
+        self.value("listen.drain_delay", show_duration(listen.drain_delay));
+        self.value("listen.drain_timeout", show_duration(listen.drain_timeout));
+    }
+
+    fn upstream(&mut self, upstream: &super::Upstream) {
+        let inline = upstream.password.is_some() && upstream.password_file.is_none();
+        self.value("upstream.url", quoted(&upstream.display()));
+        match &upstream.username {
+            // Without its password a user name would be refused when this is loaded.
+            Some(_) if inline => self.hidden("upstream.username", "given in upstream.url"),
+            Some(name) => self.value("upstream.username", quoted(name)),
+            None => self.value("upstream.username", "null"),
+        }
+        if inline {
+            self.hidden(
+                "upstream.password_file",
+                "\"***\" (the password was given in upstream.url)",
+            );
+        } else {
+            self.path("upstream.password_file", upstream.password_file.as_deref());
+        }
+        self.value(
+            "upstream.connect_timeout",
+            show_duration(upstream.connect_timeout),
+        );
+        self.value(
+            "upstream.request_timeout",
+            show_duration(upstream.request_timeout.unwrap_or_default()),
+        );
+        self.value("upstream.retry.max_attempts", upstream.retry.max_attempts);
+        self.value(
+            "upstream.retry.base_delay",
+            show_duration(upstream.retry.base_delay),
+        );
+        self.value(
+            "upstream.retry.max_delay",
+            show_duration(upstream.retry.max_delay),
+        );
+        self.value("upstream.lanes_max", upstream.lanes_max);
+        self.value("upstream.pinned_max", upstream.pinned_max);
+        self.value("upstream.pinned_idle", upstream.pinned_idle);
+    }
+
+    fn cache(&mut self, cache: &super::Cache) {
+        self.value("cache.mode", cache_word(cache.mode));
+        self.value("cache.max_bytes", show_size(cache.max_bytes));
+        match cache.max_entries {
+            Some(n) => self.value("cache.max_entries", n),
+            None => self.value("cache.max_entries", "null"),
+        }
+        self.size("cache.max_value_bytes", cache.max_value_bytes);
+        self.value("cache.default_ttl", show_duration(cache.default_ttl));
+        self.value("cache.negative_ttl", show_duration(cache.negative_ttl));
+        self.value("cache.ttl_buffer", show_duration(cache.ttl_buffer));
+        self.value("cache.eviction", eviction_word(cache.eviction));
+        self.value("cache.on_write", on_write_word(cache.on_write));
+        self.size("cache.update_max_bytes", cache.update_max_bytes);
+    }
+
+    fn value(&mut self, key: &'static str, value: impl ToString) {
+        self.0.push((key, Shown::Value(value.to_string())));
+    }
+
+    fn hidden(&mut self, key: &'static str, why: &'static str) {
+        self.0.push((key, Shown::Hidden(why)));
+    }
+
+    fn size(&mut self, key: &'static str, bytes: usize) {
+        self.value(key, show_size(bytes as u64));
+    }
+
+    fn path(&mut self, key: &'static str, path: Option<&std::path::Path>) {
+        self.value(
+            key,
+            path.map_or("null".to_owned(), |p| quoted(&p.to_string_lossy())),
+        );
+    }
+
+    fn list(&mut self, key: &'static str, items: impl Iterator<Item = String>) {
+        let items: Vec<String> = items.map(|item| quoted(&item)).collect();
+        self.value(key, format!("[{}]", items.join(", ")));
+    }
+}
+
+fn environment_word(environment: Environment) -> &'static str {
+    match environment {
+        Environment::Development => "development",
+        Environment::Production => "production",
+    }
+}
+
+fn admin_word(resp: AdminResp) -> &'static str {
+    match resp {
+        AdminResp::Auto => "auto",
+        AdminResp::On => "on",
+        AdminResp::Off => "off",
+    }
+}
+
+fn cache_word(mode: CacheMode) -> &'static str {
+    match mode {
+        CacheMode::Serve => "serve",
+        CacheMode::Off => "off",
+    }
+}
+
+fn eviction_word(eviction: Eviction) -> &'static str {
+    match eviction {
+        Eviction::TinyLfu => "tiny_lfu",
+        Eviction::Lru => "lru",
+    }
+}
+
+fn on_write_word(on_write: OnWrite) -> &'static str {
+    match on_write {
+        OnWrite::Update => "update",
+        OnWrite::Resident => "resident",
+        OnWrite::Invalidate => "invalidate",
+    }
+}
+
+fn coherence_word(mode: CoherenceMode) -> &'static str {
+    match mode {
+        CoherenceMode::Auto => "auto",
+        CoherenceMode::Tracking => "tracking",
+    }
+}
+
+fn log_word(format: LogFormat) -> &'static str {
+    match format {
+        LogFormat::Text => "text",
+        LogFormat::Json => "json",
+    }
+}
+
+#[cfg(test)]
+pub(super) fn printed_keys(config: &Config) -> Vec<&'static str> {
+    entries(config).into_iter().map(|(key, _)| key).collect()
+}

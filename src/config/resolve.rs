@@ -1,0 +1,597 @@
+//! From settings to the resolved `Config`: defaults, types, ranges and what must agree between keys. Runs once at start;
+//! all problems are collected, so that a file is corrected in one go. It opens nothing but password files.
+
+use std::{
+    fs::File,
+    io::Read,
+    net::SocketAddr,
+    ops::RangeInclusive,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use super::{
+    Admin, AdminResp, Cache, CacheMode, Coherence, CoherenceMode, Commands, Config, Environment,
+    Eviction, Http, Listen, Log, LogFormat, OnWrite, Retry, Secret, Upstream,
+    file::{Node, Value},
+    settings::Settings,
+    units::{self, DURATION_MAX, SIZE_MAX, shown},
+    url::{self, Url},
+};
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+/// Loopback only: whoever wants more says so.
+const TCP_DEFAULT: [&str; 2] = ["127.0.0.1:6380", "[::1]:6380"];
+const HTTP_DEFAULT: &str = "127.0.0.1:9380";
+
+/// `cache.max_bytes: auto` where memory is not limited further. A sidecar that takes more without being asked would
+/// surprise.
+const CACHE_AUTO: u64 = 256 * MIB;
+
+/// Below this an L1 holds hardly one value of the default `max_value_bytes`.
+const CACHE_MIN: u64 = MIB;
+
+/// Larger values leave the lane for a connection of their own (`limits::LARGE`), where nothing is cached.
+const VALUE_MAX: u64 = crate::limits::LARGE as u64;
+
+/// A client that is given less could not even receive an answer of usual size.
+const OUTPUT_MIN: u64 = 16 * KIB;
+
+/// The least that Redis allows for `client-query-buffer-limit`.
+const QUERY_MIN: u64 = MIB;
+
+/// Probes go out every quarter of it; under 10 ms a single scheduling delay would suspend every hit.
+const STALENESS_MIN: Duration = Duration::from_millis(10);
+
+/// The TTL cap of tracking mode (DESIGN 4): what Redis never signals must end some day.
+const TTL_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// The longest path a unix socket address holds on Linux, without its closing zero.
+const SOCKET_PATH_MAX: usize = 107;
+
+/// More than one connection for each of the ports a host has makes no sense; it also bounds what is allocated per limit.
+const CONNECTIONS_MAX: u64 = 1_000_000;
+
+/// Passwords are short; the bound keeps a wrong path from filling memory.
+const PASSWORD_MAX: u64 = 64 * KIB;
+
+pub(super) struct Resolver<'s> {
+    settings: &'s Settings,
+    pub(super) problems: Vec<String>,
+    pub(super) warnings: Vec<String>,
+}
+
+impl<'s> Resolver<'s> {
+    pub(super) fn new(settings: &'s Settings) -> Resolver<'s> {
+        Resolver {
+            settings,
+            problems: Vec::new(),
+            warnings: Vec::new(),
+        }
+    }
+
+    /// The whole configuration; only valid where `problems` is empty afterwards. `memory` is the cgroup's limit.
+    pub(super) fn config(&mut self, memory: Option<u64>) -> Config {
+        let config = Config {
+            environment: self.environment(),
+            listen: self.listen(),
+            upstream: self.upstream(),
+            admin: self.admin(),
+            workers: self.workers(),
+            cache: self.cache(memory),
+            coherence: self.coherence(),
+            commands: Commands {
+                shutdown: self.one("commands.shutdown", false, units::boolean),
+            },
+            http: self.http(),
+            log: self.log(),
+        };
+        // What disagrees only because a value fell back to its default would be noise.
+        if self.problems.is_empty() {
+            self.check(&config, memory);
+        }
+        config
+    }
+
+    /// `http.listen` alone: the health command needs no upstream.
+    pub(super) fn http_listen(&mut self) -> Vec<SocketAddr> {
+        self.list("http.listen", &[HTTP_DEFAULT], address)
+    }
+
+    fn environment(&mut self) -> Environment {
+        let words = [
+            ("development", Environment::Development),
+            ("production", Environment::Production),
+        ];
+        self.word("environment", &words)
+    }
+
+    fn listen(&mut self) -> Listen {
+        let tcp = self.list("listen.tcp", &TCP_DEFAULT, address);
+        // By value, so that the printed configuration behaves as the one it was printed from.
+        let tcp_is_default = tcp.iter().map(SocketAddr::to_string).eq(TCP_DEFAULT);
+        Listen {
+            tcp,
+            tcp_is_default,
+            unix: self.one("listen.unix", None, |text| socket_path(text).map(Some)),
+            unix_mode: self.one("listen.unix_mode", 0o660, file_mode),
+            protected: self.one("listen.protected", true, units::boolean),
+            max_clients: self.count("listen.max_clients", 10_000, 1..=CONNECTIONS_MAX),
+            idle_timeout: self.timeout("listen.idle_timeout"),
+            output_limit: self.size("listen.output_limit", 64 * MIB, OUTPUT_MIN..=SIZE_MAX),
+            query_limit: self.size("listen.query_limit", GIB, QUERY_MIN..=SIZE_MAX),
+            buffers_max: self.size("listen.buffers_max", 128 * MIB, OUTPUT_MIN..=SIZE_MAX),
+            drain_delay: self.duration(
+                "listen.drain_delay",
+                Duration::ZERO,
+                Duration::ZERO..=DURATION_MAX,
+            ),
+            drain_timeout: self.duration(
+                "listen.drain_timeout",
+                secs(10),
+                Duration::ZERO..=DURATION_MAX,
+            ),
+        }
+    }
+
+    fn upstream(&mut self) -> Upstream {
+        let url = self.url();
+        let (username, password, password_file) = self.upstream_login(&url);
+        let pinned_max = self.count("upstream.pinned_max", 1024, 1..=CONNECTIONS_MAX);
+        Upstream {
+            endpoint: url.endpoint,
+            db: url.db,
+            username,
+            password,
+            password_file,
+            connect_timeout: self.duration(
+                "upstream.connect_timeout",
+                secs(1),
+                millis(1)..=DURATION_MAX,
+            ),
+            request_timeout: self.timeout("upstream.request_timeout"),
+            retry: self.retry(),
+            lanes_max: self.count("upstream.lanes_max", 64, 1..=CONNECTIONS_MAX),
+            pinned_max,
+            pinned_idle: self.count(
+                "upstream.pinned_idle",
+                8.min(pinned_max as u64),
+                0..=CONNECTIONS_MAX,
+            ),
+        }
+    }
+
+    fn url(&mut self) -> Url {
+        if self.settings.get("upstream.url").is_none() {
+            self.problems.push(
+                "no upstream: set upstream.url, for example redis://127.0.0.1:6379".to_owned(),
+            );
+            return Url::nowhere();
+        }
+        self.one("upstream.url", Url::nowhere(), url::parse)
+    }
+
+    /// The credentials of the URL, or those of the keys beside it; never a mixture that leaves open which one counts.
+    fn upstream_login(&mut self, url: &Url) -> (Option<String>, Option<Secret>, Option<PathBuf>) {
+        let named = self.one("upstream.username", None, |text| Ok(Some(text.to_owned())));
+        let (from_file, path) = self.password("upstream.password_file");
+        if url.password.is_some() && path.is_some() {
+            self.problem(
+                "upstream.password_file",
+                "upstream.url has a password too; keep one of them",
+            );
+        }
+        if url.username.is_some() && named.is_some() {
+            self.problem(
+                "upstream.username",
+                "upstream.url has a user name too; keep one of them",
+            );
+        }
+        let username = named.or_else(|| url.username.clone());
+        if username.is_some() && url.password.is_none() && path.is_none() {
+            let key = if url.username.is_some() {
+                "upstream.url"
+            } else {
+                "upstream.username"
+            };
+            self.problem(key, "a user name without a password; set upstream.password_file, or write user:password@ (:password@ without a user) in upstream.url");
+        }
+        (username, url.password.clone().or(from_file), path)
+    }
+
+    fn retry(&mut self) -> Retry {
+        Retry {
+            max_attempts: self.small("upstream.retry.max_attempts", 3, 0..=100),
+            base_delay: self.duration(
+                "upstream.retry.base_delay",
+                millis(50),
+                millis(1)..=DURATION_MAX,
+            ),
+            max_delay: self.duration(
+                "upstream.retry.max_delay",
+                secs(5),
+                millis(1)..=DURATION_MAX,
+            ),
+        }
+    }
+
+    fn admin(&mut self) -> Admin {
+        let words = [
+            ("auto", AdminResp::Auto),
+            ("on", AdminResp::On),
+            ("off", AdminResp::Off),
+        ];
+        let resp = self.word("admin.resp", &words);
+        let (password, password_file) = self.password("admin.password_file");
+        Admin {
+            resp,
+            password,
+            password_file,
+        }
+    }
+
+    fn workers(&mut self) -> usize {
+        self.one("workers", 1, |text| match text {
+            "1" => Ok(1),
+            _ => Err(format!(
+                "{} is not possible yet; this version runs 1 worker, more come with a later one",
+                shown(text)
+            )),
+        })
+    }
+
+    fn cache(&mut self, memory: Option<u64>) -> Cache {
+        let max_value_bytes = self.size("cache.max_value_bytes", MIB, 1..=VALUE_MAX);
+        let ttl = |least| least..=TTL_MAX;
+        Cache {
+            mode: self.word(
+                "cache.mode",
+                &[("serve", CacheMode::Serve), ("off", CacheMode::Off)],
+            ),
+            max_bytes: self.one("cache.max_bytes", cache_auto(memory), |text| {
+                cache_bytes(text, memory)
+            }),
+            max_entries: self.one("cache.max_entries", None, |text| {
+                units::number(text, 1..=u64::MAX).map(Some)
+            }),
+            max_value_bytes,
+            default_ttl: self.duration("cache.default_ttl", secs(300), ttl(millis(1))),
+            negative_ttl: self.duration("cache.negative_ttl", secs(30), ttl(Duration::ZERO)),
+            ttl_buffer: self.duration("cache.ttl_buffer", millis(5), ttl(Duration::ZERO)),
+            eviction: self.word(
+                "cache.eviction",
+                &[("tiny_lfu", Eviction::TinyLfu), ("lru", Eviction::Lru)],
+            ),
+            on_write: self.word("cache.on_write", &ON_WRITE),
+            update_max_bytes: self.size(
+                "cache.update_max_bytes",
+                (16 * KIB).min(max_value_bytes as u64),
+                0..=VALUE_MAX,
+            ),
+        }
+    }
+
+    fn coherence(&mut self) -> Coherence {
+        let words = [
+            ("auto", CoherenceMode::Auto),
+            ("tracking", CoherenceMode::Tracking),
+        ];
+        Coherence {
+            mode: self.word("coherence.mode", &words),
+            max_staleness: self.duration(
+                "coherence.max_staleness",
+                secs(1),
+                STALENESS_MIN..=DURATION_MAX,
+            ),
+        }
+    }
+
+    fn http(&mut self) -> Http {
+        Http {
+            listen: self.http_listen(),
+            allowed_hosts: self.list("http.allowed_hosts", &[], host_name),
+            max_connections: self.count("http.max_connections", 256, 1..=CONNECTIONS_MAX),
+        }
+    }
+
+    fn log(&mut self) -> Log {
+        let level = self.word("log.level", &LEVELS);
+        let format = self.word(
+            "log.format",
+            &[("text", LogFormat::Text), ("json", LogFormat::Json)],
+        );
+        Log { level, format }
+    }
+}
+
+/// The first word is the default.
+const ON_WRITE: [(&str, OnWrite); 3] = [
+    ("update", OnWrite::Update),
+    ("resident", OnWrite::Resident),
+    ("invalidate", OnWrite::Invalidate),
+];
+
+const LEVELS: [(&str, tracing::Level); 5] = [
+    ("info", tracing::Level::INFO),
+    ("error", tracing::Level::ERROR),
+    ("warn", tracing::Level::WARN),
+    ("debug", tracing::Level::DEBUG),
+    ("trace", tracing::Level::TRACE),
+];
+
+/// What must agree between keys.
+impl Resolver<'_> {
+    fn check(&mut self, config: &Config, memory: Option<u64>) {
+        self.check_addresses(config);
+        self.check_sizes(config, memory);
+        self.check_pairs(config);
+        if !config.listen.protected {
+            self.warnings.push(
+                "listen.protected is false: whoever reaches a listening address acts with the sidecar's own rights upstream".to_owned(),
+            );
+        }
+    }
+
+    fn check_addresses(&mut self, config: &Config) {
+        if config.listen.tcp.is_empty() && config.listen.unix.is_none() {
+            self.problem(
+                "listen.tcp",
+                "nothing to listen on; name an address here or a path in listen.unix",
+            );
+        }
+        let mut seen: Vec<SocketAddr> = Vec::new();
+        let clients = config.listen.tcp.iter().map(|a| ("listen.tcp", a));
+        for (key, address) in clients.chain(config.http.listen.iter().map(|a| ("http.listen", a))) {
+            if let Some(other) = seen.iter().find(|other| collide(other, address)) {
+                self.problem(
+                    key,
+                    &format!("{address} is taken by {other}, also in this configuration"),
+                );
+            }
+            seen.push(*address);
+        }
+        if config.listen.unix.is_some()
+            && config.listen.unix.as_ref() == config.upstream.endpoint.path()
+        {
+            self.problem(
+                "listen.unix",
+                "is the socket of upstream itself; choose another path",
+            );
+        }
+    }
+
+    fn check_sizes(&mut self, config: &Config, memory: Option<u64>) {
+        let cache = &config.cache;
+        if cache.max_value_bytes as u64 > cache.max_bytes {
+            self.problem("cache.max_value_bytes", "is more than cache.max_bytes");
+        }
+        if cache.update_max_bytes > cache.max_value_bytes {
+            self.problem(
+                "cache.update_max_bytes",
+                "is more than cache.max_value_bytes",
+            );
+        }
+        if config.listen.output_limit > config.listen.buffers_max {
+            self.warnings.push(
+                "listen.output_limit is more than listen.buffers_max, which then decides"
+                    .to_owned(),
+            );
+        }
+        // Three quarters: the rest is needed for buffers, tables and the program itself.
+        if let Some(limit) = memory.filter(|limit| cache.max_bytes > limit / 4 * 3) {
+            self.warnings.push(format!(
+                "cache.max_bytes ({}) is more than three quarters of the memory limit of this process ({}): it may be killed when the cache is full",
+                units::show_size(cache.max_bytes),
+                units::show_size(limit)
+            ));
+        }
+    }
+
+    fn check_pairs(&mut self, config: &Config) {
+        let upstream = &config.upstream;
+        if upstream.retry.base_delay > upstream.retry.max_delay {
+            self.problem(
+                "upstream.retry.base_delay",
+                "is more than upstream.retry.max_delay",
+            );
+        }
+        if upstream.pinned_idle > upstream.pinned_max {
+            self.problem("upstream.pinned_idle", "is more than upstream.pinned_max");
+        }
+    }
+}
+
+/// Whether the second listener could not be opened after the first. Port 0 is a free port each time. A wildcard takes
+/// the port on all addresses of its family.
+fn collide(a: &SocketAddr, b: &SocketAddr) -> bool {
+    let same_port = a.port() == b.port() && a.port() != 0 && a.is_ipv4() == b.is_ipv4();
+    same_port && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
+}
+
+/// One key each: default where nothing was given, else the value, else a problem that says where and what.
+impl Resolver<'_> {
+    fn one<T>(&mut self, key: &str, default: T, read: impl Fn(&str) -> Result<T, String>) -> T {
+        let Some(setting) = self.settings.get(key) else {
+            return default;
+        };
+        let result = match &setting.node.value {
+            Value::Text(text) => read(text),
+            _ => Err("one value is wanted here, not a list or a map".to_owned()),
+        };
+        result.unwrap_or_else(|what| {
+            self.problem(key, &what);
+            default
+        })
+    }
+
+    fn list<T>(
+        &mut self,
+        key: &str,
+        default: &[&str],
+        read: impl Fn(&str) -> Result<T, String>,
+    ) -> Vec<T> {
+        let Some(setting) = self.settings.get(key) else {
+            return default.iter().filter_map(|text| read(text).ok()).collect();
+        };
+        let items: &[Node] = match &setting.node.value {
+            Value::List(items) => items,
+            _ => {
+                self.problem(key, "a list is wanted here, for example [\"a\", \"b\"]");
+                return Vec::new();
+            }
+        };
+        let mut out = Vec::new();
+        for item in items {
+            let result = match &item.value {
+                Value::Text(text) => read(text),
+                _ => Err("has an element that is not a plain value".to_owned()),
+            };
+            match result {
+                Ok(value) => out.push(value),
+                Err(what) => self
+                    .problems
+                    .push(format!("{}: {key}: {what}", setting.place(item.line))),
+            }
+        }
+        out
+    }
+
+    /// The first word is the default.
+    fn word<T: Copy>(&mut self, key: &str, words: &[(&str, T)]) -> T {
+        self.one(key, words[0].1, |text| units::word(text, words))
+    }
+
+    fn size(&mut self, key: &str, default: u64, range: RangeInclusive<u64>) -> usize {
+        let bytes = self.one(key, default, |text| units::size(text, range.clone()));
+        usize::try_from(bytes).unwrap_or(usize::MAX)
+    }
+
+    fn count(&mut self, key: &str, default: u64, range: RangeInclusive<u64>) -> usize {
+        let number = self.one(key, default, |text| units::number(text, range.clone()));
+        usize::try_from(number).unwrap_or(usize::MAX)
+    }
+
+    fn small(&mut self, key: &str, default: u32, range: RangeInclusive<u32>) -> u32 {
+        let range = u64::from(*range.start())..=u64::from(*range.end());
+        let number = self.one(key, u64::from(default), |text| {
+            units::number(text, range.clone())
+        });
+        u32::try_from(number).unwrap_or(default)
+    }
+
+    fn duration(
+        &mut self,
+        key: &str,
+        default: Duration,
+        range: RangeInclusive<Duration>,
+    ) -> Duration {
+        self.one(key, default, |text| units::duration(text, range.clone()))
+    }
+
+    /// A timeout where 0 means none, which is the default.
+    fn timeout(&mut self, key: &str) -> Option<Duration> {
+        let value = self.duration(key, Duration::ZERO, Duration::ZERO..=DURATION_MAX);
+        (!value.is_zero()).then_some(value)
+    }
+
+    fn password(&mut self, key: &str) -> (Option<Secret>, Option<PathBuf>) {
+        let path = self.one(key, None, |text| Ok(Some(PathBuf::from(text))));
+        let secret = self.one(key, None, |text| read_password(Path::new(text)).map(Some));
+        (secret, path)
+    }
+
+    fn problem(&mut self, key: &str, what: &str) {
+        self.problems.push(match self.settings.get(key) {
+            Some(setting) => format!("{setting}: {key}: {what}"),
+            None => format!("{key}: {what}"),
+        });
+    }
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        format!("{} is not an address; use ip:port, for example 127.0.0.1:6380, 0.0.0.0:6380 or [::1]:6380", shown(text))
+    })
+}
+
+/// Names only: addresses are always allowed, and a port is not part of what is compared.
+fn host_name(text: &str) -> Result<String, String> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'.' || b == b'_';
+    if text.is_empty() || !text.bytes().all(plain) {
+        return Err(format!(
+            "{} is not a host name; write it without scheme and port",
+            shown(text)
+        ));
+    }
+    Ok(text.to_ascii_lowercase())
+}
+
+fn socket_path(text: &str) -> Result<PathBuf, String> {
+    if text.len() > SOCKET_PATH_MAX || text.contains('\0') {
+        return Err(format!(
+            "a socket's path has at most {SOCKET_PATH_MAX} bytes, and no zero"
+        ));
+    }
+    Ok(PathBuf::from(text))
+}
+
+fn file_mode(text: &str) -> Result<u32, String> {
+    let digits = text.strip_prefix("0o").unwrap_or(text);
+    let octal = !digits.is_empty() && digits.bytes().all(|b| (b'0'..=b'7').contains(&b));
+    let mode = u32::from_str_radix(digits, 8)
+        .ok()
+        .filter(|mode| octal && *mode <= 0o777);
+    mode.ok_or_else(|| {
+        format!(
+            "{} is not a file mode; use octal digits from 0000 to 0777, for example \"0660\"",
+            shown(text)
+        )
+    })
+}
+
+fn cache_bytes(text: &str, memory: Option<u64>) -> Result<u64, String> {
+    if text == "auto" {
+        return Ok(cache_auto(memory));
+    }
+    units::size(text, CACHE_MIN..=SIZE_MAX).map_err(|what| {
+        if what.contains("is not a size") {
+            format!("{what}, or auto")
+        } else {
+            what
+        }
+    })
+}
+
+/// Half of the limit: the other half is for buffers, tables, and the application where the limit is the pod's.
+fn cache_auto(memory: Option<u64>) -> u64 {
+    memory.map_or(CACHE_AUTO, |limit| (limit / 2).clamp(CACHE_MIN, CACHE_AUTO))
+}
+
+/// One newline at the end belongs to the file, not to the password: editors and `kubectl create secret` leave it there.
+fn read_password(path: &Path) -> Result<Secret, String> {
+    let failed = |why: &dyn std::fmt::Display| {
+        format!("{:?} cannot be read: {why}", path.display().to_string())
+    };
+    let mut text = String::new();
+    let file = File::open(path).map_err(|e| failed(&e))?;
+    file.take(PASSWORD_MAX)
+        .read_to_string(&mut text)
+        .map_err(|e| failed(&e))?;
+    let line = text.strip_suffix('\n').unwrap_or(&text);
+    let line = line.strip_suffix('\r').unwrap_or(line);
+    if line.is_empty() {
+        return Err(format!("{:?} is empty", path.display().to_string()));
+    }
+    Ok(Secret::new(line.to_owned()))
+}
+
+const fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+const fn millis(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
