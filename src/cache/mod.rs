@@ -15,6 +15,7 @@
 //! here (R8) and hands over the epoch it checked.
 
 mod entry;
+mod large;
 
 use std::hash::BuildHasher;
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use moka::sync::Cache;
 use parking_lot::Mutex;
 
 pub(crate) use entry::{Entry, Forms, Value};
+pub(crate) use large::Large;
 
 use crate::observe::clock;
 use crate::observe::metrics::{Discard, Metrics};

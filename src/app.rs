@@ -1,0 +1,295 @@
+//! The composition root: the only file that knows every part. Starts them in order (limits, listeners, side port, data
+//! thread), says so in one line, and ends them in order when the signal comes.
+
+use std::cell::RefCell;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::LocalSet;
+use tokio::time::{sleep, timeout};
+
+use crate::cache::{Bounds, L1};
+use crate::config::{CacheMode, Config, Eviction, Listen};
+use crate::http::{self, HttpConfig};
+use crate::net::Stream;
+use crate::observe::View;
+use crate::observe::metrics::Metrics;
+use crate::observe::reasons::{Mode, Reject};
+use crate::observe::status::Status;
+use crate::session::{self, Peering, Session};
+use crate::worker::Ctx;
+
+/// What a connection beyond the clients needs of open files: lanes, the side port, logs, and some air.
+const SPARE_FILES: u64 = 128;
+
+/// Pending connections the kernel keeps (it cuts it to its own limit).
+const BACKLOG: i32 = 1024;
+
+/// `accept` has failed for want of something (files, memory): wait before asking again.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The first log line waits so long for upstream, so that it can say what became of it.
+const FIRST_CONTACT: Duration = Duration::from_millis(50);
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AppError {
+    #[error("cannot listen on {0}: {1}")]
+    Listen(String, io::Error),
+    #[error("cannot listen anywhere: no address family of listen.tcp is available on this host")]
+    Nowhere,
+    #[error("the side port: {0}")]
+    Http(io::Error),
+    #[error("starting the runtime: {0}")]
+    Runtime(io::Error),
+}
+
+/// Where clients come in.
+enum Listener {
+    Tcp(std::net::TcpListener),
+    Unix(std::os::unix::net::UnixListener, String),
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub(crate) fn serve(mut config: Config, warnings: Vec<String>) -> Result<(), AppError> {
+    for warning in &warnings {
+        tracing::warn!("{warning}");
+    }
+    fit_max_clients(&mut config);
+    let listeners = listen(&config.listen)?;
+    let mode = if config.cache.mode == CacheMode::Serve { Mode::Serve } else { Mode::Off };
+    let metrics = Arc::new(Metrics::new(":", 100));
+    let status = Arc::new(Status::new("upstream", mode));
+    let view = Arc::new(View { metrics: metrics.clone(), status: status.clone() });
+    let http = http::start(http_config(&config), view).map_err(AppError::Http)?;
+    let bounds = Bounds {
+        max_bytes: config.cache.max_bytes,
+        max_entries: config.cache.max_entries,
+        lru: config.cache.eviction == Eviction::Lru,
+    };
+    let l1 = Arc::new(L1::new(bounds, metrics.clone()));
+    let ctx = Ctx::new(Arc::new(config), l1, metrics, status);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(AppError::Runtime)?;
+    let served = LocalSet::new().block_on(&runtime, run(ctx.clone(), listeners, &http.addresses));
+    if let Some(path) = &ctx.config.listen.unix {
+        let _ = std::fs::remove_file(path);
+    }
+    http.shutdown();
+    served
+}
+
+fn http_config(config: &Config) -> HttpConfig {
+    HttpConfig {
+        listen: config.http.listen.clone(),
+        allowed_hosts: config.http.allowed_hosts.clone(),
+        max_connections: config.http.max_connections,
+        production: config.environment == crate::config::Environment::Production,
+    }
+}
+
+async fn run(ctx: Rc<Ctx>, listeners: Vec<Listener>, http: &[SocketAddr]) -> Result<(), AppError> {
+    let mut term = signal(SignalKind::terminate()).map_err(AppError::Runtime)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(AppError::Runtime)?;
+    let lane = ctx.lane(&ctx.default_profile);
+    let _ = timeout(FIRST_CONTACT, ctx.await_lane(&lane)).await;
+    let mut shown = Vec::new();
+    let accepting = Rc::new(RefCell::new(Vec::new()));
+    for listener in listeners {
+        let (name, task) = accept_on(&ctx, listener)?;
+        shown.push(name);
+        accepting.borrow_mut().push(task);
+    }
+    ctx.status.set_started();
+    let http: Vec<String> = http.iter().map(SocketAddr::to_string).collect();
+    tracing::info!(
+        "ready: cache: {} (impl: l1), upstream {}, coherence {}, listening on {}, http {}",
+        ctx.mode_word(),
+        ctx.config.upstream.display(),
+        ctx.config.coherence.mode.as_str(),
+        shown.join(", "),
+        if http.is_empty() { "off".to_owned() } else { http.join(", ") },
+    );
+    signalled(&mut term, &mut interrupt).await;
+    ctx.status.set_draining();
+    tracing::info!("draining: {} clients", ctx.sessions.borrow().len());
+    tokio::select! {
+        () = drain(&ctx, &accepting) => tracing::info!("stopped"),
+        () = signalled(&mut term, &mut interrupt) => tracing::warn!("stopped at once by a second signal"),
+    }
+    Ok(())
+}
+
+async fn signalled(term: &mut Signal, interrupt: &mut Signal) {
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+/// `drain_delay` as before, then no new clients, each present one until it has nothing outstanding, `drain_timeout` at the
+/// latest.
+async fn drain(ctx: &Rc<Ctx>, accepting: &RefCell<Vec<tokio::task::JoinHandle<()>>>) {
+    sleep(ctx.config.listen.drain_delay).await;
+    accepting.borrow_mut().drain(..).for_each(|task| task.abort());
+    ctx.drain();
+    let all_gone = async {
+        while !ctx.sessions.borrow().is_empty() {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    if timeout(ctx.config.listen.drain_timeout, all_gone).await.is_err() {
+        tracing::warn!("listen.drain_timeout is over: {} clients are cut off", ctx.sessions.borrow().len());
+    }
+}
+
+// ---- listening ----
+
+fn listen(config: &Listen) -> Result<Vec<Listener>, AppError> {
+    let mut all = Vec::new();
+    for address in &config.tcp {
+        match listen_tcp(*address) {
+            Ok(listener) => all.push(Listener::Tcp(listener)),
+            Err(e) if config.tcp_is_default && lacks_family(&e) => {
+                tracing::debug!("not listening on {address}: {e}");
+            }
+            Err(e) => return Err(AppError::Listen(address.to_string(), e)),
+        }
+    }
+    if let Some(path) = &config.unix {
+        let shown = path.display().to_string();
+        let listener = listen_unix(path, config.unix_mode).map_err(|e| AppError::Listen(shown.clone(), e))?;
+        all.push(Listener::Unix(listener, shown));
+    }
+    if all.is_empty() { Err(AppError::Nowhere) } else { Ok(all) }
+}
+
+fn lacks_family(e: &io::Error) -> bool {
+    matches!(e.kind(), io::ErrorKind::AddrNotAvailable | io::ErrorKind::Unsupported)
+        || e.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error())
+}
+
+fn listen_tcp(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        // `[::]` must not take the IPv4 address that is listed beside it.
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// A socket file that nobody answers on is a leftover and is replaced; one that somebody answers on is an error.
+fn listen_unix(path: &Path, mode: u32) -> io::Result<std::os::unix::net::UnixListener> {
+    if let Ok(meta) = std::fs::symlink_metadata(path) {
+        if !meta.file_type().is_socket() {
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the path exists and is no socket"));
+        }
+        if std::os::unix::net::UnixStream::connect(path).is_ok() {
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process listens there"));
+        }
+        std::fs::remove_file(path)?;
+    }
+    let listener = std::os::unix::net::UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+fn accept_on(ctx: &Rc<Ctx>, listener: Listener) -> Result<(String, tokio::task::JoinHandle<()>), AppError> {
+    match listener {
+        Listener::Tcp(std) => {
+            let address = std.local_addr().map_err(AppError::Runtime)?;
+            let listener = TcpListener::from_std(std).map_err(AppError::Runtime)?;
+            let task = tokio::task::spawn_local(accept_tcp(ctx.clone(), listener, address));
+            Ok((address.to_string(), task))
+        }
+        Listener::Unix(std, path) => {
+            let listener = UnixListener::from_std(std).map_err(AppError::Runtime)?;
+            let task = tokio::task::spawn_local(accept_unix(ctx.clone(), listener, path.clone()));
+            Ok((format!("unix:{path}"), task))
+        }
+    }
+}
+
+async fn accept_tcp(ctx: Rc<Ctx>, listener: TcpListener, local: SocketAddr) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                if let Err(e) = stream.set_nodelay(true) {
+                    tracing::debug!("TCP_NODELAY for {peer}: {e}");
+                }
+                let laddr = stream.local_addr().unwrap_or(local);
+                let near = laddr.ip().to_canonical().is_loopback();
+                let peering = Peering { addr: peer.to_string(), laddr: laddr.to_string(), near, unix: false };
+                admit(&ctx, Stream::Tcp(stream), peering);
+            }
+            Err(e) => pause(&e).await,
+        }
+    }
+}
+
+async fn accept_unix(ctx: Rc<Ctx>, listener: UnixListener, path: String) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                // As Redis shows a client on its unix socket.
+                let name = format!("{path}:0");
+                let peering = Peering { addr: name.clone(), laddr: name, near: true, unix: true };
+                admit(&ctx, Stream::Unix(stream), peering);
+            }
+            Err(e) => pause(&e).await,
+        }
+    }
+}
+
+async fn pause(e: &io::Error) {
+    tracing::warn!("accepting a client: {e}");
+    sleep(ACCEPT_PAUSE).await;
+}
+
+fn admit(ctx: &Rc<Ctx>, stream: Stream, peering: Peering) {
+    if ctx.sessions.borrow().len() >= ctx.config.listen.max_clients {
+        ctx.metrics.clients_rejected.inc(Reject::MaxClients);
+        let (_rd, wr) = stream.split();
+        // Best effort, as in Redis: a fresh socket takes so few bytes.
+        let _ = wr.try_write(b"-ERR max number of clients reached\r\n");
+        return;
+    }
+    let (session, rd) = Session::new(ctx, stream, peering);
+    ctx.metrics.clients_accepted.inc();
+    tokio::task::spawn_local(session::run(ctx.clone(), session, rd));
+}
+
+/// Raises the soft limit of open files to what `max_clients` needs, or lowers `max_clients` to what the hard limit allows.
+fn fit_max_clients(config: &mut Config) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    // A client may need a pinned connection besides its own.
+    let others = SPARE_FILES + config.upstream.pinned_max as u64 + config.upstream.lanes_max as u64;
+    let wanted = config.listen.max_clients as u64 + others;
+    let limit = getrlimit(Resource::Nofile);
+    let soft = limit.current.unwrap_or(u64::MAX);
+    if soft >= wanted {
+        return;
+    }
+    let target = limit.maximum.map_or(wanted, |hard| hard.min(wanted));
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: Some(target), maximum: limit.maximum });
+    let got = if raised.is_ok() { target } else { soft };
+    if got < wanted {
+        let fits = usize::try_from(got.saturating_sub(others)).unwrap_or(1).max(1);
+        tracing::warn!(
+            "listen.max_clients is lowered from {} to {fits}: the limit of open files is {got}",
+            config.listen.max_clients
+        );
+        config.listen.max_clients = fits;
+    }
+}

@@ -1,0 +1,206 @@
+//! CLIENT LIST, INFO and KILL over this sidecar's own clients, in Redis's formats, and the translation between their ids
+//! and those of their pinned connections upstream.
+
+use std::fmt::Write;
+use std::rc::Rc;
+
+use super::Session;
+use crate::command::Request;
+use crate::resp::Proto;
+use crate::worker::Ctx;
+
+/// One client as CLIENT LIST prints it (without the line end). Fields that make no sense for a sidecar's client (argument
+/// memory, event mask) have the values of an idle one.
+pub(super) fn line(ctx: &Ctx, session: &Session, now: u64) -> String {
+    const SECOND: u64 = 1_000_000_000;
+    let state = session.state.borrow();
+    let pin = session.pinned.borrow();
+    let user = state.credential.as_ref().map_or("default".into(), |c| String::from_utf8_lossy(&c.user));
+    let mut line = format!(
+        "id={} addr={} laddr={} fd=8 name={} age={} idle={} flags={} db={} sub={} psub={}",
+        session.id,
+        session.addr,
+        session.laddr,
+        String::from_utf8_lossy(&state.name),
+        now.saturating_sub(session.since) / SECOND,
+        now.saturating_sub(session.last.get()) / SECOND,
+        flags(session),
+        state.db,
+        pin.subscriptions.channels,
+        pin.subscriptions.patterns,
+    );
+    let server = ctx.server.borrow();
+    if server.at_least(7, 0) {
+        let _ = write!(line, " ssub={}", pin.subscriptions.shards);
+    }
+    let multi = if pin.id == 0 { -1 } else { pin.multi };
+    let obl = session.outbox.borrow().bytes();
+    let _ = write!(line, " multi={multi}");
+    if server.at_least(7, 4) {
+        let _ = write!(line, " watch={}", u8::from(pin.watching));
+    }
+    let _ = write!(line, " qbuf=0 qbuf-free=0 argv-mem=0 multi-mem=0 rbs=0 rbp=0 obl={obl} oll=0 omem={obl} tot-mem={obl}");
+    let resp = if state.proto == Proto::Resp3 { 3 } else { 2 };
+    let _ = write!(line, " events=r cmd={} user={user} redir=-1 resp={resp}", session.last_command.get());
+    if server.at_least(7, 2) {
+        let (name, ver) = (String::from_utf8_lossy(&state.lib_name), String::from_utf8_lossy(&state.lib_ver));
+        let _ = write!(line, " lib-name={name} lib-ver={ver}");
+    }
+    line
+}
+
+fn flags(session: &Session) -> String {
+    let pin = session.pinned.borrow();
+    let state = session.state.borrow();
+    let all = [
+        (pin.monitor, 'O'),
+        (pin.subscriptions.any(), 'P'),
+        (pin.id != 0 && pin.multi >= 0, 'x'),
+        (pin.blocked, 'b'),
+        (session.unix, 'U'),
+        (state.no_evict, 'e'),
+        (state.no_touch, 'T'),
+    ];
+    let set: String = all.iter().filter(|(on, _)| *on).map(|(_, c)| *c).collect();
+    if set.is_empty() { "N".to_owned() } else { set }
+}
+
+/// The whole list; none: words that only upstream can judge.
+pub(super) fn list(ctx: &Ctx, req: &Request<'_>, now: u64) -> Option<String> {
+    let sessions = ctx.sessions.borrow();
+    let all = sessions.values();
+    let chosen: Vec<&Rc<Session>> = match req.argc() {
+        2 => all.collect(),
+        4 if req.is(2, "type") => {
+            let kind = Type::parse(req.arg(3))?;
+            all.filter(|s| kind == Type::of(s)).collect()
+        }
+        n if n > 3 && req.is(2, "id") => {
+            let ids: Option<Vec<u64>> = (3..n).map(|i| number(req.arg(i))).collect();
+            let ids = ids?;
+            all.filter(|s| ids.contains(&s.id)).collect()
+        }
+        _ => return None,
+    };
+    Some(chosen.iter().map(|s| line(ctx, s, now) + "\n").collect())
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Type {
+    Normal,
+    PubSub,
+    /// master, slave, replica: no client of a sidecar is one.
+    Replication,
+}
+
+impl Type {
+    fn parse(word: &[u8]) -> Option<Type> {
+        match word.to_ascii_lowercase().as_slice() {
+            b"normal" => Some(Type::Normal),
+            b"pubsub" => Some(Type::PubSub),
+            b"master" | b"replica" | b"slave" => Some(Type::Replication),
+            _ => None,
+        }
+    }
+
+    fn of(session: &Session) -> Type {
+        if session.pinned.borrow().subscriptions.any() { Type::PubSub } else { Type::Normal }
+    }
+}
+
+/// What CLIENT KILL asks for.
+pub(super) struct Kill<'a> {
+    /// `CLIENT KILL addr:port`: answers OK or an error instead of a count.
+    pub(super) old_form: bool,
+    id: Option<u64>,
+    kind: Option<Type>,
+    addr: Option<&'a [u8]>,
+    laddr: Option<&'a [u8]>,
+    user: Option<&'a [u8]>,
+    max_age: Option<u64>,
+    skip_me: bool,
+}
+
+impl<'a> Kill<'a> {
+    /// None: words that only upstream can judge.
+    pub(super) fn parse(ctx: &Ctx, req: &Request<'a>) -> Option<Kill<'a>> {
+        let mut kill = Kill {
+            old_form: req.argc() == 3,
+            id: None,
+            kind: None,
+            addr: None,
+            laddr: None,
+            user: None,
+            max_age: None,
+            skip_me: true,
+        };
+        if kill.old_form {
+            kill.addr = Some(req.arg(2));
+            kill.skip_me = false;
+            return Some(kill);
+        }
+        let mut i = 2;
+        while i + 1 < req.argc() {
+            let value = req.arg(i + 1);
+            match req.arg(i).to_ascii_lowercase().as_slice() {
+                b"id" => kill.id = Some(number(value).filter(|id| *id > 0)?),
+                b"type" => kill.kind = Some(Type::parse(value)?),
+                b"addr" => kill.addr = Some(value),
+                b"laddr" => kill.laddr = Some(value),
+                b"user" if known_user(ctx, value) => kill.user = Some(value),
+                b"maxage" if ctx.server.borrow().at_least(7, 4) => kill.max_age = Some(number(value)?),
+                b"skipme" if value.eq_ignore_ascii_case(b"yes") => kill.skip_me = true,
+                b"skipme" if value.eq_ignore_ascii_case(b"no") => kill.skip_me = false,
+                _ => return None,
+            }
+            i += 2;
+        }
+        (i == req.argc()).then_some(kill)
+    }
+}
+
+/// A user some client here is, or the default one. Of others upstream knows whether they exist.
+fn known_user(ctx: &Ctx, user: &[u8]) -> bool {
+    user == b"default" || ctx.sessions.borrow().values().any(|s| is_user(s, user))
+}
+
+fn is_user(session: &Session, user: &[u8]) -> bool {
+    let state = session.state.borrow();
+    state.credential.as_ref().map_or(&b"default"[..], |c| &c.user) == user
+}
+
+pub(super) fn victims(ctx: &Ctx, order: &Kill<'_>, me: &Session, now: u64) -> Vec<Rc<Session>> {
+    let matches = |s: &Rc<Session>| {
+        order.id.is_none_or(|id| s.id == id)
+            && order.kind.is_none_or(|kind| Type::of(s) == kind)
+            && order.addr.is_none_or(|a| s.addr.as_bytes() == a)
+            && order.laddr.is_none_or(|a| s.laddr.as_bytes() == a)
+            && order.user.is_none_or(|u| is_user(s, u))
+            && order.max_age.is_none_or(|age| now.saturating_sub(s.since) / 1_000_000_000 >= age)
+            && !(order.skip_me && s.id == me.id)
+    };
+    ctx.sessions.borrow().values().filter(|s| matches(s)).cloned().collect()
+}
+
+fn number(word: &[u8]) -> Option<u64> {
+    std::str::from_utf8(word).ok()?.parse().ok()
+}
+
+/// CLIENT TRACKING ... REDIRECT <id>: the id is one of ours, upstream knows that client's pinned connection by another. None:
+/// nothing to translate. An id of nobody stays an id of nobody.
+pub(super) fn translate_redirect(ctx: &Ctx, req: &Request<'_>) -> Option<Vec<Vec<u8>>> {
+    let at = (3..req.argc().saturating_sub(1)).find(|i| req.is(*i, "redirect"))?;
+    let own = number(req.arg(at + 1))?;
+    let upstream = ctx.sessions.borrow().get(&own).map_or(0, |s| s.pinned.borrow().id);
+    // 2^62 is no client's id; upstream then words the error. 0 switches the redirection off.
+    let id = if own == 0 { 0 } else if upstream > 0 { upstream } else { 1 << 62 };
+    let mut words: Vec<Vec<u8>> = (0..req.argc()).map(|i| req.arg(i).to_vec()).collect();
+    words[at + 1] = id.to_string().into_bytes();
+    Some(words)
+}
+
+/// The client here whose pinned connection has this id upstream; special values (-1, 0) stay.
+pub(super) fn own_id(ctx: &Ctx, upstream: i64) -> i64 {
+    let found = ctx.sessions.borrow().values().find(|s| s.pinned.borrow().id == upstream).map(|s| s.id as i64);
+    if upstream <= 0 { upstream } else { found.unwrap_or(upstream) }
+}

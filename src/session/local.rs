@@ -1,0 +1,486 @@
+//! Commands the sidecar answers as the server its clients see: handshake and CLIENT. What upstream alone can judge (a
+//! password, a database not seen before, words we do not understand) it is asked about, so that errors are its own.
+
+use std::rc::Rc;
+
+use bytes::BytesMut;
+
+use super::dispatch::{Owned, Step, Work};
+use super::state::{Replies, is_plain};
+use super::{Session, inspect};
+use crate::command::{Kind, Request, Spec};
+use crate::observe::reasons::{Class, Dropped};
+use crate::resp::reply;
+use crate::resp::{Proto, build};
+use crate::upstream::Credential;
+use crate::upstream::handshake::ServerInfo;
+use crate::worker::Ctx;
+
+/// What became of a local command that was allowed to wait.
+pub(super) enum Local {
+    Done,
+    Close,
+    /// Upstream has to answer it, on a connection of the session's own.
+    Upstream,
+}
+
+/// What can be said without waiting.
+enum Now {
+    Done,
+    Close,
+    /// Needs upstream's judgement, or everything before it answered first.
+    Wait,
+    Upstream,
+}
+
+const BAD_NAME: &str = "ERR Client names cannot contain spaces, newlines or special characters.";
+const NOT_PRINTABLE: &str = "cannot contain spaces, newlines or special characters.";
+
+impl Session {
+    /// A local command met in the stream of requests.
+    pub(super) fn local(
+        self: &Rc<Self>,
+        ctx: &Rc<Ctx>,
+        now: u64,
+        req: &Request<'_>,
+        spec: &'static Spec,
+        mute: bool,
+    ) -> Option<Step> {
+        ctx.metrics.commands.inc(Class::Local);
+        let settled = self.outbox.borrow().outstanding() == 0;
+        match self.local_now(ctx, now, req, spec, mute, settled) {
+            Now::Done => None,
+            Now::Close => Some(Step::Close),
+            Now::Wait => {
+                // `mute` is asked again when its turn comes.
+                self.unmute(mute);
+                Some(Step::Suspend(Work::Local(spec, Owned::of(req))))
+            }
+            Now::Upstream => {
+                self.unmute(mute);
+                Some(Step::Suspend(Work::Pinned(crate::command::Why::Verify, Owned::of(req))))
+            }
+        }
+    }
+
+    fn unmute(&self, mute: bool) {
+        let mut state = self.state.borrow_mut();
+        if mute && state.replies == Replies::On {
+            state.replies = Replies::SkipNext;
+            self.special.set(true);
+        }
+    }
+
+    /// A local command with nothing outstanding before it.
+    pub(super) async fn local_slow(
+        self: &Rc<Self>,
+        ctx: &Rc<Ctx>,
+        spec: &'static Spec,
+        req: &Request<'_>,
+        mute: bool,
+    ) -> Local {
+        let now = crate::observe::clock::now();
+        match self.local_now(ctx, now, req, spec, mute, true) {
+            Now::Done => return Local::Done,
+            Now::Close => return Local::Close,
+            Now::Upstream => return Local::Upstream,
+            Now::Wait => {}
+        }
+        match spec.kind {
+            Kind::Auth => self.auth(ctx, req, mute).await,
+            Kind::Hello => self.hello_with_auth(ctx, req, mute).await,
+            _ => return Local::Upstream,
+        }
+        Local::Done
+    }
+
+    /// What EXEC's element says for a command that was queued as a stand-in.
+    pub(super) fn local_in_exec(self: &Rc<Self>, ctx: &Rc<Ctx>, req: &Request<'_>) -> BytesMut {
+        let before = std::mem::take(&mut self.outbox.borrow_mut().ready);
+        if let crate::command::table::Lookup::Known(spec) = crate::command::table::lookup(req) {
+            self.local_now(ctx, crate::observe::clock::now(), req, spec, false, true);
+        }
+        let own = std::mem::replace(&mut self.outbox.borrow_mut().ready, before);
+        if own.is_empty() { BytesMut::from(&b"+OK\r\n"[..]) } else { own }
+    }
+
+    fn local_now(
+        self: &Rc<Self>,
+        ctx: &Rc<Ctx>,
+        now: u64,
+        req: &Request<'_>,
+        spec: &'static Spec,
+        mute: bool,
+        settled: bool,
+    ) -> Now {
+        match spec.kind {
+            Kind::Client => self.client(ctx, now, req, spec, mute),
+            Kind::Nearside => {
+                self.nearside(ctx, now, req, mute);
+                Now::Done
+            }
+            Kind::Quit => {
+                self.answer(mute, |out| build::simple(out, "OK"));
+                Now::Close
+            }
+            _ if !settled => Now::Wait,
+            Kind::Hello => self.hello(ctx, req, mute),
+            Kind::Select => self.select(ctx, req, mute),
+            Kind::Auth => Now::Wait,
+            Kind::Reset => {
+                self.reset(ctx, mute);
+                Now::Done
+            }
+            _ => Now::Upstream,
+        }
+    }
+
+    // ---- HELLO, AUTH, SELECT, RESET ----
+
+    fn hello(self: &Rc<Self>, ctx: &Ctx, req: &Request<'_>, mute: bool) -> Now {
+        let hello = match Hello::parse(req, self.proto()) {
+            Ok(hello) => hello,
+            Err(error) => {
+                self.answer_error(mute, &error);
+                return Now::Done;
+            }
+        };
+        if hello.credential.is_some() {
+            return Now::Wait;
+        }
+        if ctx.needs_auth(&self.state.borrow().profile()) {
+            let text = "NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO <proto> \
+                        AUTH <user> <pass> option can be used to authenticate the client and select the RESP protocol \
+                        version at the same time";
+            self.answer_error(mute, text);
+            return Now::Done;
+        }
+        self.apply_hello(ctx, hello, mute);
+        Now::Done
+    }
+
+    async fn hello_with_auth(self: &Rc<Self>, ctx: &Rc<Ctx>, req: &Request<'_>, mute: bool) {
+        let hello = match Hello::parse(req, self.proto()) {
+            Ok(hello) => hello,
+            Err(error) => return self.answer_error(mute, &error),
+        };
+        let Some((user, password)) = hello.credential else { return };
+        let words: [&[u8]; 3] = [b"AUTH", user, password];
+        match ctx.verify(&words).await {
+            Ok(reply) if reply::is_error(&reply) => self.answer(mute, |out| out.extend_from_slice(&reply)),
+            Ok(_) => {
+                self.authenticated(ctx, Credential { user: user.into(), password: password.into() });
+                self.apply_hello(ctx, hello, mute);
+            }
+            Err(text) => self.answer_error(mute, &text),
+        }
+    }
+
+    fn apply_hello(&self, ctx: &Ctx, hello: Hello<'_>, mute: bool) {
+        let mut state = self.state.borrow_mut();
+        state.proto = hello.proto;
+        if let Some(name) = hello.name {
+            state.name = name.to_vec();
+        }
+        drop(state);
+        let info = ctx.server.borrow();
+        self.answer(mute, |out| hello_reply(out, &info, hello.proto, self.id));
+    }
+
+    async fn auth(self: &Rc<Self>, ctx: &Rc<Ctx>, req: &Request<'_>, mute: bool) {
+        let words: Vec<&[u8]> = (0..req.argc()).map(|i| req.arg(i)).collect();
+        match ctx.verify(&words).await {
+            Ok(reply) => {
+                if !reply::is_error(&reply) {
+                    let user = if words.len() > 2 { words[1] } else { b"default" };
+                    let password = words[words.len() - 1];
+                    self.authenticated(ctx, Credential { user: user.into(), password: password.into() });
+                }
+                self.answer(mute, |out| out.extend_from_slice(&reply));
+            }
+            Err(text) => self.answer_error(mute, &text),
+        }
+    }
+
+    /// Upstream has accepted this credential from this client.
+    pub(super) fn authenticated(&self, ctx: &Ctx, credential: Credential) {
+        let mut state = self.state.borrow_mut();
+        state.credential = Some(ctx.intern(credential));
+        state.authenticated = true;
+        state.locked = false;
+        drop(state);
+        self.changed_profile();
+    }
+
+    /// R18: what the session has seen as one user, or in one database, fences its reads as another.
+    fn changed_profile(&self) {
+        self.forget_lane();
+        self.set_fence();
+        self.note_special();
+    }
+
+    pub(super) fn forget_lane(&self) {
+        self.lane.borrow_mut().take();
+    }
+
+    fn note_special(&self) {
+        let state = self.state.borrow();
+        self.special.set(state.locked || state.replies != Replies::On);
+    }
+
+    /// SELECT of a database whose lane is up needs nobody's leave; upstream judges all others.
+    fn select(&self, ctx: &Ctx, req: &Request<'_>, mute: bool) -> Now {
+        let db = std::str::from_utf8(req.arg(1)).ok().and_then(|s| s.parse::<u32>().ok());
+        let mut profile = self.state.borrow().profile();
+        let same = db == Some(profile.db);
+        let Some(db) = db else { return Now::Upstream };
+        profile.db = db;
+        if !ctx.has_live_lane(&profile) {
+            return Now::Upstream;
+        }
+        if !same {
+            self.state.borrow_mut().db = db;
+            self.changed_profile();
+        }
+        self.answer(mute, |out| build::simple(out, "OK"));
+        Now::Done
+    }
+
+    pub(super) fn reset(&self, ctx: &Ctx, mute: bool) {
+        self.state.borrow_mut().reset(&ctx.default_profile, ctx.locks_out(self.near));
+        self.changed_profile();
+        self.answer(mute, |out| build::simple(out, "RESET"));
+    }
+
+    /// Protected mode (DESIGN 3): true when the command was answered with why it is not served.
+    pub(super) fn refused_by_protection(&self, spec: &Spec, req: &Request<'_>) -> bool {
+        if !self.state.borrow().locked {
+            return false;
+        }
+        let way_in = matches!(spec.kind, Kind::Auth | Kind::Quit | Kind::Reset)
+            || (spec.kind == Kind::Hello && (2..req.argc()).any(|i| req.is(i, "auth")));
+        if way_in {
+            return false;
+        }
+        self.answer_error(
+            false,
+            "DENIED Nearside runs in protected mode: it listens beyond this host and this client has not authenticated. \
+             Remedies: 1) authenticate with AUTH as a user of the upstream; 2) listen on loopback or a unix socket only \
+             (listen.tcp, listen.unix); 3) set listen.protected to false if the network is trusted.",
+        );
+        true
+    }
+
+    // ---- CLIENT ----
+
+    fn client(
+        self: &Rc<Self>,
+        ctx: &Rc<Ctx>,
+        now: u64,
+        req: &Request<'_>,
+        spec: &'static Spec,
+        mute: bool,
+    ) -> Now {
+        // CLIENT REPLY OFF and SKIP speak of the commands behind them; all others obey what is in force.
+        let mute = mute || (spec.name != "client|reply" && self.special.get() && self.state.borrow_mut().mute());
+        match spec.name {
+            "client|id" => self.answer(mute, |out| build::integer(out, self.id as i64)),
+            "client|getname" => {
+                let (name, proto) = (self.state.borrow().name.clone(), self.proto());
+                self.answer(mute, |out| if name.is_empty() { build::null(out, proto) } else { build::bulk(out, &name) });
+            }
+            "client|setname" if is_plain(req.arg(2)) => {
+                self.state.borrow_mut().name = req.arg(2).to_vec();
+                self.answer(mute, |out| build::simple(out, "OK"));
+            }
+            "client|setname" => self.answer_error(mute, BAD_NAME),
+            "client|setinfo" => return self.set_info(ctx, req, mute),
+            "client|info" => {
+                let (line, proto) = (inspect::line(ctx, self, now) + "\n", self.proto());
+                self.answer(mute, |out| build::verbatim_or_bulk(out, proto, "txt", line.as_bytes()));
+            }
+            "client|list" => return self.list(ctx, now, req, mute),
+            "client|kill" => return self.kill(ctx, now, req, mute),
+            "client|unblock" => return self.unblock(ctx, now, req, mute),
+            "client|no-evict" => return self.switch(req, mute, |s, on| s.no_evict = on),
+            "client|no-touch" if ctx.server.borrow().at_least(7, 2) => {
+                return self.switch(req, mute, |s, on| s.no_touch = on);
+            }
+            "client|reply" => return self.reply_mode(req),
+            _ => return Now::Upstream,
+        }
+        Now::Done
+    }
+
+    fn switch(&self, req: &Request<'_>, mute: bool, set: impl FnOnce(&mut super::State, bool)) -> Now {
+        let on = match req.arg(2) {
+            w if w.eq_ignore_ascii_case(b"on") => true,
+            w if w.eq_ignore_ascii_case(b"off") => false,
+            _ => return Now::Upstream,
+        };
+        set(&mut self.state.borrow_mut(), on);
+        self.answer(mute, |out| build::simple(out, "OK"));
+        Now::Done
+    }
+
+    fn set_info(&self, ctx: &Ctx, req: &Request<'_>, mute: bool) -> Now {
+        if !ctx.server.borrow().at_least(7, 2) || req.argc() != 4 {
+            return Now::Upstream;
+        }
+        let (attribute, value) = (req.arg(2).to_ascii_lowercase(), req.arg(3));
+        if !matches!(attribute.as_slice(), b"lib-name" | b"lib-ver") {
+            return Now::Upstream;
+        }
+        if !is_plain(value) {
+            let name = String::from_utf8_lossy(&attribute).into_owned();
+            self.answer_error(mute, &format!("ERR {name} {NOT_PRINTABLE}"));
+            return Now::Done;
+        }
+        let mut state = self.state.borrow_mut();
+        if attribute == b"lib-name" {
+            state.lib_name = value.to_vec();
+        } else {
+            state.lib_ver = value.to_vec();
+        }
+        drop(state);
+        self.answer(mute, |out| build::simple(out, "OK"));
+        Now::Done
+    }
+
+    fn list(&self, ctx: &Ctx, now: u64, req: &Request<'_>, mute: bool) -> Now {
+        let Some(text) = inspect::list(ctx, req, now) else { return Now::Upstream };
+        let proto = self.proto();
+        self.answer(mute, |out| build::verbatim_or_bulk(out, proto, "txt", text.as_bytes()));
+        Now::Done
+    }
+
+    fn kill(self: &Rc<Self>, ctx: &Rc<Ctx>, now: u64, req: &Request<'_>, mute: bool) -> Now {
+        let Some(order) = inspect::Kill::parse(ctx, req) else { return Now::Upstream };
+        let victims = inspect::victims(ctx, &order, self, now);
+        if order.old_form && victims.is_empty() {
+            self.answer_error(mute, "ERR No such client");
+            return Now::Done;
+        }
+        let suicide = victims.iter().any(|v| v.id == self.id);
+        self.answer(mute, |out| match order.old_form {
+            true => build::simple(out, "OK"),
+            false => build::integer(out, victims.len() as i64),
+        });
+        for victim in victims.iter().filter(|v| v.id != self.id) {
+            victim.drop_for(ctx, Dropped::Killed, "CLIENT KILL");
+        }
+        if suicide { Now::Close } else { Now::Done }
+    }
+
+    /// The blocked command waits upstream, so upstream ends it, by the id it knows.
+    fn unblock(self: &Rc<Self>, ctx: &Rc<Ctx>, now: u64, req: &Request<'_>, mute: bool) -> Now {
+        let Some(id) = std::str::from_utf8(req.arg(2)).ok().and_then(|s| s.parse::<u64>().ok()) else {
+            return Now::Upstream;
+        };
+        if req.argc() > 4 || (req.argc() == 4 && !req.is(3, "timeout") && !req.is(3, "error")) {
+            return Now::Upstream;
+        }
+        let target = ctx.sessions.borrow().get(&id).cloned();
+        let blocked = target.map(|t| t.pinned.borrow().clone()).filter(|p| p.blocked);
+        let lane = self.lane(ctx);
+        let Some(blocked) = blocked.filter(|_| lane.is_ready()) else {
+            self.answer(mute, |out| build::integer(out, 0));
+            return Now::Done;
+        };
+        let upstream_id = blocked.id.to_string();
+        let mut words: Vec<&[u8]> = vec![b"CLIENT", b"UNBLOCK", upstream_id.as_bytes()];
+        if req.argc() == 4 {
+            words.push(req.arg(3));
+        }
+        let mut raw = BytesMut::new();
+        build::command(&mut raw, &words);
+        let slot = self.outbox.borrow_mut().reserve(self.proto(), mute, false);
+        let form = crate::resp::downgrade::Form::Same;
+        lane.relay(now, &raw, crate::coherence::Relay::plain(self.clone(), slot, form, false));
+        Now::Done
+    }
+
+    fn reply_mode(&self, req: &Request<'_>) -> Now {
+        let mode = match req.arg(2) {
+            w if w.eq_ignore_ascii_case(b"on") => Replies::On,
+            w if w.eq_ignore_ascii_case(b"off") => Replies::Off,
+            // SKIP while OFF stays OFF.
+            w if w.eq_ignore_ascii_case(b"skip") => match self.state.borrow().replies {
+                Replies::Off => Replies::Off,
+                _ => Replies::SkipNext,
+            },
+            _ => return Now::Upstream,
+        };
+        self.state.borrow_mut().replies = mode;
+        self.note_special();
+        if mode == Replies::On {
+            self.answer(false, |out| build::simple(out, "OK"));
+        }
+        Now::Done
+    }
+}
+
+/// A HELLO that is well formed.
+struct Hello<'a> {
+    proto: Proto,
+    credential: Option<(&'a [u8], &'a [u8])>,
+    name: Option<&'a [u8]>,
+}
+
+impl<'a> Hello<'a> {
+    /// As `helloCommand` reads it; the errors are Redis's own.
+    fn parse(req: &Request<'a>, now: Proto) -> Result<Hello<'a>, String> {
+        let mut hello = Hello { proto: now, credential: None, name: None };
+        if req.argc() > 1 {
+            let version = std::str::from_utf8(req.arg(1)).ok().and_then(|s| s.parse::<i64>().ok());
+            hello.proto = match version {
+                None => return Err("ERR Protocol version is not an integer or out of range".to_owned()),
+                Some(2) => Proto::Resp2,
+                Some(3) => Proto::Resp3,
+                Some(_) => return Err("NOPROTO unsupported protocol version".to_owned()),
+            };
+        }
+        let mut i = 2;
+        while i < req.argc() {
+            let more = req.argc() - 1 - i;
+            if req.is(i, "auth") && more >= 2 {
+                hello.credential = Some((req.arg(i + 1), req.arg(i + 2)));
+                i += 3;
+            } else if req.is(i, "setname") && more >= 1 {
+                if !is_plain(req.arg(i + 1)) {
+                    return Err(BAD_NAME.to_owned());
+                }
+                hello.name = Some(req.arg(i + 1));
+                i += 2;
+            } else {
+                let option = String::from_utf8_lossy(req.arg(i)).into_owned();
+                return Err(format!("ERR Syntax error in HELLO option '{option}'"));
+            }
+        }
+        Ok(hello)
+    }
+}
+
+/// HELLO's reply, with the client's id here instead of ours upstream.
+pub(super) fn hello_reply(out: &mut BytesMut, info: &ServerInfo, proto: Proto, id: u64) {
+    build::map_or_array(out, proto, 7);
+    for (name, value) in [("server", &info.server), ("version", &info.version)] {
+        build::bulk(out, name.as_bytes());
+        build::bulk(out, value.as_bytes());
+    }
+    build::bulk(out, b"proto");
+    build::integer(out, if proto == Proto::Resp3 { 3 } else { 2 });
+    build::bulk(out, b"id");
+    build::integer(out, id as i64);
+    for (name, value) in [("mode", &info.mode), ("role", &info.role)] {
+        build::bulk(out, name.as_bytes());
+        build::bulk(out, value.as_bytes());
+    }
+    build::bulk(out, b"modules");
+    match proto {
+        Proto::Resp3 => out.extend_from_slice(&info.modules),
+        Proto::Resp2 => {
+            crate::resp::downgrade::to_resp2(&info.modules, crate::resp::downgrade::Form::Bulk, out);
+        }
+    }
+}

@@ -1,0 +1,332 @@
+//! `NEARSIDE <sub>`: what redis-cli sees and changes of this sidecar, and our section of INFO.
+
+use std::fmt::Write;
+use std::rc::Rc;
+
+use bytes::BytesMut;
+
+use super::Session;
+use super::dispatch::Batch;
+use crate::cache::{self, Value};
+use crate::command::table::{self, Lookup};
+use crate::command::{Effect, Request, keys};
+use crate::config::{AdminResp, CacheMode};
+use crate::observe::reasons::{Bypass, Discard, Flush, Source, Tag};
+use crate::resp::reply;
+use crate::resp::{Proto, build};
+use crate::router::{self, Stranger};
+use crate::worker::Ctx;
+
+const HELP: &[&str] = &[
+    "NEARSIDE <subcommand> [<arg> [value] ...]. Subcommands are:",
+    "AUTH <password>",
+    "    Allow this connection to change the sidecar, where admin.password_file is set.",
+    "ENTRY <key>",
+    "    What the L1 holds for a key as this connection would read it.",
+    "EXPLAIN <command> [<arg> ...]",
+    "    Where a command would go now, and why. It is not executed.",
+    "FLUSH",
+    "    Drop all local entries. Upstream is not touched. Returns how many they were.",
+    "HELP",
+    "    Print this help.",
+    "INFO",
+    "    All figures, as INFO prints them.",
+    "INVALIDATE KEY <key> [<key> ...]",
+    "    Drop the local entries of keys. Returns how many they were.",
+    "MODE [serve|off]",
+    "    Print the cache's mode, or change it until the next start.",
+    "STATS",
+    "    The dozen figures one looks at first.",
+];
+
+/// Who may change the sidecar over RESP.
+enum Refusal {
+    NeedsPassword,
+    Forbidden,
+}
+
+impl Session {
+    pub(super) fn nearside(self: &Rc<Self>, ctx: &Rc<Ctx>, now: u64, req: &Request<'_>, mute: bool) {
+        if req.argc() < 2 {
+            return self.answer_error(mute, "ERR wrong number of arguments for 'nearside' command. Try NEARSIDE HELP.");
+        }
+        let sub = req.arg(1).to_ascii_lowercase();
+        match (sub.as_slice(), req.argc()) {
+            (b"help", 2) => self.answer(mute, |out| {
+                build::array(out, HELP.len());
+                HELP.iter().for_each(|line| build::simple(out, line));
+            }),
+            (b"stats", 2) => self.answer(mute, |out| build::bulk(out, stats(ctx, now).as_bytes())),
+            (b"info", 2) => self.answer(mute, |out| build::bulk(out, section(ctx, now).as_bytes())),
+            (b"mode", 2) => self.answer(mute, |out| build::bulk(out, ctx.mode_word().as_bytes())),
+            (b"explain", 3..) => self.explain(ctx, req, mute),
+            (b"entry", 3) => self.entry(ctx, now, req.arg(2), mute),
+            (b"auth", 3) => self.nearside_auth(ctx, req.arg(2), mute),
+            (b"mode", 3) | (b"flush", 2) | (b"invalidate", 3..) => match self.may_change(ctx) {
+                Ok(()) => self.change(ctx, req, &sub, mute),
+                Err(refusal) => self.answer_error(mute, refusal.text()),
+            },
+            _ => {
+                let name = String::from_utf8_lossy(req.arg(1)).into_owned();
+                let text = format!("ERR unknown subcommand or wrong number of arguments for '{name}'. Try NEARSIDE HELP.");
+                self.answer_error(mute, &text);
+            }
+        }
+    }
+
+    fn change(&self, ctx: &Rc<Ctx>, req: &Request<'_>, sub: &[u8], mute: bool) {
+        match sub {
+            b"flush" => {
+                ctx.l1.settle();
+                let (entries, _) = ctx.l1.size();
+                ctx.l1.flush();
+                ctx.metrics.flushes.inc(Flush::Command);
+                ctx.metrics.invalidated.inc(Tag::Flush);
+                self.answer(mute, |out| build::integer(out, entries as i64));
+            }
+            b"mode" => {
+                let mode = match req.arg(2).to_ascii_lowercase().as_slice() {
+                    b"serve" => CacheMode::Serve,
+                    b"off" => CacheMode::Off,
+                    other => {
+                        let text = format!("ERR unknown mode '{}'; use serve or off", String::from_utf8_lossy(other));
+                        return self.answer_error(mute, &text);
+                    }
+                };
+                ctx.set_mode(mode);
+                self.answer(mute, |out| build::simple(out, "OK"));
+            }
+            _ if req.is(2, "key") && req.argc() > 3 => {
+                let dropped: usize = (3..req.argc()).map(|i| ctx.l1.invalidate(req.arg(i))).sum();
+                ctx.metrics.invalidations.add(Source::Command, (req.argc() - 3) as u64);
+                ctx.metrics.invalidated.add(Tag::Key, (req.argc() - 3) as u64);
+                self.answer(mute, |out| build::integer(out, dropped as i64));
+            }
+            _ => self.answer_error(mute, "ERR use NEARSIDE INVALIDATE KEY <key> [<key> ...]"),
+        }
+    }
+
+    fn may_change(&self, ctx: &Ctx) -> Result<(), Refusal> {
+        let admin = &ctx.config.admin;
+        match admin.resp {
+            AdminResp::Off => Err(Refusal::Forbidden),
+            _ if self.state.borrow().admin => Ok(()),
+            _ if admin.password.is_some() => Err(Refusal::NeedsPassword),
+            AdminResp::On => Ok(()),
+            AdminResp::Auto if self.near => Ok(()),
+            AdminResp::Auto => Err(Refusal::Forbidden),
+        }
+    }
+
+    fn nearside_auth(&self, ctx: &Ctx, password: &[u8], mute: bool) {
+        let Some(expected) = &ctx.config.admin.password else {
+            return self.answer_error(mute, "ERR no admin password is configured (admin.password_file)");
+        };
+        if same(expected.expose().as_bytes(), password) {
+            self.state.borrow_mut().admin = true;
+            self.answer(mute, |out| build::simple(out, "OK"));
+        } else {
+            self.answer_error(mute, "WRONGPASS invalid admin password");
+        }
+    }
+
+    fn explain(self: &Rc<Self>, ctx: &Rc<Ctx>, req: &Request<'_>, mute: bool) {
+        let words: Vec<&[u8]> = (2..req.argc()).map(|i| req.arg(i)).collect();
+        let mut raw = BytesMut::new();
+        build::command(&mut raw, &words);
+        let mut scanner = crate::resp::request::Scanner::new(raw.len(), raw.len().max(1));
+        if !matches!(scanner.scan(&raw), crate::resp::request::Scan::Request { .. }) {
+            return self.answer_error(mute, "ERR a command this large is streamed on a connection of its own");
+        }
+        let asked = Request { raw: &raw, args: scanner.args() };
+        let batch = Batch::new(ctx, self);
+        let (name, spec, route) = match table::lookup(&asked) {
+            Lookup::Known(spec) => {
+                let view = self.view(ctx, &batch, &asked, spec);
+                (spec.name, Some(spec), router::route(spec, &asked, &view))
+            }
+            other => {
+                let stranger = match other {
+                    Lookup::UnknownSub => Stranger::Unknown,
+                    _ => ctx.learned(asked.arg(0)).err().unwrap_or(Stranger::New),
+                };
+                let view = self.view(ctx, &batch, &asked, &super::dispatch::STRANGER);
+                ("unknown", None, router::route_stranger(stranger, &view))
+            }
+        };
+        let mut named = Vec::new();
+        if let Some(spec) = spec {
+            keys::for_each(spec, &asked, |key| named.push(key.to_vec()));
+        }
+        let effect = spec.map_or(Effect::Opaque, |s| s.effect);
+        let lane = self.lane(ctx);
+        let fields = [
+            ("command", name.to_owned()),
+            ("route", route.as_str().to_owned()),
+            ("reason", route.reason().to_owned()),
+            ("effect", format!("{effect:?}").to_ascii_lowercase()),
+            ("may_be_sent_again", yes(spec.is_some_and(|s| s.resend))),
+            ("in_l1", yes(named.first().is_some_and(|k| ctx.l1.get(k).is_some()))),
+            ("not_stored_because", lane.uncached().unwrap_or_default()),
+        ];
+        let proto = self.proto();
+        self.answer(mute, |out| {
+            build::map_or_array(out, proto, fields.len() + 1);
+            for (name, value) in &fields {
+                build::bulk(out, name.as_bytes());
+                build::bulk(out, value.as_bytes());
+            }
+            build::bulk(out, b"keys");
+            build::array(out, named.len());
+            named.iter().for_each(|key| build::bulk(out, key));
+        });
+    }
+
+    fn entry(self: &Rc<Self>, ctx: &Rc<Ctx>, now: u64, key: &[u8], mute: bool) {
+        let proto = self.proto();
+        let lane = self.lane(ctx);
+        let Some(forms) = ctx.l1.get(key) else {
+            return self.answer(mute, |out| build::null(out, proto));
+        };
+        let Some(entry) = forms.entries.iter().find(|e| e.lane == lane.id) else {
+            return self.answer(mute, |out| build::null(out, proto));
+        };
+        let served = lane.vouches(now, self.fence.get(), ctx.max_staleness).and_then(|epoch| {
+            cache::usable(&forms, epoch, ctx.l1.flush_gen(), now).map(|_| ()).ok_or(Bypass::NotLive)
+        });
+        let size = match &entry.value {
+            Value::Nil => 0,
+            Value::Bulk(frame) => reply::bulk(frame).map_or(0, <[u8]>::len),
+        };
+        let ms = |ns: u64| (ns / 1_000_000).to_string();
+        let fields = [
+            ("kind", if matches!(entry.value, Value::Nil) { "absent" } else { "string" }.to_owned()),
+            ("value_bytes", size.to_string()),
+            ("age_ms", ms(now.saturating_sub(entry.t_sent))),
+            ("ttl_ms", ms(entry.deadline.saturating_sub(now))),
+            ("key_pattern", ctx.metrics.patterns.name(entry.pattern).to_owned()),
+            ("served", served.map_or_else(|why| why.as_str().to_owned(), |()| "yes".to_owned())),
+        ];
+        self.answer(mute, |out| {
+            build::map_or_array(out, proto, fields.len());
+            for (name, value) in &fields {
+                build::bulk(out, name.as_bytes());
+                build::bulk(out, value.as_bytes());
+            }
+        });
+    }
+}
+
+impl Refusal {
+    fn text(&self) -> &'static str {
+        match self {
+            Refusal::NeedsPassword => "NOAUTH this changes the sidecar: say NEARSIDE AUTH <password> first",
+            Refusal::Forbidden => {
+                "NOPERM this changes the sidecar and is not allowed on this connection (admin.resp, admin.password_file)"
+            }
+        }
+    }
+}
+
+fn yes(is: bool) -> String {
+    if is { "yes" } else { "no" }.to_owned()
+}
+
+/// Compares secrets without telling by the time it takes how much of them agrees.
+fn same(a: &[u8], b: &[u8]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).fold(0, |diff, (x, y)| diff | (x ^ y)) == 0
+}
+
+/// The dozen lines of STATS.
+fn stats(ctx: &Ctx, now: u64) -> String {
+    let m = &ctx.metrics;
+    let (hits, misses) = (m.hits(), m.misses());
+    ctx.l1.settle();
+    let (entries, bytes) = ctx.l1.size();
+    let rate = if hits + misses == 0 { String::new() } else { format!("{:.4}", hits as f64 / (hits + misses) as f64) };
+    let age = ctx.home_lane().and_then(|l| l.lease_age(now));
+    let mut text = String::new();
+    let lines: [(&str, String); 12] = [
+        ("mode", ctx.mode_word().to_owned()),
+        ("coherence", ctx.status.coherence().to_owned()),
+        ("upstream", if ctx.status.upstream_up() { "up" } else { "down" }.to_owned()),
+        ("hits", hits.to_string()),
+        ("misses", misses.to_string()),
+        ("hit_rate", rate),
+        ("entries", entries.to_string()),
+        ("bytes", bytes.to_string()),
+        ("max_bytes", ctx.config.cache.max_bytes.to_string()),
+        ("invalidations", m.invalidations.sum().to_string()),
+        ("clients", ctx.sessions.borrow().len().to_string()),
+        ("lease_age_ms", age.map_or(String::new(), |ns| (ns / 1_000_000).to_string())),
+    ];
+    for (name, value) in lines {
+        let _ = write!(text, "{name}:{value}\r\n");
+    }
+    text
+}
+
+/// Our section of INFO: everything STATS says, and each counter under its reason.
+fn section(ctx: &Ctx, now: u64) -> String {
+    let m = &ctx.metrics;
+    let mut text = format!("# Nearside\r\nnearside_version:{}\r\n", env!("CARGO_PKG_VERSION"));
+    text.push_str(&stats(ctx, now));
+    let mut line = |name: &str, value: u64| {
+        let _ = write!(text, "{name}:{value}\r\n");
+    };
+    line("coalesced", m.coalesced.get());
+    line("refreshes_stored", m.updates.get());
+    line("pending_writes", ctx.l1.pending());
+    line("pinned_connections", ctx.pool.open() as u64);
+    line("upstream_reconnects", m.reconnects.get());
+    line("lanes", ctx.lanes.borrow().len() as u64);
+    line("lane_epoch", ctx.home_lane().map_or(0, |l| l.epoch()));
+    line("in_flight", ctx.lanes.borrow().values().map(|l| l.in_flight() as u64).sum());
+    for (reason, n) in m.bypass.iter() {
+        line(&format!("bypass_{reason}"), n);
+    }
+    for (reason, n) in m.discarded.iter() {
+        line(&format!("fills_discarded_{reason}"), n);
+    }
+    for (source, n) in m.invalidations.iter() {
+        line(&format!("invalidations_{source}"), n);
+    }
+    for (reason, n) in m.flushes.iter() {
+        line(&format!("flushes_{reason}"), n);
+    }
+    for (why, n) in m.pinned.iter() {
+        line(&format!("pinned_{why}"), n);
+    }
+    let _ = Discard::COUNT;
+    text
+}
+
+/// Whether upstream's answer to this INFO is one that ours belongs to.
+pub(super) fn wants_own_info(req: &Request<'_>) -> bool {
+    req.argc() == 1
+        || (1..req.argc()).any(|i| ["default", "all", "everything", "nearside"].iter().any(|word| req.is(i, word)))
+}
+
+/// `INFO nearside`: nothing of it is upstream's.
+pub(super) fn is_own_info(req: &Request<'_>) -> bool {
+    req.argc() == 2 && req.is(1, "nearside")
+}
+
+impl Session {
+    pub(super) fn own_info(&self, ctx: &Ctx, now: u64, mute: bool) {
+        let (text, proto) = (section(ctx, now), self.proto());
+        self.answer(mute, |out| build::verbatim_or_bulk(out, proto, "txt", text.as_bytes()));
+    }
+}
+
+/// Upstream's INFO with our section behind it.
+pub(crate) fn with_own_info(ctx: &Ctx, frame: &[u8]) -> Vec<u8> {
+    let Some(upstream) = reply::bulk(frame).filter(|_| !reply::is_error(frame)) else { return frame.to_vec() };
+    let upstream = upstream.strip_prefix(b"txt:").unwrap_or(upstream);
+    let mut text = upstream.to_vec();
+    text.extend_from_slice(b"\r\n");
+    text.extend_from_slice(section(ctx, crate::observe::clock::now()).as_bytes());
+    let mut out = BytesMut::new();
+    build::verbatim_or_bulk(&mut out, Proto::Resp3, "txt", &text);
+    out.to_vec()
+}

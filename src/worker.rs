@@ -1,0 +1,410 @@
+//! What one data thread owns: its lanes, its pinned connections, its sessions, and the few things they share. Everything in
+//! here is single-threaded; only `l1`, `metrics` and `status` are shared with other threads.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use crate::cache::{L1, Large};
+use crate::coherence::{Availability, Hold, Lane};
+use crate::command::Spec;
+use crate::command::table;
+use crate::config::{CacheMode, Config};
+use crate::observe::clock;
+use crate::observe::metrics::Metrics;
+use crate::observe::reasons::{Coherence, Dropped, Flush, Mode};
+use crate::observe::status::Status;
+use crate::router::Stranger;
+use crate::session::Session;
+use crate::upstream::handshake::{self, Learned, ServerInfo};
+use crate::upstream::pinned::{Pool, Settings};
+use crate::upstream::{Credential, Profile};
+
+/// Bytes read from a client at once.
+const SCRATCH: usize = 64 * 1024;
+
+/// Names that upstream was asked about and that are remembered.
+const LEARNED_MAX: usize = 1000;
+
+/// A profile whose lane upstream refused is tried again after so long.
+const REFUSED_FOR: u64 = 5_000_000_000;
+
+const MINUTE: u64 = 60_000_000_000;
+
+pub(crate) struct Ctx {
+    pub(crate) config: Arc<Config>,
+    pub(crate) l1: Arc<L1>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) status: Arc<Status>,
+    pub(crate) pool: Pool,
+    /// What CLIENT SETNAME says upstream: `nearside:<host>:<pid>`.
+    pub(crate) name: String,
+    /// B, in nanoseconds.
+    pub(crate) max_staleness: u64,
+    /// What a client is before it says AUTH or SELECT.
+    pub(crate) default_profile: Profile,
+    pub(crate) lanes: RefCell<HashMap<Profile, Rc<Lane>>>,
+    pub(crate) sessions: RefCell<BTreeMap<u64, Rc<Session>>>,
+    /// What upstream last said of itself.
+    pub(crate) server: RefCell<ServerInfo>,
+    pub(crate) large: RefCell<Large>,
+    pub(crate) scratch: RefCell<Vec<u8>>,
+    pub(crate) draining: Cell<bool>,
+    mode: Cell<CacheMode>,
+    /// Sessions that have something to write since the batch began.
+    dirty: RefCell<Vec<Rc<Session>>>,
+    /// Replies held back, oldest first, and when they are let go at the latest.
+    holds: RefCell<VecDeque<(u64, Rc<Hold>)>>,
+    learned: RefCell<HashMap<Vec<u8>, Learned>>,
+    /// One `Rc` per credential in use, so that equal ones compare fast and are kept once.
+    credentials: RefCell<Vec<Rc<Credential>>>,
+    refused: RefCell<HashMap<Profile, (u64, Rc<Lane>)>>,
+    watch: RefCell<Watch>,
+    next: Cell<u64>,
+    next_session: Cell<u64>,
+}
+
+/// How upstream was when we last looked, for the log: one line when it is lost, one a minute while it is gone, one when it
+/// is back.
+#[derive(Default)]
+enum Watch {
+    #[default]
+    Unknown,
+    Up,
+    Lost,
+    Gone {
+        logged: u64,
+    },
+}
+
+impl Ctx {
+    pub(crate) fn new(config: Arc<Config>, l1: Arc<L1>, metrics: Arc<Metrics>, status: Arc<Status>) -> Rc<Ctx> {
+        let up = &config.upstream;
+        let credential = up.password.as_ref().map(|password| {
+            let user = up.username.as_deref().unwrap_or("default");
+            Rc::new(Credential { user: user.as_bytes().into(), password: password.expose().as_bytes().into() })
+        });
+        let name = client_name();
+        let pool = Pool::new(Settings {
+            endpoint: up.endpoint.clone(),
+            connect_timeout: up.connect_timeout,
+            max: up.pinned_max,
+            idle: up.pinned_idle,
+            name: name.clone(),
+        });
+        let max_staleness = u64::try_from(config.coherence.max_staleness.as_nanos()).unwrap_or(u64::MAX);
+        Rc::new(Ctx {
+            default_profile: Profile { db: up.db, credential: credential.clone() },
+            mode: Cell::new(config.cache.mode),
+            config,
+            l1,
+            metrics,
+            status,
+            pool,
+            name,
+            max_staleness,
+            lanes: RefCell::default(),
+            sessions: RefCell::default(),
+            server: RefCell::default(),
+            large: RefCell::default(),
+            scratch: RefCell::new(vec![0; SCRATCH]),
+            draining: Cell::new(false),
+            dirty: RefCell::default(),
+            holds: RefCell::default(),
+            learned: RefCell::default(),
+            credentials: RefCell::new(credential.into_iter().collect()),
+            refused: RefCell::default(),
+            watch: RefCell::default(),
+            next: Cell::new(1),
+            next_session: Cell::new(1),
+        })
+    }
+
+    fn number(&self) -> u64 {
+        let n = self.next.get();
+        self.next.set(n + 1);
+        n
+    }
+
+    /// A number no lane connection has had (R1); 0 means none.
+    pub(crate) fn next_epoch(&self) -> u64 {
+        self.number()
+    }
+
+    pub(crate) fn next_lane(&self) -> u32 {
+        self.number() as u32
+    }
+
+    pub(crate) fn next_session(&self) -> u64 {
+        let n = self.next_session.get();
+        self.next_session.set(n + 1);
+        n
+    }
+
+    // ---- the cache's mode ----
+
+    pub(crate) fn cache_serves(&self) -> bool {
+        self.mode.get() == CacheMode::Serve
+    }
+
+    pub(crate) fn mode_word(&self) -> &'static str {
+        match self.mode.get() {
+            CacheMode::Serve => Mode::Serve.as_str(),
+            CacheMode::Off => Mode::Off.as_str(),
+        }
+    }
+
+    /// Until the next start. Nothing stored before is served after; lanes arm or disarm their tracking.
+    pub(crate) fn set_mode(&self, mode: CacheMode) {
+        if self.mode.replace(mode) == mode {
+            return;
+        }
+        self.l1.flush();
+        self.metrics.flushes.inc(Flush::Mode);
+        self.status.set_mode(if mode == CacheMode::Serve { Mode::Serve } else { Mode::Off });
+        self.lanes.borrow().values().for_each(|lane| lane.set_tracking(mode == CacheMode::Serve));
+        if mode == CacheMode::Off {
+            self.status.set_coherence(Coherence::None);
+        }
+        tracing::info!("cache mode is {} now", self.mode_word());
+    }
+
+    // ---- lanes ----
+
+    /// The lane of a profile, started if it is the first time it is asked for.
+    pub(crate) fn lane(self: &Rc<Self>, profile: &Profile) -> Rc<Lane> {
+        if let Some(lane) = self.lanes.borrow().get(profile) {
+            return lane.clone();
+        }
+        if let Some((since, lane)) = self.refused.borrow().get(profile)
+            && clock::now().saturating_sub(*since) < REFUSED_FOR
+        {
+            return lane.clone();
+        }
+        if self.lanes.borrow().len() >= self.config.upstream.lanes_max {
+            return Lane::none(self, profile.clone(), "upstream.lanes_max is reached");
+        }
+        let lane = Lane::spawn(self, profile.clone());
+        self.lanes.borrow_mut().insert(profile.clone(), lane.clone());
+        lane
+    }
+
+    /// The lane of clients that say neither AUTH nor SELECT.
+    pub(crate) fn home_lane(&self) -> Option<Rc<Lane>> {
+        self.lanes.borrow().get(&self.default_profile).cloned()
+    }
+
+    pub(crate) fn has_live_lane(&self, profile: &Profile) -> bool {
+        self.lanes.borrow().get(profile).is_some_and(|lane| lane.is_live())
+    }
+
+    /// Upstream refuses what a lane of this profile needs. It is tried again when somebody asks after a while.
+    pub(crate) fn lane_refused(&self, lane: &Rc<Lane>, reply: &str) {
+        tracing::warn!(user = %lane.profile.user(), db = lane.profile.db,
+            "upstream refuses a lane, this user is served uncached on connections of its own: {reply}");
+        self.lanes.borrow_mut().remove(&lane.profile);
+        let mut refused = self.refused.borrow_mut();
+        if refused.len() >= LEARNED_MAX {
+            refused.clear();
+        }
+        refused.insert(lane.profile.clone(), (clock::now(), lane.clone()));
+    }
+
+    /// Waits until it is known whether a lane can be had.
+    pub(crate) async fn await_lane(&self, lane: &Rc<Lane>) {
+        loop {
+            let changed = lane.changed.notified();
+            if lane.availability() != Availability::Starting {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Whether upstream has told this profile to authenticate first.
+    pub(crate) fn needs_auth(&self, profile: &Profile) -> bool {
+        let refused = self.refused.borrow();
+        let noauth = |lane: &Rc<Lane>| matches!(lane.availability(), Availability::Refused(r) if r.contains("NOAUTH"));
+        refused.get(profile).is_some_and(|(_, lane)| noauth(lane))
+    }
+
+    // ---- fences ----
+
+    /// R15: one PING on every other lane, for a reply that is held already.
+    pub(crate) fn fence_others(&self, own: &Lane, hold: &Rc<Hold>) {
+        let now = clock::now();
+        for lane in self.lanes.borrow().values().filter(|l| l.id != own.id) {
+            lane.fence(now, hold);
+        }
+        self.holds.borrow_mut().push_back((now + self.max_staleness, hold.clone()));
+    }
+
+    /// R21: one PING on every lane that has anything to serve. False: none has, nothing needs to be held.
+    pub(crate) fn fence_all(&self, hold: &Rc<Hold>) -> bool {
+        let now = clock::now();
+        self.lanes.borrow().values().for_each(|lane| lane.fence(now, hold));
+        hold.is_waiting()
+    }
+
+    /// A hold ends after B at the latest.
+    pub(crate) fn release_overdue_holds(&self, now: u64) {
+        loop {
+            let due = {
+                let mut holds = self.holds.borrow_mut();
+                match holds.front() {
+                    Some((limit, hold)) if *limit <= now || hold.is_released() => holds.pop_front(),
+                    _ => None,
+                }
+            };
+            let Some((_, hold)) = due else { return };
+            hold.release(self);
+        }
+    }
+
+    // ---- sessions ----
+
+    /// `session` has something to write, or to be told, when the batch is over.
+    pub(crate) fn mark_dirty(&self, session: &Rc<Session>) {
+        if session.becomes_dirty() {
+            self.dirty.borrow_mut().push(session.clone());
+        }
+    }
+
+    /// The batch is over: writes what has been completed.
+    pub(crate) fn flush_dirty(&self) {
+        let mut dirty = std::mem::take(&mut *self.dirty.borrow_mut());
+        for session in dirty.drain(..) {
+            session.flush(self);
+        }
+        let mut place = self.dirty.borrow_mut();
+        if place.is_empty() {
+            *place = dirty;
+        }
+    }
+
+    /// `listen.buffers_max`: the client that keeps most is dropped first.
+    pub(crate) fn check_buffers(&self) {
+        let total: usize = self.sessions.borrow().values().map(|s| s.buffered()).sum();
+        if total <= self.config.listen.buffers_max {
+            return;
+        }
+        let largest = self.sessions.borrow().values().max_by_key(|s| s.buffered()).cloned();
+        if let Some(session) = largest {
+            session.drop_for(self, Dropped::BuffersMax, "all clients together keep more than listen.buffers_max");
+        }
+    }
+
+    pub(crate) fn client_left(&self) {
+        self.metrics.clients.set(self.sessions.borrow().len() as u64);
+    }
+
+    /// Protected mode for a client that comes from far: it has to authenticate where the sidecar would otherwise lend it
+    /// rights, its own credential's or an upstream's that asks for none.
+    pub(crate) fn locks_out(&self, near: bool) -> bool {
+        self.config.listen.protected && !near
+    }
+
+    /// Begins the end: every session closes as soon as nothing is outstanding.
+    pub(crate) fn drain(&self) {
+        self.draining.set(true);
+        self.sessions.borrow().values().for_each(|s| s.wake.notify_one());
+    }
+
+    // ---- identity ----
+
+    /// Tries a client's AUTH on a connection that nobody else uses; upstream's reply, or an error of ours.
+    pub(crate) async fn verify(&self, words: &[&[u8]]) -> Result<Vec<u8>, String> {
+        let unavailable = |e: &dyn std::fmt::Display| format!("NEARSIDE upstream unavailable: {e}");
+        let mut link = self.pool.bare().await.map_err(|e| unavailable(&e))?;
+        let limit = std::time::Duration::from_secs(5);
+        match tokio::time::timeout(limit, link.ask(words)).await {
+            Ok(Ok(reply)) => Ok(reply),
+            Ok(Err(e)) => Err(unavailable(&e)),
+            Err(_) => Err(unavailable(&"no answer to AUTH within 5 s")),
+        }
+    }
+
+    pub(crate) fn intern(&self, credential: Credential) -> Rc<Credential> {
+        let mut all = self.credentials.borrow_mut();
+        if let Some(known) = all.iter().find(|c| ***c == credential) {
+            return known.clone();
+        }
+        // Those that nobody holds any more are forgotten.
+        all.retain(|c| Rc::strong_count(c) > 1);
+        let fresh = Rc::new(credential);
+        all.push(fresh.clone());
+        fresh
+    }
+
+    // ---- names the table does not have ----
+
+    /// What is known of a name that the table does not have.
+    pub(crate) fn learned(&self, name: &[u8]) -> Result<&'static Spec, Stranger> {
+        match self.learned.borrow().get(&name.to_ascii_lowercase()) {
+            None => Err(Stranger::New),
+            Some(Learned::Module) => Err(Stranger::Module),
+            Some(Learned::Unknown) => Err(Stranger::Unknown),
+            Some(Learned::Renamed(canonical)) => table::by_name(canonical.as_bytes()).ok_or(Stranger::Unknown),
+        }
+    }
+
+    /// Asks upstream once what `name` is (decision 1).
+    pub(crate) async fn learn(&self, lane: &Rc<Lane>, name: &[u8]) {
+        let name = name.to_ascii_lowercase();
+        let answer = match lane.is_ready() {
+            true => lane.ask(clock::now(), &[b"COMMAND", b"INFO", &name]).await.ok(),
+            false => None,
+        };
+        let learned = answer.map_or(Learned::Unknown, |frame| handshake::learned(&frame));
+        let mut all = self.learned.borrow_mut();
+        if all.len() >= LEARNED_MAX {
+            all.clear();
+        }
+        all.insert(name, learned);
+    }
+
+    // ---- upstream as a whole ----
+
+    pub(crate) fn upstream_back(&self, info: &ServerInfo) {
+        *self.server.borrow_mut() = info.clone();
+        self.status.set_upstream_up();
+        let before = std::mem::replace(&mut *self.watch.borrow_mut(), Watch::Up);
+        match before {
+            Watch::Up => {}
+            Watch::Unknown => {
+                tracing::info!("upstream {} is up: {} {}", self.config.upstream.display(), info.server, info.version);
+            }
+            Watch::Lost | Watch::Gone { .. } => {
+                self.metrics.reconnects.inc();
+                tracing::info!("upstream {} is back: {} {}", self.config.upstream.display(), info.server, info.version);
+            }
+        }
+    }
+
+    pub(crate) fn upstream_lost(&self, why: &str) {
+        let mut watch = self.watch.borrow_mut();
+        if matches!(*watch, Watch::Up | Watch::Unknown) {
+            tracing::warn!("lost the connection to upstream {}: {why}", self.config.upstream.display());
+            *watch = Watch::Lost;
+        }
+    }
+
+    pub(crate) fn upstream_gone(&self, why: &str) {
+        self.status.set_upstream_down(why);
+        let now = clock::now();
+        let mut watch = self.watch.borrow_mut();
+        let logged = match *watch {
+            Watch::Gone { logged } if now.saturating_sub(logged) < MINUTE => return,
+            Watch::Gone { .. } | Watch::Up | Watch::Lost | Watch::Unknown => now,
+        };
+        tracing::warn!("upstream {} is gone, trying again: {why}", self.config.upstream.display());
+        *watch = Watch::Gone { logged };
+    }
+}
+
+fn client_name() -> String {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let host: String = host.chars().map(|c| if c.is_ascii_graphic() { c } else { '-' }).collect();
+    format!("nearside:{host}:{}", std::process::id())
+}
