@@ -70,8 +70,9 @@ await check('ioredis pub/sub', async () => {
   assert.equal(await r.publish(k('pat1'), 'two'), 1);
   await until('both messages', () => seen.length === 2);
   assert.deepEqual(seen, ['one', 'p two']);
+  // In this order: with both kinds held, ioredis 6.0.0 never settles unsubscribe() without arguments, whatever the server.
+  await sub.punsubscribe(k('pat*'));
   await sub.unsubscribe();
-  await sub.punsubscribe();
   assert.equal(await sub.get(k('none')), null);
 });
 await check('ioredis blocking pops', async () => {
