@@ -17,7 +17,7 @@ use tokio::task::LocalSet;
 use tokio::time::{sleep, timeout};
 
 use crate::cache::{Bounds, L1};
-use crate::config::{CacheMode, Config, Eviction, Listen};
+use crate::config::{CacheMode, CoherenceMode, Config, Eviction, Listen};
 use crate::http::{self, HttpConfig};
 use crate::net::Stream;
 use crate::observe::View;
@@ -112,7 +112,10 @@ async fn run(ctx: Rc<Ctx>, listeners: Vec<Listener>, http: &[SocketAddr]) -> Res
         "ready: cache: {} (impl: l1), upstream {}, coherence {}, listening on {}, http {}",
         ctx.mode_word(),
         ctx.config.upstream.display(),
-        ctx.config.coherence.mode.as_str(),
+        match ctx.config.coherence.mode {
+            CoherenceMode::Auto => "auto",
+            CoherenceMode::Tracking => "tracking",
+        },
         shown.join(", "),
         if http.is_empty() { "off".to_owned() } else { http.join(", ") },
     );

@@ -33,11 +33,7 @@ fn run(args: impl Iterator<Item = OsString>) -> u8 {
         Err(error) => {
             // Help and version arrive here too; a closed pipe behind them is nobody's error.
             let _ = error.print();
-            return if error.use_stderr() {
-                WRONG_CONFIGURATION
-            } else {
-                0
-            };
+            return if error.use_stderr() { WRONG_CONFIGURATION } else { 0 };
         }
     };
     match cli.command {
@@ -127,9 +123,7 @@ struct HealthArgs {
 
 impl ServeArgs {
     fn overrides(self) -> Overrides {
-        let http = self
-            .http
-            .map(|list| if list == ["off"] { Vec::new() } else { list });
+        let http = self.http.map(|list| if list == ["off"] { Vec::new() } else { list });
         let mut overrides = Overrides::default();
         overrides.file(self.config);
         overrides.list("--listen", "listen.tcp", self.listen);
@@ -152,11 +146,7 @@ fn serve(args: ServeArgs) -> u8 {
         for warning in &warnings {
             say_aside(&format!("warning: {warning}"));
         }
-        let text = if print {
-            config::yaml(&config)
-        } else {
-            "configuration is valid\n".to_owned()
-        };
+        let text = if print { config::yaml(&config) } else { "configuration is valid\n".to_owned() };
         return say(&text);
     }
     start(config, warnings)
@@ -175,15 +165,10 @@ fn start(config: Config, warnings: Vec<String>) -> u8 {
 
 /// Logs go to standard error: standard output belongs to what a command was asked for.
 fn start_logging(log: &Log) {
-    let builder = tracing_subscriber::fmt()
-        .with_max_level(log.level)
-        .with_writer(std::io::stderr)
-        .with_target(false);
+    let builder = tracing_subscriber::fmt().with_max_level(log.level).with_writer(std::io::stderr).with_target(false);
     // A second subscriber in one process only happens in tests; the first one stays.
     let _ = match log.format {
-        LogFormat::Text => builder
-            .with_ansi(std::io::stderr().is_terminal())
-            .try_init(),
+        LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
     };
 }
@@ -196,11 +181,7 @@ fn ask_health(args: &HealthArgs) -> u8 {
     match health::ask(&target) {
         Ok(answer) => {
             let printed = say(&format!("{}\n", answer.body.trim_end()));
-            if answer.status == 200 {
-                printed
-            } else {
-                RUNTIME_FAILURE
-            }
+            if answer.status == 200 { printed } else { RUNTIME_FAILURE }
         }
         Err(error) => complain(&format!("{target}: {error}"), RUNTIME_FAILURE),
     }
@@ -263,11 +244,7 @@ mod tests {
     fn flags_work_with_and_without_the_command() {
         let bare = parsed(&["--upstream", "redis://h"]);
         assert_eq!(bare.serve.upstream.as_deref(), Some("redis://h"));
-        let Some(Command::Serve(args)) =
-            parsed(&["serve", "--listen", "a", "--listen", "b"]).command
-        else {
-            panic!()
-        };
+        let Some(Command::Serve(args)) = parsed(&["serve", "--listen", "a", "--listen", "b"]).command else { panic!() };
         assert_eq!(args.listen.unwrap(), ["a", "b"]);
     }
 
@@ -287,14 +264,10 @@ mod tests {
             "--log-format",
             "json",
         ];
-        let (config, _) =
-            config::load(&parsed(&args).serve.overrides(), std::iter::empty()).unwrap();
+        let (config, _) = config::load(&parsed(&args).serve.overrides(), std::iter::empty()).unwrap();
         assert_eq!(config.upstream.db, 3);
         assert_eq!(config.listen.tcp, ["127.0.0.1:0".parse().unwrap()]);
-        assert_eq!(
-            config.listen.unix.as_deref(),
-            Some(std::path::Path::new("/tmp/s"))
-        );
+        assert_eq!(config.listen.unix.as_deref(), Some(std::path::Path::new("/tmp/s")));
         assert!(config.http.listen.is_empty());
         assert_eq!(config.log.format, LogFormat::Json);
     }

@@ -3,7 +3,7 @@
 
 use smallvec::SmallVec;
 
-use crate::observe::metrics::PatternId;
+use crate::observe::patterns::PatternId;
 
 /// One profile's reading of one key.
 #[derive(Clone, Debug)]

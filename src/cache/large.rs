@@ -47,7 +47,9 @@ impl Large {
 
     fn hash(&self, req: &Request<'_>, spec: &Spec) -> u64 {
         match spec.keys {
-            Keys::Range { first, last, .. } if i16::from(first) == i16::from(last) && req.argc() > usize::from(first) => {
+            Keys::Range { first, last, .. }
+                if i16::from(first) == i16::from(last) && req.argc() > usize::from(first) =>
+            {
                 self.hasher.hash_one((true, req.arg(usize::from(first))))
             }
             _ => self.hasher.hash_one((false, req.raw)),

@@ -31,7 +31,8 @@ pub(crate) use entry::{Entry, Forms, Value};
 pub(crate) use large::Large;
 
 use crate::observe::clock;
-use crate::observe::metrics::{Discard, Metrics};
+use crate::observe::metrics::Metrics;
+use crate::observe::reasons::{Discard, Evict};
 
 /// Stripes of generations and pending writes. 65,536 x 16 bytes = 1 MiB; with a million keys in use a write touches the
 /// generation of 15 others, which costs those at most a store they were just about to make.
@@ -61,6 +62,12 @@ struct Stripe {
 /// A stripe's number; all that a write must remember of its keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct StripeId(u16);
+
+impl StripeId {
+    pub(crate) fn number(self) -> u16 {
+        self.0
+    }
+}
 
 /// The right to store one reading: void as soon as anything happens to the key's stripe, to the L1 or to the lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -229,11 +236,16 @@ pub(crate) fn usable(forms: &Forms, epoch: u64, flush_gen: u64, now: u64) -> Opt
 }
 
 fn note_removal(metrics: &Metrics, forms: &Forms, cause: RemovalCause) {
-    if matches!(cause, RemovalCause::Replaced) {
-        return;
-    }
+    // A replacement is no removal (DESIGN 8).
+    let evict = match cause {
+        RemovalCause::Replaced => return,
+        RemovalCause::Size => Evict::Size,
+        RemovalCause::Expired => Evict::Expired,
+        RemovalCause::Explicit => Evict::Invalidated,
+    };
+    metrics.evictions.add(evict, forms.entries.len() as u64);
     for entry in &forms.entries {
-        metrics.removed(entry.pattern, cause);
+        metrics.patterns.del(entry.pattern);
     }
 }
 

@@ -30,8 +30,7 @@ pub(super) struct Target {
 impl Target {
     /// Reads `http://host[:port][/path]`; without a path it is readiness that is asked for.
     pub(super) fn from_url(url: &str) -> Result<Target, &'static str> {
-        const EXPECTED: &str =
-            "is not understood; write http://host:port, for example http://127.0.0.1:9380";
+        const EXPECTED: &str = "is not understood; write http://host:port, for example http://127.0.0.1:9380";
         let rest = url.strip_prefix("http://").ok_or(EXPECTED)?;
         let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         let odd = |c: char| c.is_whitespace() || c.is_control();
@@ -39,18 +38,12 @@ impl Target {
             return Err(EXPECTED);
         }
         let (host, port) = match authority.rsplit_once(':') {
-            Some((host, port)) if !port.ends_with(']') => {
-                (host, port.parse().map_err(|_| EXPECTED)?)
-            }
+            Some((host, port)) if !port.ends_with(']') => (host, port.parse().map_err(|_| EXPECTED)?),
             _ => (authority, DEFAULT_PORT),
         };
         let path = if path.len() > 1 { path } else { DEFAULT_PATH };
         let host = host.trim_start_matches('[').trim_end_matches(']');
-        Ok(Target {
-            host: host.to_owned(),
-            port,
-            path: path.to_owned(),
-        })
+        Ok(Target { host: host.to_owned(), port, path: path.to_owned() })
     }
 
     /// A listener on all addresses is reached on loopback.
@@ -60,11 +53,7 @@ impl Target {
             IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
             ip => ip,
         };
-        Target {
-            host: ip.to_string(),
-            port: address.port(),
-            path: DEFAULT_PATH.to_owned(),
-        }
+        Target { host: ip.to_string(), port: address.port(), path: DEFAULT_PATH.to_owned() }
     }
 
     fn authority(&self) -> String {
@@ -126,16 +115,8 @@ fn connect(target: &Target) -> io::Result<TcpStream> {
 fn parse(answer: &str) -> Option<Answer> {
     let (head, body) = answer.split_once("\r\n\r\n")?;
     let status_line = head.lines().next()?;
-    let status = status_line
-        .strip_prefix("HTTP/1.")?
-        .split(' ')
-        .nth(1)?
-        .parse()
-        .ok()?;
-    Some(Answer {
-        status,
-        body: body.to_owned(),
-    })
+    let status = status_line.strip_prefix("HTTP/1.")?.split(' ').nth(1)?.parse().ok()?;
+    Some(Answer { status, body: body.to_owned() })
 }
 
 #[cfg(test)]
@@ -146,10 +127,7 @@ mod tests {
     #[test]
     fn urls_with_and_without_port_and_path() {
         for (url, shown) in [
-            (
-                "http://127.0.0.1:9380",
-                "http://127.0.0.1:9380/health/ready",
-            ),
+            ("http://127.0.0.1:9380", "http://127.0.0.1:9380/health/ready"),
             ("http://localhost", "http://localhost:9380/health/ready"),
             ("http://[::1]:1/", "http://[::1]:1/health/ready"),
             ("http://[::1]", "http://[::1]:9380/health/ready"),
@@ -157,15 +135,9 @@ mod tests {
         ] {
             assert_eq!(Target::from_url(url).unwrap().to_string(), shown);
         }
-        for url in [
-            "127.0.0.1:9380",
-            "https://h",
-            "http://",
-            "http://h:x",
-            "http://h:1/a b",
-            "http://u@h",
-            "http://h\r\nX: y",
-        ] {
+        for url in
+            ["127.0.0.1:9380", "https://h", "http://", "http://h:x", "http://h:1/a b", "http://u@h", "http://h\r\nX: y"]
+        {
             assert!(Target::from_url(url).is_err(), "{url}");
         }
     }
@@ -192,18 +164,13 @@ mod tests {
         });
         let result = ask(&target);
         let seen = server.join().unwrap();
-        assert!(
-            seen.starts_with("GET /health/ready HTTP/1.1\r\nHost: 127.0.0.1:"),
-            "{seen}"
-        );
+        assert!(seen.starts_with("GET /health/ready HTTP/1.1\r\nHost: 127.0.0.1:"), "{seen}");
         result
     }
 
     #[test]
     fn status_and_body_are_returned() {
-        let answer =
-            answered_with("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 2\r\n\r\n{}")
-                .unwrap();
+        let answer = answered_with("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 2\r\n\r\n{}").unwrap();
         assert_eq!((answer.status, answer.body.as_str()), (503, "{}"));
     }
 

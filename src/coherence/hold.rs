@@ -36,6 +36,11 @@ impl Hold {
         self.waiting.set(self.waiting.get() + 1);
     }
 
+    /// There is a PONG to wait for.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.waiting.get() > 0
+    }
+
     /// One PONG has come, or its lane has died.
     pub(super) fn passed(&self, ctx: &Ctx) {
         self.waiting.set(self.waiting.get().saturating_sub(1));

@@ -5,15 +5,18 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use smallvec::SmallVec;
 use tokio::sync::{Notify, oneshot};
 
 use super::hold::Hold;
 use super::log::Log;
-use super::wait::{Fetch, Miss, MgetFetch, Part, Refresh, RefreshKey, Relay, Waiter, Waiting};
+use super::wait::{Fetch, MgetFetch, Miss, Part, Refresh, RefreshKey, Relay, Waiter, Waiting};
 use crate::cache::{StripeId, Token};
-use crate::observe::metrics::{Bypass, Discard, PatternId};
+use crate::observe::patterns::PatternId;
+use crate::observe::reasons::{Bypass, Discard};
+use crate::observe::status::LaneStatus;
 use crate::resp::build;
 use crate::resp::downgrade::Form;
 use crate::session::Session;
@@ -26,6 +29,8 @@ const LOG_MAX: usize = 32 << 20;
 
 /// A split MGET asks for the TTLs of at most so many misses; beyond it nothing is stored (decision 4).
 pub(crate) const MGET_POPULATE_MAX: usize = 64;
+
+pub(super) const MODE_OFF: &str = "cache.mode is off";
 
 /// What a lane can do for a session now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +56,8 @@ pub(crate) struct Lane {
     /// Why nothing may be stored through this lane, if so.
     pub(super) uncached: RefCell<Option<String>>,
     pub(super) inner: RefCell<Inner>,
+    /// What health and metrics show of it.
+    pub(super) status: Arc<LaneStatus>,
     /// Wakes the lane's task: bytes to write, or a reason to end.
     pub(super) wake: Notify,
     /// Wakes sessions that wait for `Starting` to end.
@@ -91,13 +98,14 @@ pub(crate) struct MgetRequest {
 }
 
 impl Lane {
-    pub(super) fn new(profile: Profile, id: u32, cached: bool) -> Lane {
+    pub(super) fn new(ctx: &Ctx, profile: Profile) -> Lane {
         Lane {
+            id: ctx.next_lane(),
+            status: ctx.status.add_lane(profile.db, &profile.user()),
             profile,
-            id,
             epoch: Cell::new(0),
             f: Cell::new(0),
-            uncached: RefCell::new((!cached).then(|| "cache.mode is off".to_owned())),
+            uncached: RefCell::new((!ctx.cache_serves()).then(|| MODE_OFF.to_owned())),
             inner: RefCell::new(Inner {
                 availability: Availability::Starting,
                 log: Log::default(),
@@ -118,6 +126,31 @@ impl Lane {
             upstream_role: RefCell::default(),
             judging: Cell::new(false),
             populated: Cell::new(false),
+        }
+    }
+
+    /// A lane that cannot be had, for the profiles beyond `upstream.lanes_max`.
+    pub(crate) fn none(ctx: &Ctx, profile: Profile, why: &str) -> Rc<Lane> {
+        let lane = Lane::new(ctx, profile);
+        lane.inner.borrow_mut().availability = Availability::Refused(why.to_owned());
+        Rc::new(lane)
+    }
+
+    /// Refused: whoever holds it should ask for another one.
+    pub(crate) fn is_over(&self) -> bool {
+        matches!(self.inner.borrow().availability, Availability::Refused(_))
+    }
+
+    /// Arms or disarms a live lane after a change of the cache's mode.
+    pub(crate) fn set_tracking(&self, on: bool) {
+        if !on {
+            *self.uncached.borrow_mut() = Some(MODE_OFF.to_owned());
+        }
+        if self.is_live() {
+            let word: &[u8] = if on { b"ON" } else { b"OFF" };
+            let mut raw = bytes::BytesMut::new();
+            build::command(&mut raw, &[b"CLIENT", b"TRACKING", word]);
+            self.send(&mut self.inner.borrow_mut(), crate::observe::clock::now(), &raw, Waiting::Track(on));
         }
     }
 
@@ -232,7 +265,7 @@ impl Lane {
         let token = if self.caches() { ctx.l1.token(key, self.epoch.get()) } else { None };
         let Some(token) = token else {
             if self.caches() {
-                ctx.metrics.bypass(Bypass::Pending);
+                ctx.metrics.bypass.inc(Bypass::Pending);
             }
             let relay = Relay::plain(session.clone(), slot, Form::Bulk, true);
             return self.send(&mut self.inner.borrow_mut(), now, get.raw, Waiting::Relay(relay));
@@ -262,7 +295,7 @@ impl Lane {
             return false;
         }
         flight.waiters.borrow_mut().push((session.clone(), slot));
-        ctx.metrics.coalesced();
+        ctx.metrics.coalesced.inc();
         true
     }
 
@@ -339,7 +372,7 @@ impl Lane {
     /// Stops storing through this lane for as long as it lives.
     pub(super) fn stop_caching(&self, ctx: &Ctx, why: String) {
         tracing::warn!(user = %self.profile.user(), db = self.profile.db, "served uncached from now on: {why}");
-        ctx.metrics.discarded(Discard::Noperm);
+        ctx.metrics.discarded.inc(Discard::NoPerm);
         *self.uncached.borrow_mut() = Some(why);
     }
 }

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use super::lane::{Availability, Inner, Lane};
 use super::wait::{Fetch, Waiter, Waiting};
 use crate::observe::clock;
-use crate::observe::metrics::FlushReason;
+use crate::observe::reasons::{ErrorType, Link};
 use crate::resp::build;
 use crate::session::Session;
 use crate::worker::Ctx;
@@ -40,8 +40,9 @@ impl Lane {
         self.epoch.set(0);
         self.f.set(0);
         ctx.upstream_lost(why);
-        ctx.metrics.flushed(FlushReason::Lane);
         ctx.pool.retire();
+        self.status.set_link(Link::Connecting);
+        self.status.set_epoch(0);
         let lost = self.take_in_flight();
         // Ready: what comes now waits for the reconnection, which either succeeds or fails everything that waited.
         self.inner.borrow_mut().availability = Availability::Ready;
@@ -136,10 +137,12 @@ impl Lane {
             }
             Waiting::Relay(mut relay) => {
                 relay.refresh = None;
-                // The PING of a hold died with the connection; no entry of it is usable any more.
-                let hold = relay.hold.take();
+                if relay.hold.is_some() {
+                    // The PING behind it was lost with the connection. It was never sent itself, so this is its first time.
+                    relay.hold = Some(Rc::default());
+                    return self.relay(now, raw, relay);
+                }
                 self.resend(now, raw, again(Waiting::Relay(relay)));
-                drop(hold);
             }
             other => self.fail(ctx, other, |_| LOST_READ),
         }
@@ -198,8 +201,17 @@ impl Lane {
             let redo = detach(&mut inner, session);
             session.redo(redo);
         }
-        // A refresh or a miss that is too large to keep is simply not kept.
-        inner.fifo[0].kind = Waiting::Dropped;
+        // A refresh or a miss that is too large to keep is simply not kept; nobody may wait for it any more.
+        let was = std::mem::replace(&mut inner.fifo[0].kind, Waiting::Dropped);
+        if let Waiting::Fetch(fetch) = &was
+            && inner.flights.get(&fetch.key).is_some_and(|f| Rc::ptr_eq(f, fetch))
+        {
+            inner.flights.remove(&fetch.key);
+        }
+        drop(inner);
+        if let Waiting::Refresh(refresh) = was {
+            self.forget_refresh(&refresh);
+        }
         true
     }
 
@@ -222,13 +234,15 @@ impl Lane {
         for waiter in self.inner.borrow_mut().fifo.iter_mut().take_while(|w| w.t_sent < limit) {
             match &mut waiter.kind {
                 Waiting::Relay(relay) => due.extend(relay.session.take().map(|s| (s, relay.slot, relay.write))),
-                Waiting::Fetch(fetch) => due.extend(fetch.waiters.borrow_mut().drain(..).map(|(s, slot)| (s, slot, false))),
+                Waiting::Fetch(fetch) => {
+                    due.extend(fetch.waiters.borrow_mut().drain(..).map(|(s, slot)| (s, slot, false)))
+                }
                 Waiting::Mget(fetch) => due.extend(fetch.session.borrow_mut().take().map(|s| (s, fetch.slot, false))),
                 _ => {}
             }
         }
         for (session, slot, write) in due {
-            ctx.metrics.timed_out();
+            ctx.metrics.errors.inc(ErrorType::Timeout);
             session.complete_error(ctx, slot, if write { TIMED_OUT_WRITE } else { TIMED_OUT });
         }
         ctx.flush_dirty();

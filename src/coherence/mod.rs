@@ -19,6 +19,6 @@ mod reader;
 mod wait;
 
 pub(crate) use hold::Hold;
-pub(crate) use lane::{Availability, Lane, MgetRequest};
+pub(crate) use lane::{Availability, GetRequest, Lane, MgetRequest};
 pub(crate) use loss::Redo;
 pub(crate) use wait::{Ends, Miss, Part, Refresh, RefreshKey, Relay};

@@ -14,7 +14,8 @@ use super::wait::{Fetch, MgetFetch, Part, Refresh, Relay, Waiting};
 use crate::cache::{Entry, Token, Value};
 use crate::net::{ReadHalf, WriteHalf};
 use crate::observe::clock;
-use crate::observe::metrics::{Discard, FlushReason, Source};
+use crate::observe::patterns::PatternId;
+use crate::observe::reasons::{Coherence, Discard, ErrorType, Flush, Link, Peer, Source, Tag};
 use crate::resp::downgrade::Form;
 use crate::resp::push::{self, Push};
 use crate::resp::reply::{self, Frame, FrameScanner};
@@ -56,7 +57,7 @@ struct Stream {
 impl Lane {
     /// Starts the lane's task; it ends with the process, or when upstream refuses what a lane needs.
     pub(crate) fn spawn(ctx: &Rc<Ctx>, profile: crate::upstream::Profile) -> Rc<Lane> {
-        let lane = Rc::new(Lane::new(profile, ctx.next_lane(), ctx.cache_serves()));
+        let lane = Rc::new(Lane::new(ctx, profile));
         tokio::task::spawn_local(run(ctx.clone(), lane.clone()));
         lane
     }
@@ -79,7 +80,7 @@ async fn run(ctx: Rc<Ctx>, lane: Rc<Lane>) {
             Err(Failure::Refused(reply)) => {
                 lane.set_availability(Availability::Refused(reply.clone()));
                 lane.fail_all(&ctx, &format!("NEARSIDE upstream refused the sidecar: {reply}"));
-                ctx.lane_refused(&lane, reply);
+                ctx.lane_refused(&lane, &reply);
                 return;
             }
             Err(Failure::Gone(why)) => {
@@ -115,9 +116,18 @@ async fn open(ctx: &Rc<Ctx>, lane: &Rc<Lane>) -> Result<LaneLink, Failure> {
 
 /// Errors that another attempt a moment later would meet again.
 fn is_refusal(reply: &str) -> bool {
-    ["NOAUTH", "WRONGPASS", "NOPERM", "NOPROTO", "ERR unknown command", "ERR Client sent AUTH", "ERR AUTH", "ERR DB index"]
-        .iter()
-        .any(|start| reply.starts_with(start))
+    [
+        "NOAUTH",
+        "WRONGPASS",
+        "NOPERM",
+        "NOPROTO",
+        "ERR unknown command",
+        "ERR Client sent AUTH",
+        "ERR AUTH",
+        "ERR DB index",
+    ]
+    .iter()
+    .any(|start| reply.starts_with(start))
 }
 
 /// Serves one connection until it ends; returns why it did.
@@ -145,7 +155,7 @@ async fn serve(ctx: &Rc<Ctx>, lane: &Rc<Lane>, link: LaneLink) -> String {
             read = s.rd.read_buf(&mut s.rbuf) => match read {
                 Ok(0) => break "upstream closed the connection".to_owned(),
                 Ok(n) => {
-                    ctx.metrics.upstream_read(n);
+                    ctx.metrics.bytes_in.add(Peer::Upstream, n as u64);
                     lane.last_byte.set(clock::now());
                     if let Err(why) = lane.process(ctx, &mut s) {
                         break why;
@@ -186,7 +196,7 @@ impl Lane {
     fn came_up(&self, ctx: &Rc<Ctx>, link: &LaneLink) {
         let now = clock::now();
         *self.uncached.borrow_mut() = match &link.tracking {
-            _ if !ctx.cache_serves() => Some("cache.mode is off".to_owned()),
+            _ if !ctx.cache_serves() => Some(super::lane::MODE_OFF.to_owned()),
             // R25: a replica learns of expiry and of its own promotion too late for what we promise.
             Ok(()) if link.info.role != "master" => Some(format!("upstream is a {}", link.info.role)),
             Ok(()) => None,
@@ -206,6 +216,7 @@ impl Lane {
         self.last_sent.set(now);
         self.last_role_check.set(now);
         ctx.upstream_back(&link.info);
+        self.show(ctx);
         self.set_availability(Availability::Ready);
     }
 
@@ -244,7 +255,8 @@ impl Lane {
                     s.keeping = !s.discarding;
                 }
                 Err(e) => {
-                    ctx.metrics.protocol_error_upstream();
+                    ctx.metrics.protocol_errors.inc(Peer::Upstream);
+                    ctx.metrics.errors.inc(ErrorType::Protocol);
                     break Err(format!("garbage from upstream: {e}"));
                 }
             }
@@ -280,32 +292,38 @@ impl Lane {
         for range in nested {
             self.on_push(ctx, &frame[range.clone()])?;
         }
-        let clean = reply::without_pushes(frame, nested);
+        let mut clean = BytesMut::new();
+        reply::copy_without(frame, nested, &mut clean);
         self.on_reply(ctx, &clean)
     }
 
     /// R7.
     fn on_push(&self, ctx: &Rc<Ctx>, frame: &[u8]) -> Result<(), String> {
-        match push::read(frame) {
-            Push::Invalidate(keys) => {
+        match push::push(frame) {
+            Some(Push::Invalidate(keys)) => {
                 for key in keys {
                     self.invalidated(ctx, key);
                 }
                 Ok(())
             }
-            Push::InvalidateAll => {
+            Some(Push::InvalidateAll) => {
                 ctx.l1.flush();
-                ctx.metrics.flushed(FlushReason::Push);
+                ctx.metrics.flushes.inc(Flush::Push);
+                ctx.metrics.invalidated.inc(Tag::Flush);
                 Ok(())
             }
-            Push::Other { kind } => Err(format!("an unexpected push from upstream: {kind}")),
+            Some(Push::Other { kind }) => {
+                Err(format!("an unexpected push from upstream: {}", String::from_utf8_lossy(kind)))
+            }
+            None => Err("a push without a kind from upstream".to_owned()),
         }
     }
 
     fn invalidated(&self, ctx: &Ctx, key: &[u8]) {
         let stripe = ctx.l1.stripe(key);
         ctx.l1.invalidate(key);
-        ctx.metrics.invalidated(Source::Push);
+        ctx.metrics.invalidations.inc(Source::Push);
+        ctx.metrics.invalidated.inc(Tag::Push);
         // A push lies before the GET of a refresh that has not been read yet, so that GET's value has it (R17).
         if let Some(refreshes) = self.inner.borrow().refreshing.get(&stripe) {
             refreshes.iter().for_each(|r| r.carry(stripe));
@@ -334,6 +352,7 @@ impl Lane {
             Waiting::Fence(hold) => hold.passed(ctx),
             Waiting::RoleCheck => return self.on_role_check(frame),
             Waiting::Ask(tx) => drop(tx.send(frame.to_vec())),
+            Waiting::Track(on) => self.on_track(ctx, on, frame),
             Waiting::Ping | Waiting::Dropped => {}
         }
         Ok(())
@@ -348,9 +367,9 @@ impl Lane {
         }
         if relay.flush {
             ctx.l1.flush();
-            ctx.metrics.flushed(FlushReason::Command);
+            ctx.metrics.flushes.inc(Flush::Swapdb);
         }
-        ctx.metrics.upstream_duration(self.last_byte.get().saturating_sub(t_sent));
+        ctx.metrics.upstream.observe(self.last_byte.get().saturating_sub(t_sent));
         let demoted = relay.write && frame.starts_with(b"-READONLY");
         if let Some(session) = relay.session {
             match relay.hold {
@@ -382,7 +401,7 @@ impl Lane {
         }
         *fetch.value.borrow_mut() = cacheable(ctx, frame);
         fetch.denied.set(frame.starts_with(b"-NOPERM"));
-        ctx.metrics.upstream_duration(self.last_byte.get().saturating_sub(fetch.t_sent));
+        ctx.metrics.upstream.observe(self.last_byte.get().saturating_sub(fetch.t_sent));
         for (session, slot) in fetch.waiters.borrow_mut().drain(..) {
             session.complete(ctx, slot, frame, Form::Bulk);
         }
@@ -407,7 +426,7 @@ impl Lane {
                 true
             }
             Err(why) => {
-                ctx.metrics.discarded(why);
+                ctx.metrics.discarded.inc(why);
                 false
             }
         }
@@ -419,7 +438,7 @@ impl Lane {
         }
         let Some(ttl) = reply::integer(pttl) else {
             self.note_denied(ctx, pttl);
-            return Err(Discard::Noperm);
+            return Err(Discard::NoPerm);
         };
         let cache = &ctx.config.cache;
         let own_limit = match (&read.value, ttl) {
@@ -445,7 +464,7 @@ impl Lane {
             value: read.value,
         };
         ctx.l1.insert(read.key, &read.token, entry)?;
-        ctx.metrics.stored(read.pattern);
+        ctx.metrics.patterns.set(read.pattern);
         Ok(())
     }
 
@@ -461,7 +480,7 @@ impl Lane {
     /// Decision 4: the hits taken at parse time count only if nothing has touched them until here; then the whole answer is
     /// upstream's state at this position of the stream.
     fn on_mget(&self, ctx: &Rc<Ctx>, fetch: &Rc<MgetFetch>, frame: &[u8]) {
-        ctx.metrics.upstream_duration(self.last_byte.get().saturating_sub(fetch.t_sent));
+        ctx.metrics.upstream.observe(self.last_byte.get().saturating_sub(fetch.t_sent));
         let session = fetch.session.borrow_mut().take();
         let mut misses = fetch.misses.borrow_mut();
         let replies: Vec<&[u8]> = reply::elements(frame).collect();
@@ -476,7 +495,7 @@ impl Lane {
             return session.complete(ctx, fetch.slot, frame, Form::Bulk);
         }
         if !self.still_valid(ctx, fetch) {
-            ctx.metrics.mget_revalidated();
+            ctx.metrics.discarded.inc(Discard::Push);
             return self.relay(clock::now(), &fetch.raw, Relay::plain(session, fetch.slot, Form::Bulk, true));
         }
         let answer = assemble(fetch, &replies);
@@ -505,7 +524,6 @@ impl Lane {
     }
 
     fn on_refresh(&self, ctx: &Rc<Ctx>, refresh: &Rc<Refresh>, frame: &[u8]) {
-        refresh.got.set(true);
         self.forget_refresh(refresh);
         let mut keys = refresh.keys.borrow_mut();
         if let [key] = keys.as_mut_slice() {
@@ -519,7 +537,9 @@ impl Lane {
         self.note_denied(ctx, frame);
     }
 
-    fn forget_refresh(&self, refresh: &Rc<Refresh>) {
+    /// From here on no bump is excused for it (R17).
+    pub(super) fn forget_refresh(&self, refresh: &Rc<Refresh>) {
+        refresh.got.set(true);
         let mut inner = self.inner.borrow_mut();
         for stripe in refresh.keys.borrow().iter().map(|k| k.token.stripe) {
             if let Some(active) = inner.refreshing.get_mut(&stripe) {
@@ -537,7 +557,31 @@ impl Lane {
         let Some(value) = key.value.take() else { return };
         let read = Reading { key: &key.key, token: key.token, t_sent: refresh.t_sent, pattern: key.pattern, value };
         if self.store(ctx, read, frame) {
-            ctx.metrics.refreshed();
+            ctx.metrics.updates.inc();
+        }
+    }
+
+    /// The answer to CLIENT TRACKING after a change of mode: what is read from here on may be stored.
+    fn on_track(&self, ctx: &Rc<Ctx>, on: bool, frame: &[u8]) {
+        if on && ctx.cache_serves() {
+            let refused = reply::is_error(frame).then(|| handshake::error_text(frame));
+            *self.uncached.borrow_mut() = refused.map(|reply| format!("upstream refused CLIENT TRACKING: {reply}"));
+            self.show(ctx);
+        }
+    }
+
+    /// What health and metrics show.
+    fn show(&self, ctx: &Ctx) {
+        let link = match (self.is_live(), self.caches(), ctx.cache_serves()) {
+            (false, ..) => Link::Down,
+            (true, true, _) | (true, false, false) => Link::Live,
+            (true, false, true) => Link::Untracked,
+        };
+        self.status.set_link(link);
+        self.status.set_epoch(self.epoch.get());
+        if self.profile == ctx.default_profile {
+            let mode = if self.caches() { Coherence::Tracking } else { Coherence::None };
+            ctx.status.set_coherence(mode);
         }
     }
 
@@ -559,8 +603,10 @@ impl Lane {
     fn tick(self: &Rc<Self>, ctx: &Rc<Ctx>) {
         let now = clock::now();
         ctx.release_overdue_holds(now);
+        self.status.set_proved_at(self.f.get());
         let since_sent = now.saturating_sub(self.last_sent.get());
-        let reading = self.caches() && now.saturating_sub(self.last_read.get()) < READ_RECENTLY && self.last_read.get() > 0;
+        let reading =
+            self.caches() && now.saturating_sub(self.last_read.get()) < READ_RECENTLY && self.last_read.get() > 0;
         if reading && self.role_check.get() && now.saturating_sub(self.last_role_check.get()) >= ROLE_CHECK_EVERY {
             self.last_role_check.set(now);
             self.ping(now, Waiting::RoleCheck);
@@ -578,7 +624,7 @@ struct Reading<'a> {
     key: &'a [u8],
     token: Token,
     t_sent: u64,
-    pattern: crate::observe::metrics::PatternId,
+    pattern: PatternId,
     value: Value,
 }
 
@@ -588,11 +634,11 @@ fn cacheable(ctx: &Ctx, frame: &[u8]) -> Option<Value> {
         return Some(Value::Nil);
     }
     if frame.first() != Some(&b'$') {
-        ctx.metrics.discarded(Discard::Error);
+        ctx.metrics.discarded.inc(Discard::Error);
         return None;
     }
     if frame.len() > ctx.config.cache.max_value_bytes {
-        ctx.metrics.discarded(Discard::TooLarge);
+        ctx.metrics.discarded.inc(Discard::TooLarge);
         return None;
     }
     Some(Value::Bulk(frame.into()))
@@ -616,4 +662,3 @@ fn assemble(fetch: &MgetFetch, replies: &[&[u8]]) -> Vec<u8> {
 pub(super) fn nanos(d: Duration) -> u64 {
     u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)
 }
-

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 
 use super::hold::Hold;
 use crate::cache::{StripeId, Token, Value};
-use crate::observe::metrics::PatternId;
+use crate::observe::patterns::PatternId;
 use crate::resp::downgrade::Form;
 use crate::session::Session;
 
@@ -40,6 +40,8 @@ pub(super) enum Waiting {
     Ping,
     /// HELLO as heartbeat and role check (R5).
     RoleCheck,
+    /// CLIENT TRACKING ON or OFF, after a change of mode.
+    Track(bool),
     /// Asked by ourselves.
     Ask(oneshot::Sender<Vec<u8>>),
     /// Nobody waits any more; the reply still has to be read off.
@@ -145,7 +147,12 @@ pub(super) struct MgetFetch {
 }
 
 pub(crate) enum Part {
-    Hit { stripe: StripeId, generation: u64, deadline: u64, value: Value },
+    Hit {
+        stripe: StripeId,
+        generation: u64,
+        deadline: u64,
+        value: Value,
+    },
     /// Index into `misses`.
     Miss,
 }

@@ -35,9 +35,7 @@ pub(crate) fn is_key_position(spec: &Spec, argc: usize, i: usize) -> bool {
             let keys = stepped_bounds(argc, first, last);
             keys.contains(&i) && (i - keys.start).is_multiple_of(step_of(step))
         }
-        Keys::Count { at, dest } => {
-            i < argc && ((1..=usize::from(dest)).contains(&i) || i == usize::from(at) + 1)
-        }
+        Keys::Count { at, dest } => i < argc && ((1..=usize::from(dest)).contains(&i) || i == usize::from(at) + 1),
         Keys::Sort | Keys::Georadius => i == 1 && i < argc,
         Keys::Migrate => i == 3 && i < argc,
     }
@@ -45,11 +43,7 @@ pub(crate) fn is_key_position(spec: &Spec, argc: usize, i: usize) -> bool {
 
 pub(crate) fn arity_ok(spec: &Spec, argc: usize) -> bool {
     let words = usize::from(spec.arity.unsigned_abs());
-    if spec.arity < 0 {
-        argc >= words
-    } else {
-        argc == words
-    }
+    if spec.arity < 0 { argc >= words } else { argc == words }
 }
 
 /// Whether these words make a `LaneUnlessBlock` command wait in upstream: XREAD and XREADGROUP with BLOCK.
@@ -86,10 +80,7 @@ fn is_word(req: &Request<'_>, i: usize, word: &str) -> bool {
 
 /// How many arguments the option at `i` takes up, itself included; one where it is not among `options`.
 fn step_over(req: &Request<'_>, i: usize, options: &[(&str, usize)]) -> usize {
-    options
-        .iter()
-        .find(|(word, _)| is_word(req, i, word))
-        .map_or(1, |(_, words)| *words)
+    options.iter().find(|(word, _)| is_word(req, i, word)).map_or(1, |(_, words)| *words)
 }
 
 fn stepped(argc: usize, first: u8, last: i8, step: u8) -> StepBy<Range<usize>> {
@@ -103,11 +94,7 @@ fn step_of(step: u8) -> usize {
 
 fn stepped_bounds(argc: usize, first: u8, last: i8) -> Range<usize> {
     let back = usize::from(last.unsigned_abs());
-    let end = if last < 0 {
-        (argc + 1).saturating_sub(back)
-    } else {
-        argc.min(back + 1)
-    };
+    let end = if last < 0 { (argc + 1).saturating_sub(back) } else { argc.min(back + 1) };
     usize::from(first)..end
 }
 
@@ -126,9 +113,7 @@ fn number(arg: &[u8]) -> usize {
     digits
         .iter()
         .take_while(|b| b.is_ascii_digit())
-        .fold(0usize, |n, b| {
-            n.saturating_mul(10).saturating_add(usize::from(b - b'0'))
-        })
+        .fold(0usize, |n, b| n.saturating_mul(10).saturating_add(usize::from(b - b'0')))
 }
 
 struct StreamOptions {
@@ -147,10 +132,7 @@ fn stream_options(req: &Request<'_>) -> StreamOptions {
         blocks |= is_word(req, i, "block");
         i += step_over(req, i, &[("block", 2), ("count", 2), ("group", 3)]);
     }
-    StreamOptions {
-        blocks,
-        first: argc.min(i + 1),
-    }
+    StreamOptions { blocks, first: argc.min(i + 1) }
 }
 
 /// As many stream names stand behind STREAMS as ids behind them.
@@ -184,9 +166,5 @@ fn migrate(req: &Request<'_>) -> Range<usize> {
     while i < argc && !is_word(req, i, "keys") {
         i += step_over(req, i, &[("auth", 2), ("auth2", 3)]);
     }
-    if i < argc && req.arg(3).is_empty() {
-        i + 1..argc
-    } else {
-        3..argc.min(4)
-    }
+    if i < argc && req.arg(3).is_empty() { i + 1..argc } else { 3..argc.min(4) }
 }

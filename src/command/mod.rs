@@ -94,6 +94,13 @@ pub(crate) enum Why {
     Verify,
 }
 
+impl Why {
+    /// Metric label and the word of EXPLAIN; `observe` counts by it without knowing this type.
+    pub(crate) fn as_str(self) -> &'static str {
+        crate::observe::reasons::Pin::WORDS[self as usize]
+    }
+}
+
 /// Where the keys are among the arguments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Keys {

@@ -45,11 +45,7 @@ pub(crate) fn lookup(req: &Request<'_>) -> Lookup {
 
 /// The row with this canonical name (`get`, `client|setname`) in any case: for names that upstream explained.
 pub(crate) fn by_name(name: &[u8]) -> Option<&'static Spec> {
-    if name.len() > NAME_MAX {
-        None
-    } else {
-        find(name)
-    }
+    if name.len() > NAME_MAX { None } else { find(name) }
 }
 
 pub(crate) fn all() -> impl Iterator<Item = &'static Spec> {
@@ -71,9 +67,7 @@ fn hot(name: &[u8]) -> Option<&'static Spec> {
             WORD_SET => Some(&TABLE[SET]),
             _ => None,
         },
-        [a, b, c, d] if u32::from_le_bytes([a, b, c, d]) | 0x2020_2020 == WORD_MGET => {
-            Some(&TABLE[MGET])
-        }
+        [a, b, c, d] if u32::from_le_bytes([a, b, c, d]) | 0x2020_2020 == WORD_MGET => Some(&TABLE[MGET]),
         _ => None,
     }
 }
@@ -116,9 +110,7 @@ fn probe(hash: u32, is: impl Fn(&[u8]) -> bool) -> Option<&'static Spec> {
 }
 
 fn is_container(name: &[u8]) -> bool {
-    CONTAINERS
-        .iter()
-        .any(|c| c.as_bytes().eq_ignore_ascii_case(name))
+    CONTAINERS.iter().any(|c| c.as_bytes().eq_ignore_ascii_case(name))
 }
 
 /// Commands whose first argument names the row. DEBUG is not among them, in Redis neither.
@@ -175,11 +167,7 @@ const fn build_index() -> [u16; SLOTS] {
 const fn longest_run(index: &[u16; SLOTS]) -> usize {
     let (mut max, mut run, mut at) = (0, 0, 0);
     while at < 2 * SLOTS {
-        run = if index[at % SLOTS] == FREE {
-            0
-        } else {
-            run + 1
-        };
+        run = if index[at % SLOTS] == FREE { 0 } else { run + 1 };
         if run > max {
             max = run;
         }

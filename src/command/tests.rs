@@ -56,12 +56,7 @@ const NEWER: &[&str] = &[
 ];
 
 /// Flagged write, but what they change is the function library, which no key names and no L1 entry depends on.
-const WRITES_WITHOUT_KEYS: &[&str] = &[
-    "function|delete",
-    "function|flush",
-    "function|load",
-    "function|restore",
-];
+const WRITES_WITHOUT_KEYS: &[&str] = &["function|delete", "function|flush", "function|load", "function|restore"];
 
 /// Not flagged write, but they change keys that nobody names: scripts, DEBUG's tools, a new master, moved slots.
 const OPAQUE_WITHOUT_FLAG: &[&str] = &[
@@ -88,12 +83,7 @@ const READS_ONCE: &[&str] = &["eval_ro", "evalsha_ro", "fcall_ro", "pfcount"];
 const KEYLESS_AGAIN: &[&str] = &["echo", "ping", "time"];
 
 /// Newer servers take fewer or more words: WITHSCORE since 7.2, COMMAND GETKEYS of one word since 7.4.
-const LOOSENED: &[&str] = &[
-    "command|getkeys",
-    "command|getkeysandflags",
-    "zrank",
-    "zrevrank",
-];
+const LOOSENED: &[&str] = &["command|getkeys", "command|getkeysandflags", "zrank", "zrevrank"];
 
 #[test]
 fn rows_agree_with_the_servers_command() {
@@ -103,14 +93,8 @@ fn rows_agree_with_the_servers_command() {
     let mut wrong = Vec::new();
     for (name, info) in &infos {
         match table::by_name(name.as_bytes()) {
-            Some(row) => wrong.extend(
-                contradictions(row, info)
-                    .into_iter()
-                    .map(|w| format!("{name}: {w}")),
-            ),
-            None if info.container => {
-                wrong.extend((!is_container(name)).then(|| format!("{name}: no container")))
-            }
+            Some(row) => wrong.extend(contradictions(row, info).into_iter().map(|w| format!("{name}: {w}"))),
+            None if info.container => wrong.extend((!is_container(name)).then(|| format!("{name}: no container"))),
             None => wrong.push(format!("{name}: no row")),
         }
     }
@@ -135,43 +119,16 @@ fn contradictions(row: &Spec, info: &Info) -> Vec<String> {
     let looser = lists(LOOSENED) && row.arity < 0 && row.arity.abs() <= info.arity.abs();
     check(info.arity == row.arity || looser, "arity");
     let reads = row.effect == Effect::Read;
-    check(
-        !has("write") || !reads || lists(WRITES_WITHOUT_KEYS),
-        "a write without effect",
-    );
-    check(
-        !has("readonly") || reads || row.name == "pfcount",
-        "a read with an effect",
-    );
+    check(!has("write") || !reads || lists(WRITES_WITHOUT_KEYS), "a write without effect");
+    check(!has("readonly") || reads || row.name == "pfcount", "a read with an effect");
     let bare = !has("write") && !has("readonly");
-    check(
-        !bare || reads || lists(OPAQUE_WITHOUT_FLAG),
-        "an effect that no flag explains",
-    );
-    check(
-        !row.resend || has("readonly") || lists(KEYLESS_AGAIN),
-        "sent again",
-    );
-    check(
-        row.resend || !has("readonly") || lists(READS_ONCE),
-        "a read not sent again",
-    );
-    let may_wait = matches!(
-        row.need,
-        Need::LaneUnlessBlock | Need::Pinned(Why::Blocking)
-    );
-    check(
-        may_wait == (has("blocking") || row.kind == Kind::Wait),
-        "blocking",
-    );
-    check(
-        !has("no_multi") || row.need != Need::Lane,
-        "refused in MULTI, yet on the lane",
-    );
-    check(
-        !has("pubsub") || row.need != Need::Lane || !subscribes(row),
-        "subscribes on the lane",
-    );
+    check(!bare || reads || lists(OPAQUE_WITHOUT_FLAG), "an effect that no flag explains");
+    check(!row.resend || has("readonly") || lists(KEYLESS_AGAIN), "sent again");
+    check(row.resend || !has("readonly") || lists(READS_ONCE), "a read not sent again");
+    let may_wait = matches!(row.need, Need::LaneUnlessBlock | Need::Pinned(Why::Blocking));
+    check(may_wait == (has("blocking") || row.kind == Kind::Wait), "blocking");
+    check(!has("no_multi") || row.need != Need::Lane, "refused in MULTI, yet on the lane");
+    check(!has("pubsub") || row.need != Need::Lane || !subscribes(row), "subscribes on the lane");
     check(keys_agree(row, info), "keys");
     wrong
 }
@@ -189,9 +146,7 @@ fn keys_agree(row: &Spec, info: &Info) -> bool {
         Keys::Range { first, last, step } => {
             // SORT_RO moves only for BY and GET patterns, which name no single key.
             let stands = !info.movable || row.name == "sort_ro";
-            stands
-                && (i64::from(first), i64::from(last), i64::from(step))
-                    == (info.first, info.last, info.step)
+            stands && (i64::from(first), i64::from(last), i64::from(step)) == (info.first, info.last, info.step)
         }
         _ => info.movable,
     }
@@ -336,15 +291,8 @@ const REQUESTS: &str = "
 fn finds_the_keys_the_server_finds() {
     let mut server = Server::start();
     let mut wrong = Vec::new();
-    for line in REQUESTS
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty())
-    {
-        let words = Words::new(
-            line.split_whitespace()
-                .map(|word| if word == "''" { "" } else { word }),
-        );
+    for line in REQUESTS.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        let words = Words::new(line.split_whitespace().map(|word| if word == "''" { "" } else { word }));
         let (ours, theirs) = (words.keys(), server.getkeys(&words));
         if ours != theirs {
             wrong.push(format!("{line}: {ours:?}, the server {theirs:?}"));
@@ -367,8 +315,7 @@ fn finds_the_keys_of_every_range_row() {
             // COMMAND GETKEYS takes two words or more, and refuses half a pair and PFMERGE without a source.
             let refused = words.args.len() < 2
                 || row.name == "pfmerge" && words.args.len() == 2
-                || matches!(row.keys, Keys::Range { step: 2, .. })
-                    && words.args.len().is_multiple_of(2);
+                || matches!(row.keys, Keys::Range { step: 2, .. }) && words.args.len().is_multiple_of(2);
             if keys::arity_ok(row, words.args.len()) && !refused && !LOOSENED.contains(&row.name) {
                 assert_eq!(words.keys(), server.getkeys(&words), "{words:?}");
             }
@@ -450,10 +397,7 @@ fn looks_up_as_a_server_does() {
     assert_eq!(lookup("ft.search i q"), "(unknown)");
     assert_eq!(lookup(""), "(unknown)");
     assert_eq!(lookup(&"x".repeat(1 << 20)), "(unknown)");
-    let nothing = Request {
-        raw: b"",
-        args: &[],
-    };
+    let nothing = Request { raw: b"", args: &[] };
     assert!(matches!(table::lookup(&nothing), Lookup::Unknown));
 }
 
@@ -494,27 +438,10 @@ fn connection_needs_follow_the_routing_table() {
             Effect::Read | Effect::Write => {}
         }
         assert!(!row.resend || row.effect == Effect::Read, "{}", row.name);
-        assert!(
-            !row.resend || matches!(row.need, Need::Lane | Need::LaneUnlessBlock),
-            "{}",
-            row.name
-        );
-        assert!(
-            row.kind != Kind::BlockingPop || row.need == Need::Pinned(Why::Blocking),
-            "{}",
-            row.name
-        );
-        assert_eq!(
-            row.kind == Kind::Client,
-            row.name.starts_with("client|"),
-            "{}",
-            row.name
-        );
-        assert!(
-            row.resp2 != Resp2::Direct || pinned,
-            "{}: only ever pinned",
-            row.name
-        );
+        assert!(!row.resend || matches!(row.need, Need::Lane | Need::LaneUnlessBlock), "{}", row.name);
+        assert!(row.kind != Kind::BlockingPop || row.need == Need::Pinned(Why::Blocking), "{}", row.name);
+        assert_eq!(row.kind == Kind::Client, row.name.starts_with("client|"), "{}", row.name);
+        assert!(row.resp2 != Resp2::Direct || pinned, "{}: only ever pinned", row.name);
     }
 }
 
@@ -525,43 +452,22 @@ fn reply_forms_agree_with_the_observed_ones() {
     let mut classes: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for line in tsv.lines().skip(1) {
         let cells: Vec<&str> = line.split('\t').collect();
-        let &[command, form, class, null, _versions] = cells.as_slice() else {
-            panic!("{line}")
-        };
+        let &[command, form, class, null, _versions] = cells.as_slice() else { panic!("{line}") };
         let row = observed_row(command).unwrap_or_else(|| panic!("{command}: no row"));
-        assert!(
-            form_fits(row, form, class, null),
-            "{line}: {:?} {:?}",
-            row.resp2,
-            row.need
-        );
+        assert!(form_fits(row, form, class, null), "{line}: {:?} {:?}", row.resp2, row.need);
         classes.entry(row.name).or_default().insert(class);
     }
     for row in table::all() {
-        let same = classes
-            .get(row.name)
-            .is_some_and(|c| c.iter().all(|class| *class == "same"));
-        assert!(
-            !same || row.resp2 == Resp2::Same,
-            "{}: converted for nothing",
-            row.name
-        );
+        let same = classes.get(row.name).is_some_and(|c| c.iter().all(|class| *class == "same"));
+        assert!(!same || row.resp2 == Resp2::Same, "{}: converted for nothing", row.name);
         let newer = NEWER.contains(&row.name);
-        assert!(
-            newer || classes.contains_key(row.name),
-            "{}: never observed",
-            row.name
-        );
+        assert!(newer || classes.contains_key(row.name), "{}: never observed", row.name);
     }
 }
 
 /// All DEBUG subcommands share one row.
 fn observed_row(command: &str) -> Option<&'static Spec> {
-    let name = if command.starts_with("DEBUG ") {
-        "debug".into()
-    } else {
-        command.replace(' ', "|")
-    };
+    let name = if command.starts_with("DEBUG ") { "debug".into() } else { command.replace(' ', "|") };
     table::by_name(name.as_bytes())
 }
 
@@ -575,10 +481,7 @@ fn form_fits(row: &Spec, form: &str, class: &str, null: &str) -> bool {
         ("native", "*-1") => row.resp2 == Resp2::Pairs,
         // Pushes, HELLO, CLIENT LIST ...: not from a lane, where `native` is not Flatten. PING's is its subscribed form.
         ("native", _) => row.resp2 == Resp2::Flatten || pinned_or_local || row.kind == Kind::Ping,
-        ("downgrade", "-") => matches!(
-            resolved(row, form),
-            Form::Bulk | Form::Array | Form::Flatten
-        ),
+        ("downgrade", "-") => matches!(resolved(row, form), Form::Bulk | Form::Array | Form::Flatten),
         ("downgrade", "$-1") => matches!(resolved(row, form), Form::Bulk | Form::Flatten),
         ("downgrade", "*-1") => resolved(row, form) == Form::Array,
         _ => false,
@@ -587,11 +490,7 @@ fn form_fits(row: &Spec, form: &str, class: &str, null: &str) -> bool {
 
 /// The form of a request with as many words as the observed form names.
 fn resolved(row: &Spec, form: &str) -> Form {
-    let shown = if form == "-" {
-        0
-    } else {
-        form.split(' ').count()
-    };
+    let shown = if form == "-" { 0 } else { form.split(' ').count() };
     let words = Words::new(words_of(row, row.name.split('|').count() + shown));
     keys::form(row, &words.request())
 }
@@ -692,19 +591,13 @@ impl Words {
         for word in words {
             let start = raw.len() as u32;
             raw.extend_from_slice(word.as_ref());
-            args.push(Arg {
-                start,
-                end: raw.len() as u32,
-            });
+            args.push(Arg { start, end: raw.len() as u32 });
         }
         Self { raw, args }
     }
 
     fn request(&self) -> Request<'_> {
-        Request {
-            raw: &self.raw,
-            args: &self.args,
-        }
+        Request { raw: &self.raw, args: &self.args }
     }
 
     fn row(&self) -> &'static Spec {
@@ -716,9 +609,7 @@ impl Words {
 
     fn keys(&self) -> Vec<String> {
         let mut found = Vec::new();
-        keys::for_each(self.row(), &self.request(), |key| {
-            found.push(String::from_utf8_lossy(key).into_owned())
-        });
+        keys::for_each(self.row(), &self.request(), |key| found.push(String::from_utf8_lossy(key).into_owned()));
         found
     }
 }
@@ -726,9 +617,7 @@ impl Words {
 impl std::fmt::Debug for Words {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let req = self.request();
-        f.debug_list()
-            .entries((0..req.argc()).map(|i| String::from_utf8_lossy(req.arg(i))))
-            .finish()
+        f.debug_list().entries((0..req.argc()).map(|i| String::from_utf8_lossy(req.arg(i)))).finish()
     }
 }
 
@@ -788,19 +677,13 @@ impl Server {
             }
             std::thread::sleep(Duration::from_millis(2));
         };
-        Self {
-            con,
-            _process: process,
-            _dir: dir,
-        }
+        Self { con, _process: process, _dir: dir }
     }
 
     fn commands(&mut self) -> BTreeMap<String, Info> {
         let reply: Vec<Value> = redis::cmd("COMMAND").query(&mut self.con).unwrap();
         let mut infos = BTreeMap::new();
-        reply
-            .iter()
-            .for_each(|entry| collect_infos(entry, &mut infos));
+        reply.iter().for_each(|entry| collect_infos(entry, &mut infos));
         infos
     }
 
@@ -821,21 +704,7 @@ impl Server {
 
 fn collect_infos(entry: &Value, infos: &mut BTreeMap<String, Info>) {
     let cells = list(entry);
-    let [
-        name,
-        arity,
-        flags,
-        first,
-        last,
-        step,
-        _acl,
-        _tips,
-        specs,
-        subs,
-    ] = &cells[..]
-    else {
-        panic!("{entry:?}")
-    };
+    let [name, arity, flags, first, last, step, _acl, _tips, specs, subs] = &cells[..] else { panic!("{entry:?}") };
     let flags: BTreeSet<String> = list(flags).iter().map(text).collect();
     let specs: Vec<Vec<String>> = list(specs).iter().map(spec_flags).collect();
     let info = Info {
@@ -845,10 +714,7 @@ fn collect_infos(entry: &Value, infos: &mut BTreeMap<String, Info>) {
         first: redis::from_redis_value_ref(first).unwrap(),
         last: redis::from_redis_value_ref(last).unwrap(),
         step: redis::from_redis_value_ref(step).unwrap(),
-        not_keys: !specs.is_empty()
-            && specs
-                .iter()
-                .all(|flags| flags.iter().any(|flag| flag == "not_key")),
+        not_keys: !specs.is_empty() && specs.iter().all(|flags| flags.iter().any(|flag| flag == "not_key")),
         container: !list(subs).is_empty(),
     };
     list(subs).iter().for_each(|sub| collect_infos(sub, infos));
@@ -858,11 +724,7 @@ fn collect_infos(entry: &Value, infos: &mut BTreeMap<String, Info>) {
 /// The value behind `flags` of one key spec, a flat map in RESP2.
 fn spec_flags(spec: &Value) -> Vec<String> {
     let cells = list(spec);
-    let at = cells
-        .iter()
-        .step_by(2)
-        .position(|key| text(key) == "flags")
-        .unwrap();
+    let at = cells.iter().step_by(2).position(|key| text(key) == "flags").unwrap();
     list(&cells[at * 2 + 1]).iter().map(text).collect()
 }
 

@@ -28,17 +28,11 @@ pub(super) enum Value {
 
 impl Node {
     pub(super) fn text(text: impl Into<String>) -> Node {
-        Node {
-            line: 0,
-            value: Value::Text(text.into()),
-        }
+        Node { line: 0, value: Value::Text(text.into()) }
     }
 
     pub(super) fn list(items: impl IntoIterator<Item = String>) -> Node {
-        Node {
-            line: 0,
-            value: Value::List(items.into_iter().map(Node::text).collect()),
-        }
+        Node { line: 0, value: Value::List(items.into_iter().map(Node::text).collect()) }
     }
 }
 
@@ -65,10 +59,7 @@ pub(super) fn quoted(text: &str) -> String {
 /// programmers.
 fn syntax_error(error: serde_saphyr::Error) -> SyntaxError {
     use serde_saphyr::Error;
-    let line = error
-        .location()
-        .map(|at| at.line())
-        .filter(|line| *line > 0);
+    let line = error.location().map(|at| at.line()).filter(|line| *line > 0);
     let message = match error.without_snippet() {
         Error::DuplicateMappingKey { .. } => "the same key is given twice".to_owned(),
         Error::MultipleDocuments { .. } => "more than one document; remove the line ---".to_owned(),
@@ -102,18 +93,13 @@ impl Tree {
             Shape::Null => Value::Null,
             Shape::Text(text) => Value::Text(text),
             Shape::Number(number) => Value::Text(written(source, span).unwrap_or(number)),
-            Shape::List(items) => {
-                Value::List(items.into_iter().map(|i| i.into_node(source)).collect())
-            }
+            Shape::List(items) => Value::List(items.into_iter().map(|i| i.into_node(source)).collect()),
             Shape::Map(pairs) => {
                 let pair = |(k, v): (Tree, Tree)| (k.into_node(source), v.into_node(source));
                 Value::Map(pairs.into_iter().map(pair).collect())
             }
         };
-        Node {
-            line: self.0.referenced.line(),
-            value,
-        }
+        Node { line: self.0.referenced.line(), value }
     }
 }
 
@@ -201,12 +187,8 @@ mod tests {
     use super::*;
 
     fn text_at<'n>(node: &'n Node, key: &str) -> (&'n str, u64) {
-        let Value::Map(pairs) = &node.value else {
-            panic!("no map: {node:?}")
-        };
-        let found = pairs
-            .iter()
-            .find(|(k, _)| k.value == Value::Text(key.to_owned()));
+        let Value::Map(pairs) = &node.value else { panic!("no map: {node:?}") };
+        let found = pairs.iter().find(|(k, _)| k.value == Value::Text(key.to_owned()));
         match found.map(|(_, v)| (&v.value, v.line)) {
             Some((Value::Text(text), line)) => (text, line),
             other => panic!("{key}: {other:?}"),
@@ -238,9 +220,7 @@ mod tests {
         let tree = parse("a: &x 0660\nb: *x\n").unwrap();
         assert_eq!(text_at(&tree, "b").0, "0660");
         let flow = parse("listen: {tcp: [\"127.0.0.1:1\", ~]}").unwrap();
-        let Value::Map(pairs) = flow.value else {
-            panic!()
-        };
+        let Value::Map(pairs) = flow.value else { panic!() };
         assert!(
             matches!(&pairs[0].1.value, Value::Map(inner) if matches!(&inner[0].1.value, Value::List(l) if l.len() == 2))
         );
@@ -272,9 +252,7 @@ mod tests {
 
     #[test]
     fn quoted_text_reads_back() {
-        for text in [
-            "", "a b", "it's", "\"", "\\", "\n", "null", "0660", "€", "# no",
-        ] {
+        for text in ["", "a b", "it's", "\"", "\\", "\n", "null", "0660", "€", "# no"] {
             let tree = parse(&format!("k: {}", quoted(text))).unwrap();
             assert_eq!(text_at(&tree, "k").0, text);
         }

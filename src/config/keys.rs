@@ -92,11 +92,7 @@ pub(super) fn nearest(name: &str) -> Option<String> {
 }
 
 pub(super) fn join(section: &str, word: &str) -> String {
-    if section.is_empty() {
-        word.to_owned()
-    } else {
-        format!("{section}.{word}")
-    }
+    if section.is_empty() { word.to_owned() } else { format!("{section}.{word}") }
 }
 
 /// The words directly below a section, in order; of the top level for an empty or unknown section.
@@ -175,22 +171,13 @@ mod tests {
 
     #[test]
     fn a_key_in_the_wrong_section_is_found_by_its_last_word() {
-        assert_eq!(
-            nearest("listen.max_entries").as_deref(),
-            Some("cache.max_entries")
-        );
-        assert_eq!(
-            nearest("password_file").as_deref(),
-            Some("upstream.password_file")
-        );
+        assert_eq!(nearest("listen.max_entries").as_deref(), Some("cache.max_entries"));
+        assert_eq!(nearest("password_file").as_deref(), Some("upstream.password_file"));
     }
 
     #[test]
     fn without_a_likely_key_the_section_is_listed() {
-        assert_eq!(
-            hint("coherence.frobnicate"),
-            "known keys here: mode, max_staleness"
-        );
+        assert_eq!(hint("coherence.frobnicate"), "known keys here: mode, max_staleness");
         assert!(hint("frobnicate").starts_with("known keys here: environment, listen, upstream,"));
     }
 

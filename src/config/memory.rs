@@ -30,9 +30,7 @@ fn limit_of(root: &Path, line: &str) -> Option<u64> {
 /// below the mount: then only the mount point itself answers, which is the container's own group.
 fn smallest(mount: &Path, path: &str, file: &str) -> Option<u64> {
     let path = Path::new(path.trim_start_matches('/'));
-    path.ancestors()
-        .filter_map(|group| bytes_in(&mount.join(group).join(file)))
-        .min()
+    path.ancestors().filter_map(|group| bytes_in(&mount.join(group).join(file))).min()
 }
 
 fn bytes_in(file: &Path) -> Option<u64> {
@@ -67,32 +65,18 @@ mod tests {
 
     #[test]
     fn version_2_in_a_container_reads_the_mount_point() {
-        let root = machine(&[
-            ("proc/self/cgroup", "0::/\n"),
-            ("sys/fs/cgroup/memory.max", "67108864\n"),
-        ]);
+        let root = machine(&[("proc/self/cgroup", "0::/\n"), ("sys/fs/cgroup/memory.max", "67108864\n")]);
         assert_eq!(limit(root.path()), Some(67_108_864));
     }
 
     #[test]
     fn version_1_ignores_its_way_of_saying_no_limit() {
         let root = machine(&[
-            (
-                "proc/self/cgroup",
-                "11:cpu,cpuacct:/docker/x\n9:memory:/docker/x\n0::/\n",
-            ),
-            (
-                "sys/fs/cgroup/memory/memory.limit_in_bytes",
-                "9223372036854771712\n",
-            ),
+            ("proc/self/cgroup", "11:cpu,cpuacct:/docker/x\n9:memory:/docker/x\n0::/\n"),
+            ("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n"),
         ]);
         assert_eq!(limit(root.path()), None);
-        fs::write(
-            root.path()
-                .join("sys/fs/cgroup/memory/memory.limit_in_bytes"),
-            "100000000\n",
-        )
-        .unwrap();
+        fs::write(root.path().join("sys/fs/cgroup/memory/memory.limit_in_bytes"), "100000000\n").unwrap();
         assert_eq!(limit(root.path()), Some(100_000_000));
     }
 

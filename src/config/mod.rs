@@ -65,11 +65,7 @@ fn check(settings: &Settings, resolver: &Resolver<'_>) -> Result<(), ConfigError
     if !settings.incomplete {
         problems.extend_from_slice(&resolver.problems);
     }
-    if problems.is_empty() {
-        Ok(())
-    } else {
-        Err(ConfigError { problems })
-    }
+    if problems.is_empty() { Ok(()) } else { Err(ConfigError { problems }) }
 }
 
 /// Everything that is wrong, one sentence each, with file and line, variable or flag in front.
@@ -297,8 +293,6 @@ impl Config {
     pub(crate) fn for_tests(url: &str) -> Config {
         let mut overrides = Overrides::default();
         overrides.value("--upstream", "upstream.url", Some(url.to_owned()));
-        load_within(&overrides, std::iter::empty(), None)
-            .expect("defaults are valid")
-            .0
+        load_within(&overrides, std::iter::empty(), None).expect("defaults are valid").0
     }
 }

@@ -28,11 +28,7 @@ pub(crate) fn yaml(config: &Config) -> String {
 }
 
 fn open_sections<'k>(out: &mut String, open: &mut Vec<&'k str>, sections: &[&'k str]) {
-    let same = open
-        .iter()
-        .zip(sections)
-        .take_while(|(a, b)| a == b)
-        .count();
+    let same = open.iter().zip(sections).take_while(|(a, b)| a == b).count();
     for (depth, section) in sections.iter().enumerate().skip(same) {
         let _ = writeln!(out, "{}{section}:", "  ".repeat(depth));
     }
@@ -49,18 +45,7 @@ enum Shown {
 /// Every key with its value, in the order of `keys::KEYS` (a test compares the two).
 fn entries(config: &Config) -> Vec<(&'static str, Shown)> {
     let mut out = Entries(Vec::new());
-    let Config {
-        environment,
-        listen,
-        upstream,
-        admin,
-        workers,
-        cache,
-        coherence,
-        commands,
-        http,
-        log,
-    } = config;
+    let Config { environment, listen, upstream, admin, workers, cache, coherence, commands, http, log } = config;
     out.value("environment", environment_word(*environment));
     out.listen(listen);
     out.upstream(upstream);
@@ -69,10 +54,7 @@ fn entries(config: &Config) -> Vec<(&'static str, Shown)> {
     out.value("workers", workers);
     out.cache(cache);
     out.value("coherence.mode", coherence_word(coherence.mode));
-    out.value(
-        "coherence.max_staleness",
-        show_duration(coherence.max_staleness),
-    );
+    out.value("coherence.max_staleness", show_duration(coherence.max_staleness));
     out.value("commands.shutdown", commands.shutdown);
     out.list("http.listen", http.listen.iter().map(ToString::to_string));
     out.list("http.allowed_hosts", http.allowed_hosts.iter().cloned());
@@ -88,16 +70,10 @@ impl Entries {
     fn listen(&mut self, listen: &super::Listen) {
         self.list("listen.tcp", listen.tcp.iter().map(ToString::to_string));
         self.path("listen.unix", listen.unix.as_deref());
-        self.value(
-            "listen.unix_mode",
-            quoted(&format!("{:04o}", listen.unix_mode)),
-        );
+        self.value("listen.unix_mode", quoted(&format!("{:04o}", listen.unix_mode)));
         self.value("listen.protected", listen.protected);
         self.value("listen.max_clients", listen.max_clients);
-        self.value(
-            "listen.idle_timeout",
-            show_duration(listen.idle_timeout.unwrap_or_default()),
-        );
+        self.value("listen.idle_timeout", show_duration(listen.idle_timeout.unwrap_or_default()));
         self.size("listen.output_limit", listen.output_limit);
         self.size("listen.query_limit", listen.query_limit);
         self.size("listen.buffers_max", listen.buffers_max);
@@ -115,30 +91,15 @@ impl Entries {
             None => self.value("upstream.username", "null"),
         }
         if inline {
-            self.hidden(
-                "upstream.password_file",
-                "\"***\" (the password was given in upstream.url)",
-            );
+            self.hidden("upstream.password_file", "\"***\" (the password was given in upstream.url)");
         } else {
             self.path("upstream.password_file", upstream.password_file.as_deref());
         }
-        self.value(
-            "upstream.connect_timeout",
-            show_duration(upstream.connect_timeout),
-        );
-        self.value(
-            "upstream.request_timeout",
-            show_duration(upstream.request_timeout.unwrap_or_default()),
-        );
+        self.value("upstream.connect_timeout", show_duration(upstream.connect_timeout));
+        self.value("upstream.request_timeout", show_duration(upstream.request_timeout.unwrap_or_default()));
         self.value("upstream.retry.max_attempts", upstream.retry.max_attempts);
-        self.value(
-            "upstream.retry.base_delay",
-            show_duration(upstream.retry.base_delay),
-        );
-        self.value(
-            "upstream.retry.max_delay",
-            show_duration(upstream.retry.max_delay),
-        );
+        self.value("upstream.retry.base_delay", show_duration(upstream.retry.base_delay));
+        self.value("upstream.retry.max_delay", show_duration(upstream.retry.max_delay));
         self.value("upstream.lanes_max", upstream.lanes_max);
         self.value("upstream.pinned_max", upstream.pinned_max);
         self.value("upstream.pinned_idle", upstream.pinned_idle);
@@ -173,10 +134,7 @@ impl Entries {
     }
 
     fn path(&mut self, key: &'static str, path: Option<&std::path::Path>) {
-        self.value(
-            key,
-            path.map_or("null".to_owned(), |p| quoted(&p.to_string_lossy())),
-        );
+        self.value(key, path.map_or("null".to_owned(), |p| quoted(&p.to_string_lossy())));
     }
 
     fn list(&mut self, key: &'static str, items: impl Iterator<Item = String>) {

@@ -11,8 +11,8 @@ use std::{
 };
 
 use super::{
-    Admin, AdminResp, Cache, CacheMode, Coherence, CoherenceMode, Commands, Config, Environment,
-    Eviction, Http, Listen, Log, LogFormat, OnWrite, Retry, Secret, Upstream,
+    Admin, AdminResp, Cache, CacheMode, Coherence, CoherenceMode, Commands, Config, Environment, Eviction, Http,
+    Listen, Log, LogFormat, OnWrite, Retry, Secret, Upstream,
     file::{Node, Value},
     settings::Settings,
     units::{self, DURATION_MAX, SIZE_MAX, shown},
@@ -66,11 +66,7 @@ pub(super) struct Resolver<'s> {
 
 impl<'s> Resolver<'s> {
     pub(super) fn new(settings: &'s Settings) -> Resolver<'s> {
-        Resolver {
-            settings,
-            problems: Vec::new(),
-            warnings: Vec::new(),
-        }
+        Resolver { settings, problems: Vec::new(), warnings: Vec::new() }
     }
 
     /// The whole configuration; only valid where `problems` is empty afterwards. `memory` is the cgroup's limit.
@@ -83,9 +79,7 @@ impl<'s> Resolver<'s> {
             workers: self.workers(),
             cache: self.cache(memory),
             coherence: self.coherence(),
-            commands: Commands {
-                shutdown: self.one("commands.shutdown", false, units::boolean),
-            },
+            commands: Commands { shutdown: self.one("commands.shutdown", false, units::boolean) },
             http: self.http(),
             log: self.log(),
         };
@@ -102,10 +96,7 @@ impl<'s> Resolver<'s> {
     }
 
     fn environment(&mut self) -> Environment {
-        let words = [
-            ("development", Environment::Development),
-            ("production", Environment::Production),
-        ];
+        let words = [("development", Environment::Development), ("production", Environment::Production)];
         self.word("environment", &words)
     }
 
@@ -124,16 +115,8 @@ impl<'s> Resolver<'s> {
             output_limit: self.size("listen.output_limit", 64 * MIB, OUTPUT_MIN..=SIZE_MAX),
             query_limit: self.size("listen.query_limit", GIB, QUERY_MIN..=SIZE_MAX),
             buffers_max: self.size("listen.buffers_max", 128 * MIB, OUTPUT_MIN..=SIZE_MAX),
-            drain_delay: self.duration(
-                "listen.drain_delay",
-                Duration::ZERO,
-                Duration::ZERO..=DURATION_MAX,
-            ),
-            drain_timeout: self.duration(
-                "listen.drain_timeout",
-                secs(10),
-                Duration::ZERO..=DURATION_MAX,
-            ),
+            drain_delay: self.duration("listen.drain_delay", Duration::ZERO, Duration::ZERO..=DURATION_MAX),
+            drain_timeout: self.duration("listen.drain_timeout", secs(10), Duration::ZERO..=DURATION_MAX),
         }
     }
 
@@ -147,28 +130,18 @@ impl<'s> Resolver<'s> {
             username,
             password,
             password_file,
-            connect_timeout: self.duration(
-                "upstream.connect_timeout",
-                secs(1),
-                millis(1)..=DURATION_MAX,
-            ),
+            connect_timeout: self.duration("upstream.connect_timeout", secs(1), millis(1)..=DURATION_MAX),
             request_timeout: self.timeout("upstream.request_timeout"),
             retry: self.retry(),
             lanes_max: self.count("upstream.lanes_max", 64, 1..=CONNECTIONS_MAX),
             pinned_max,
-            pinned_idle: self.count(
-                "upstream.pinned_idle",
-                8.min(pinned_max as u64),
-                0..=CONNECTIONS_MAX,
-            ),
+            pinned_idle: self.count("upstream.pinned_idle", 8.min(pinned_max as u64), 0..=CONNECTIONS_MAX),
         }
     }
 
     fn url(&mut self) -> Url {
         if self.settings.get("upstream.url").is_none() {
-            self.problems.push(
-                "no upstream: set upstream.url, for example redis://127.0.0.1:6379".to_owned(),
-            );
+            self.problems.push("no upstream: set upstream.url, for example redis://127.0.0.1:6379".to_owned());
             return Url::nowhere();
         }
         self.one("upstream.url", Url::nowhere(), url::parse)
@@ -179,24 +152,14 @@ impl<'s> Resolver<'s> {
         let named = self.one("upstream.username", None, |text| Ok(Some(text.to_owned())));
         let (from_file, path) = self.password("upstream.password_file");
         if url.password.is_some() && path.is_some() {
-            self.problem(
-                "upstream.password_file",
-                "upstream.url has a password too; keep one of them",
-            );
+            self.problem("upstream.password_file", "upstream.url has a password too; keep one of them");
         }
         if url.username.is_some() && named.is_some() {
-            self.problem(
-                "upstream.username",
-                "upstream.url has a user name too; keep one of them",
-            );
+            self.problem("upstream.username", "upstream.url has a user name too; keep one of them");
         }
         let username = named.or_else(|| url.username.clone());
         if username.is_some() && url.password.is_none() && path.is_none() {
-            let key = if url.username.is_some() {
-                "upstream.url"
-            } else {
-                "upstream.username"
-            };
+            let key = if url.username.is_some() { "upstream.url" } else { "upstream.username" };
             self.problem(key, "a user name without a password; set upstream.password_file, or write user:password@ (:password@ without a user) in upstream.url");
         }
         (username, url.password.clone().or(from_file), path)
@@ -205,32 +168,16 @@ impl<'s> Resolver<'s> {
     fn retry(&mut self) -> Retry {
         Retry {
             max_attempts: self.small("upstream.retry.max_attempts", 3, 0..=100),
-            base_delay: self.duration(
-                "upstream.retry.base_delay",
-                millis(50),
-                millis(1)..=DURATION_MAX,
-            ),
-            max_delay: self.duration(
-                "upstream.retry.max_delay",
-                secs(5),
-                millis(1)..=DURATION_MAX,
-            ),
+            base_delay: self.duration("upstream.retry.base_delay", millis(50), millis(1)..=DURATION_MAX),
+            max_delay: self.duration("upstream.retry.max_delay", secs(5), millis(1)..=DURATION_MAX),
         }
     }
 
     fn admin(&mut self) -> Admin {
-        let words = [
-            ("auto", AdminResp::Auto),
-            ("on", AdminResp::On),
-            ("off", AdminResp::Off),
-        ];
+        let words = [("auto", AdminResp::Auto), ("on", AdminResp::On), ("off", AdminResp::Off)];
         let resp = self.word("admin.resp", &words);
         let (password, password_file) = self.password("admin.password_file");
-        Admin {
-            resp,
-            password,
-            password_file,
-        }
+        Admin { resp, password, password_file }
     }
 
     fn workers(&mut self) -> usize {
@@ -247,24 +194,14 @@ impl<'s> Resolver<'s> {
         let max_value_bytes = self.size("cache.max_value_bytes", MIB, 1..=VALUE_MAX);
         let ttl = |least| least..=TTL_MAX;
         Cache {
-            mode: self.word(
-                "cache.mode",
-                &[("serve", CacheMode::Serve), ("off", CacheMode::Off)],
-            ),
-            max_bytes: self.one("cache.max_bytes", cache_auto(memory), |text| {
-                cache_bytes(text, memory)
-            }),
-            max_entries: self.one("cache.max_entries", None, |text| {
-                units::number(text, 1..=u64::MAX).map(Some)
-            }),
+            mode: self.word("cache.mode", &[("serve", CacheMode::Serve), ("off", CacheMode::Off)]),
+            max_bytes: self.one("cache.max_bytes", cache_auto(memory), |text| cache_bytes(text, memory)),
+            max_entries: self.one("cache.max_entries", None, |text| units::number(text, 1..=u64::MAX).map(Some)),
             max_value_bytes,
             default_ttl: self.duration("cache.default_ttl", secs(300), ttl(millis(1))),
             negative_ttl: self.duration("cache.negative_ttl", secs(30), ttl(Duration::ZERO)),
             ttl_buffer: self.duration("cache.ttl_buffer", millis(5), ttl(Duration::ZERO)),
-            eviction: self.word(
-                "cache.eviction",
-                &[("tiny_lfu", Eviction::TinyLfu), ("lru", Eviction::Lru)],
-            ),
+            eviction: self.word("cache.eviction", &[("tiny_lfu", Eviction::TinyLfu), ("lru", Eviction::Lru)]),
             on_write: self.word("cache.on_write", &ON_WRITE),
             update_max_bytes: self.size(
                 "cache.update_max_bytes",
@@ -275,17 +212,10 @@ impl<'s> Resolver<'s> {
     }
 
     fn coherence(&mut self) -> Coherence {
-        let words = [
-            ("auto", CoherenceMode::Auto),
-            ("tracking", CoherenceMode::Tracking),
-        ];
+        let words = [("auto", CoherenceMode::Auto), ("tracking", CoherenceMode::Tracking)];
         Coherence {
             mode: self.word("coherence.mode", &words),
-            max_staleness: self.duration(
-                "coherence.max_staleness",
-                secs(1),
-                STALENESS_MIN..=DURATION_MAX,
-            ),
+            max_staleness: self.duration("coherence.max_staleness", secs(1), STALENESS_MIN..=DURATION_MAX),
         }
     }
 
@@ -299,20 +229,14 @@ impl<'s> Resolver<'s> {
 
     fn log(&mut self) -> Log {
         let level = self.word("log.level", &LEVELS);
-        let format = self.word(
-            "log.format",
-            &[("text", LogFormat::Text), ("json", LogFormat::Json)],
-        );
+        let format = self.word("log.format", &[("text", LogFormat::Text), ("json", LogFormat::Json)]);
         Log { level, format }
     }
 }
 
 /// The first word is the default.
-const ON_WRITE: [(&str, OnWrite); 3] = [
-    ("update", OnWrite::Update),
-    ("resident", OnWrite::Resident),
-    ("invalidate", OnWrite::Invalidate),
-];
+const ON_WRITE: [(&str, OnWrite); 3] =
+    [("update", OnWrite::Update), ("resident", OnWrite::Resident), ("invalidate", OnWrite::Invalidate)];
 
 const LEVELS: [(&str, tracing::Level); 5] = [
     ("info", tracing::Level::INFO),
@@ -337,29 +261,18 @@ impl Resolver<'_> {
 
     fn check_addresses(&mut self, config: &Config) {
         if config.listen.tcp.is_empty() && config.listen.unix.is_none() {
-            self.problem(
-                "listen.tcp",
-                "nothing to listen on; name an address here or a path in listen.unix",
-            );
+            self.problem("listen.tcp", "nothing to listen on; name an address here or a path in listen.unix");
         }
         let mut seen: Vec<SocketAddr> = Vec::new();
         let clients = config.listen.tcp.iter().map(|a| ("listen.tcp", a));
         for (key, address) in clients.chain(config.http.listen.iter().map(|a| ("http.listen", a))) {
             if let Some(other) = seen.iter().find(|other| collide(other, address)) {
-                self.problem(
-                    key,
-                    &format!("{address} is taken by {other}, also in this configuration"),
-                );
+                self.problem(key, &format!("{address} is taken by {other}, also in this configuration"));
             }
             seen.push(*address);
         }
-        if config.listen.unix.is_some()
-            && config.listen.unix.as_ref() == config.upstream.endpoint.path()
-        {
-            self.problem(
-                "listen.unix",
-                "is the socket of upstream itself; choose another path",
-            );
+        if config.listen.unix.is_some() && config.listen.unix.as_ref() == config.upstream.endpoint.path() {
+            self.problem("listen.unix", "is the socket of upstream itself; choose another path");
         }
     }
 
@@ -369,16 +282,10 @@ impl Resolver<'_> {
             self.problem("cache.max_value_bytes", "is more than cache.max_bytes");
         }
         if cache.update_max_bytes > cache.max_value_bytes {
-            self.problem(
-                "cache.update_max_bytes",
-                "is more than cache.max_value_bytes",
-            );
+            self.problem("cache.update_max_bytes", "is more than cache.max_value_bytes");
         }
         if config.listen.output_limit > config.listen.buffers_max {
-            self.warnings.push(
-                "listen.output_limit is more than listen.buffers_max, which then decides"
-                    .to_owned(),
-            );
+            self.warnings.push("listen.output_limit is more than listen.buffers_max, which then decides".to_owned());
         }
         // Three quarters: the rest is needed for buffers, tables and the program itself.
         if let Some(limit) = memory.filter(|limit| cache.max_bytes > limit / 4 * 3) {
@@ -393,10 +300,7 @@ impl Resolver<'_> {
     fn check_pairs(&mut self, config: &Config) {
         let upstream = &config.upstream;
         if upstream.retry.base_delay > upstream.retry.max_delay {
-            self.problem(
-                "upstream.retry.base_delay",
-                "is more than upstream.retry.max_delay",
-            );
+            self.problem("upstream.retry.base_delay", "is more than upstream.retry.max_delay");
         }
         if upstream.pinned_idle > upstream.pinned_max {
             self.problem("upstream.pinned_idle", "is more than upstream.pinned_max");
@@ -427,12 +331,7 @@ impl Resolver<'_> {
         })
     }
 
-    fn list<T>(
-        &mut self,
-        key: &str,
-        default: &[&str],
-        read: impl Fn(&str) -> Result<T, String>,
-    ) -> Vec<T> {
+    fn list<T>(&mut self, key: &str, default: &[&str], read: impl Fn(&str) -> Result<T, String>) -> Vec<T> {
         let Some(setting) = self.settings.get(key) else {
             return default.iter().filter_map(|text| read(text).ok()).collect();
         };
@@ -451,9 +350,7 @@ impl Resolver<'_> {
             };
             match result {
                 Ok(value) => out.push(value),
-                Err(what) => self
-                    .problems
-                    .push(format!("{}: {key}: {what}", setting.place(item.line))),
+                Err(what) => self.problems.push(format!("{}: {key}: {what}", setting.place(item.line))),
             }
         }
         out
@@ -476,18 +373,11 @@ impl Resolver<'_> {
 
     fn small(&mut self, key: &str, default: u32, range: RangeInclusive<u32>) -> u32 {
         let range = u64::from(*range.start())..=u64::from(*range.end());
-        let number = self.one(key, u64::from(default), |text| {
-            units::number(text, range.clone())
-        });
+        let number = self.one(key, u64::from(default), |text| units::number(text, range.clone()));
         u32::try_from(number).unwrap_or(default)
     }
 
-    fn duration(
-        &mut self,
-        key: &str,
-        default: Duration,
-        range: RangeInclusive<Duration>,
-    ) -> Duration {
+    fn duration(&mut self, key: &str, default: Duration, range: RangeInclusive<Duration>) -> Duration {
         self.one(key, default, |text| units::duration(text, range.clone()))
     }
 
@@ -513,7 +403,10 @@ impl Resolver<'_> {
 
 fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| {
-        format!("{} is not an address; use ip:port, for example 127.0.0.1:6380, 0.0.0.0:6380 or [::1]:6380", shown(text))
+        format!(
+            "{} is not an address; use ip:port, for example 127.0.0.1:6380, 0.0.0.0:6380 or [::1]:6380",
+            shown(text)
+        )
     })
 }
 
@@ -521,19 +414,14 @@ fn address(text: &str) -> Result<SocketAddr, String> {
 fn host_name(text: &str) -> Result<String, String> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'.' || b == b'_';
     if text.is_empty() || !text.bytes().all(plain) {
-        return Err(format!(
-            "{} is not a host name; write it without scheme and port",
-            shown(text)
-        ));
+        return Err(format!("{} is not a host name; write it without scheme and port", shown(text)));
     }
     Ok(text.to_ascii_lowercase())
 }
 
 fn socket_path(text: &str) -> Result<PathBuf, String> {
     if text.len() > SOCKET_PATH_MAX || text.contains('\0') {
-        return Err(format!(
-            "a socket's path has at most {SOCKET_PATH_MAX} bytes, and no zero"
-        ));
+        return Err(format!("a socket's path has at most {SOCKET_PATH_MAX} bytes, and no zero"));
     }
     Ok(PathBuf::from(text))
 }
@@ -541,14 +429,9 @@ fn socket_path(text: &str) -> Result<PathBuf, String> {
 fn file_mode(text: &str) -> Result<u32, String> {
     let digits = text.strip_prefix("0o").unwrap_or(text);
     let octal = !digits.is_empty() && digits.bytes().all(|b| (b'0'..=b'7').contains(&b));
-    let mode = u32::from_str_radix(digits, 8)
-        .ok()
-        .filter(|mode| octal && *mode <= 0o777);
+    let mode = u32::from_str_radix(digits, 8).ok().filter(|mode| octal && *mode <= 0o777);
     mode.ok_or_else(|| {
-        format!(
-            "{} is not a file mode; use octal digits from 0000 to 0777, for example \"0660\"",
-            shown(text)
-        )
+        format!("{} is not a file mode; use octal digits from 0000 to 0777, for example \"0660\"", shown(text))
     })
 }
 
@@ -556,13 +439,8 @@ fn cache_bytes(text: &str, memory: Option<u64>) -> Result<u64, String> {
     if text == "auto" {
         return Ok(cache_auto(memory));
     }
-    units::size(text, CACHE_MIN..=SIZE_MAX).map_err(|what| {
-        if what.contains("is not a size") {
-            format!("{what}, or auto")
-        } else {
-            what
-        }
-    })
+    units::size(text, CACHE_MIN..=SIZE_MAX)
+        .map_err(|what| if what.contains("is not a size") { format!("{what}, or auto") } else { what })
 }
 
 /// Half of the limit: the other half is for buffers, tables, and the application where the limit is the pod's.
@@ -572,14 +450,10 @@ fn cache_auto(memory: Option<u64>) -> u64 {
 
 /// One newline at the end belongs to the file, not to the password: editors and `kubectl create secret` leave it there.
 fn read_password(path: &Path) -> Result<Secret, String> {
-    let failed = |why: &dyn std::fmt::Display| {
-        format!("{:?} cannot be read: {why}", path.display().to_string())
-    };
+    let failed = |why: &dyn std::fmt::Display| format!("{:?} cannot be read: {why}", path.display().to_string());
     let mut text = String::new();
     let file = File::open(path).map_err(|e| failed(&e))?;
-    file.take(PASSWORD_MAX)
-        .read_to_string(&mut text)
-        .map_err(|e| failed(&e))?;
+    file.take(PASSWORD_MAX).read_to_string(&mut text).map_err(|e| failed(&e))?;
     let line = text.strip_suffix('\n').unwrap_or(&text);
     let line = line.strip_suffix('\r').unwrap_or(line);
     if line.is_empty() {

@@ -31,18 +31,11 @@ impl Overrides {
 
     /// `flag` is how the user wrote it, for messages; `key` is one of the configuration's keys.
     pub(crate) fn value(&mut self, flag: &'static str, key: &'static str, text: Option<String>) {
-        self.values
-            .extend(text.map(|text| (flag, key, Node::text(text))));
+        self.values.extend(text.map(|text| (flag, key, Node::text(text))));
     }
 
-    pub(crate) fn list(
-        &mut self,
-        flag: &'static str,
-        key: &'static str,
-        items: Option<Vec<String>>,
-    ) {
-        self.values
-            .extend(items.map(|items| (flag, key, Node::list(items))));
+    pub(crate) fn list(&mut self, flag: &'static str, key: &'static str, items: Option<Vec<String>>) {
+        self.values.extend(items.map(|items| (flag, key, Node::list(items))));
     }
 }
 
@@ -83,31 +76,18 @@ pub(super) struct Settings {
 
 impl Settings {
     /// Reads the layers, lowest first, so that later ones win.
-    pub(super) fn gather(
-        overrides: &Overrides,
-        env: impl Iterator<Item = (String, String)>,
-    ) -> Settings {
+    pub(super) fn gather(overrides: &Overrides, env: impl Iterator<Item = (String, String)>) -> Settings {
         let mut settings = Settings::default();
         // Sorted, so that NEARSIDE_UPSTREAM__RETRY (a map) comes before NEARSIDE_UPSTREAM__RETRY__BASE_DELAY, which wins.
-        let variables: BTreeMap<String, String> = env
-            .filter(|(name, value)| name.starts_with(PREFIX) && !value.is_empty())
-            .collect();
-        let path = overrides
-            .file
-            .as_ref()
-            .or_else(|| variables.get(FILE_VARIABLE));
+        let variables: BTreeMap<String, String> =
+            env.filter(|(name, value)| name.starts_with(PREFIX) && !value.is_empty()).collect();
+        let path = overrides.file.as_ref().or_else(|| variables.get(FILE_VARIABLE));
         if let Some(path) = path {
             settings.add_file(path);
         }
         settings.add_environment(&variables);
         for (flag, key, node) in &overrides.values {
-            settings.given.insert(
-                key,
-                Setting {
-                    origin: Origin::Flag(flag),
-                    node: node.clone(),
-                },
-            );
+            settings.given.insert(key, Setting { origin: Origin::Flag(flag), node: node.clone() });
         }
         settings
     }
@@ -115,11 +95,8 @@ impl Settings {
     /// The value of a key. `null` and the empty text count as not given, in every layer: it is what templates render
     /// for a value that nobody set.
     pub(super) fn get(&self, key: &str) -> Option<&Setting> {
-        let empty =
-            |value: &Value| matches!(value, Value::Null) || *value == Value::Text(String::new());
-        self.given
-            .get(key)
-            .filter(|setting| !empty(&setting.node.value))
+        let empty = |value: &Value| matches!(value, Value::Null) || *value == Value::Text(String::new());
+        self.given.get(key).filter(|setting| !empty(&setting.node.value))
     }
 
     fn add_file(&mut self, path: &str) {
@@ -146,9 +123,7 @@ impl Settings {
         }
         if !ignored.is_empty() {
             let names = ignored.join(", ");
-            self.warnings.push(format!(
-                "ignored environment variables that are no settings: {names}"
-            ));
+            self.warnings.push(format!("ignored environment variables that are no settings: {names}"));
         }
     }
 
@@ -160,8 +135,7 @@ impl Settings {
             Some(Node::text(text))
         };
         let origin = Origin::Variable(name.to_owned());
-        self.given
-            .extend(node.map(|node| (key, Setting { origin, node })));
+        self.given.extend(node.map(|node| (key, Setting { origin, node })));
     }
 
     fn add_section_variable(&mut self, name: &str, text: &str) {
@@ -172,12 +146,7 @@ impl Settings {
 
     fn variable_as_yaml(&mut self, name: &str, text: &str) -> Option<Node> {
         let parsed = file::parse(text);
-        parsed
-            .map_err(|e| {
-                self.problems
-                    .push(format!("{name}: not valid YAML: {}", e.message))
-            })
-            .ok()
+        parsed.map_err(|e| self.problems.push(format!("{name}: not valid YAML: {}", e.message))).ok()
     }
 
     /// Walks a section down to its keys.
@@ -191,11 +160,7 @@ impl Settings {
             }
             Value::Null => {}
             Value::Text(_) | Value::List(_) => {
-                let name = if section.is_empty() {
-                    "the file"
-                } else {
-                    section
-                };
+                let name = if section.is_empty() { "the file" } else { section };
                 let what = "keys and values are wanted here, not a single value";
                 self.problem(origin, line, &format!("{name}: {what}"));
             }
@@ -209,36 +174,19 @@ impl Settings {
         let name = keys::join(section, text);
         match keys::find(&name) {
             Name::Key(key) => {
-                self.given.insert(
-                    key,
-                    Setting {
-                        origin: origin.clone(),
-                        node,
-                    },
-                );
+                self.given.insert(key, Setting { origin: origin.clone(), node });
             }
             Name::Section => self.add_tree(&name, node, origin),
             Name::Unknown => {
                 let name = printable(&name);
-                self.problem(
-                    origin,
-                    word.line,
-                    &format!("{name}: unknown key; {}", keys::hint(&name)),
-                );
+                self.problem(origin, word.line, &format!("{name}: unknown key; {}", keys::hint(&name)));
             }
         }
     }
 
     fn problem(&mut self, origin: &Origin, line: u64, what: &str) {
-        let setting = Setting {
-            origin: origin.clone(),
-            node: Node {
-                line,
-                value: Value::Null,
-            },
-        };
-        self.problems
-            .push(format!("{}: {what}", setting.place(line)));
+        let setting = Setting { origin: origin.clone(), node: Node { line, value: Value::Null } };
+        self.problems.push(format!("{}: {what}", setting.place(line)));
     }
 }
 
@@ -255,10 +203,7 @@ fn variable_of(key: &str) -> String {
 /// Only names with two underscores are guessed at: Kubernetes injects NEARSIDE_PORT and NEARSIDE_SERVICE_HOST for a
 /// Service of our name, and those were not meant for us.
 fn unknown_variable(name: &str) -> String {
-    let guess = name
-        .contains("__")
-        .then(|| keys::nearest(&key_of(name)))
-        .flatten();
+    let guess = name.contains("__").then(|| keys::nearest(&key_of(name))).flatten();
     match guess {
         Some(key) => format!("{name} (did you mean {}?)", variable_of(&key)),
         None => name.to_owned(),
@@ -271,20 +216,13 @@ fn not_yaml(path: &str, error: &SyntaxError) -> String {
 }
 
 fn at_line(path: &str, line: u64) -> String {
-    if line == 0 {
-        path.to_owned()
-    } else {
-        format!("{path}:{line}")
-    }
+    if line == 0 { path.to_owned() } else { format!("{path}:{line}") }
 }
 
 /// A key is shown as written, save for control characters and length: the log is one line a message.
 fn printable(name: &str) -> String {
     const NAME_MAX: usize = 100;
-    name.chars()
-        .filter(|c| !c.is_control())
-        .take(NAME_MAX)
-        .collect()
+    name.chars().filter(|c| !c.is_control()).take(NAME_MAX).collect()
 }
 
 fn read(path: &Path) -> Result<String, ReadError> {

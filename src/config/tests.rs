@@ -7,8 +7,7 @@ use super::{keys::KEYS, *};
 const DOCUMENTED: &str = include_str!("../../config/nearside.yaml");
 
 fn env<'e>(vars: &'e [(&'e str, &'e str)]) -> impl Iterator<Item = (String, String)> + 'e {
-    vars.iter()
-        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+    vars.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
 }
 
 /// A file that stays for the length of a test, and the overrides that name it.
@@ -48,11 +47,7 @@ fn loaded(yaml: &str) -> Config {
 fn problems(yaml: &str) -> Vec<String> {
     let file = Written::new(yaml);
     let error = file.load(&[UPSTREAM]).unwrap_err();
-    error
-        .problems
-        .iter()
-        .map(|p| p.replace(&file.path(), "x.yaml"))
-        .collect()
+    error.problems.iter().map(|p| p.replace(&file.path(), "x.yaml")).collect()
 }
 
 fn from_env(vars: &[(&str, &str)]) -> Result<(Config, Vec<String>), ConfigError> {
@@ -160,10 +155,7 @@ fn unusual_values_arrive() {
     assert_eq!(config.listen.unix_mode, 0o600);
     assert!(!config.listen.tcp_is_default);
     assert_eq!(config.listen.idle_timeout, Some(Duration::from_secs(90)));
-    assert_eq!(
-        config.upstream.endpoint,
-        Endpoint::Unix("/run/r?.sock".into())
-    );
+    assert_eq!(config.upstream.endpoint, Endpoint::Unix("/run/r?.sock".into()));
     assert_eq!(config.cache.mode, CacheMode::Off);
     assert_eq!(config.cache.max_entries, Some(7));
     assert_eq!(config.admin.resp, AdminResp::Off);
@@ -172,15 +164,9 @@ fn unusual_values_arrive() {
 
 #[test]
 fn a_flag_wins_over_the_environment_and_that_over_the_file() {
-    let file = Written::new(
-        "upstream: {url: redis://file, lanes_max: 1, pinned_max: 9}\nlog: {format: text}\n",
-    );
+    let file = Written::new("upstream: {url: redis://file, lanes_max: 1, pinned_max: 9}\nlog: {format: text}\n");
     let mut overrides = file.overrides();
-    overrides.value(
-        "--upstream",
-        "upstream.url",
-        Some("redis://flag".to_owned()),
-    );
+    overrides.value("--upstream", "upstream.url", Some("redis://flag".to_owned()));
     let vars = [
         ("NEARSIDE_UPSTREAM__URL", "redis://env"),
         ("NEARSIDE_UPSTREAM__LANES_MAX", "2"),
@@ -188,10 +174,7 @@ fn a_flag_wins_over_the_environment_and_that_over_the_file() {
     ];
     let config = load_within(&overrides, env(&vars), None).unwrap().0;
     assert_eq!(config.upstream.display(), "redis://flag:6379/0");
-    assert_eq!(
-        (config.upstream.lanes_max, config.upstream.pinned_max),
-        (2, 9)
-    );
+    assert_eq!((config.upstream.lanes_max, config.upstream.pinned_max), (2, 9));
 }
 
 #[test]
@@ -200,10 +183,7 @@ fn the_environment_names_the_file_and_may_hold_lists_and_sections() {
     let (config, warnings) = from_env(&[
         ("NEARSIDE_CONFIG", &file.path()),
         ("NEARSIDE_LISTEN__TCP", "[\"127.0.0.1:7000\"]"),
-        (
-            "NEARSIDE_UPSTREAM__RETRY",
-            "{base_delay: 7ms, max_attempts: 9}",
-        ),
+        ("NEARSIDE_UPSTREAM__RETRY", "{base_delay: 7ms, max_attempts: 9}"),
         ("NEARSIDE_UPSTREAM__RETRY__BASE_DELAY", "8ms"),
         ("NEARSIDE_CACHE__MODE", "false"),
         ("NEARSIDE_CACHE__MAX_ENTRIES", ""),
@@ -237,16 +217,8 @@ fn variables_that_kubernetes_injects_are_only_a_warning() {
 #[test]
 fn off_may_arrive_as_a_boolean() {
     for word in ["off", "\"off\"", "false"] {
-        assert_eq!(
-            loaded(&format!("cache: {{mode: {word}}}")).cache.mode,
-            CacheMode::Off,
-            "{word}"
-        );
-        assert_eq!(
-            loaded(&format!("admin: {{resp: {word}}}")).admin.resp,
-            AdminResp::Off,
-            "{word}"
-        );
+        assert_eq!(loaded(&format!("cache: {{mode: {word}}}")).cache.mode, CacheMode::Off, "{word}");
+        assert_eq!(loaded(&format!("admin: {{resp: {word}}}")).admin.resp, AdminResp::Off, "{word}");
     }
     assert_eq!(loaded("admin: {resp: true}").admin.resp, AdminResp::On);
 }
@@ -262,42 +234,24 @@ fn problems_name_file_line_key_and_what_would_be_right() {
             "listen:\n  ouput_limit: 64MiB\n",
             "x.yaml:2: listen.ouput_limit: unknown key; did you mean listen.output_limit?",
         ),
-        (
-            "\nlistne: {}\n",
-            "x.yaml:2: listne: unknown key; did you mean listen?",
-        ),
-        (
-            "coherence:\n\n  frob: 1\n",
-            "x.yaml:3: coherence.frob: unknown key; known keys here: mode, max_staleness",
-        ),
+        ("\nlistne: {}\n", "x.yaml:2: listne: unknown key; did you mean listen?"),
+        ("coherence:\n\n  frob: 1\n", "x.yaml:3: coherence.frob: unknown key; known keys here: mode, max_staleness"),
         (
             "cache: {default_ttl: 300}",
             "x.yaml:1: cache.default_ttl: \"300\" is not a duration; use ms, s, m or h, for example 500ms",
         ),
-        (
-            "cache: {default_ttl: 48h}",
-            "x.yaml:1: cache.default_ttl: \"48h\" is too large; at most 24h",
-        ),
-        (
-            "cache: {max_bytes: 10}",
-            "x.yaml:1: cache.max_bytes: \"10\" is too small; at least 1MiB",
-        ),
+        ("cache: {default_ttl: 48h}", "x.yaml:1: cache.default_ttl: \"48h\" is too large; at most 24h"),
+        ("cache: {max_bytes: 10}", "x.yaml:1: cache.max_bytes: \"10\" is too small; at least 1MiB"),
         (
             "cache: {max_bytes: lots}",
             "x.yaml:1: cache.max_bytes: \"lots\" is not a size; use bytes or KiB, MiB, GiB, for example 64MiB, or auto",
         ),
-        (
-            "cache:\n  max_value_bytes: 2MiB\n",
-            "x.yaml:2: cache.max_value_bytes: \"2MiB\" is too large; at most 1MiB",
-        ),
+        ("cache:\n  max_value_bytes: 2MiB\n", "x.yaml:2: cache.max_value_bytes: \"2MiB\" is too large; at most 1MiB"),
         (
             "cache: {on_write: writeback}",
             "x.yaml:1: cache.on_write: \"writeback\" is not one of update, resident, invalidate",
         ),
-        (
-            "coherence: {max_staleness: 5ms}",
-            "x.yaml:1: coherence.max_staleness: \"5ms\" is too small; at least 10ms",
-        ),
+        ("coherence: {max_staleness: 5ms}", "x.yaml:1: coherence.max_staleness: \"5ms\" is too small; at least 10ms"),
         (
             "workers: 4",
             "x.yaml:1: workers: \"4\" is not possible yet; this version runs 1 worker, more come with a later one",
@@ -306,34 +260,16 @@ fn problems_name_file_line_key_and_what_would_be_right() {
             "listen:\n  tcp:\n    - 127.0.0.1:1\n    - localhost:2\n",
             "x.yaml:4: listen.tcp: \"localhost:2\" is not an address; use ip:port, for example 127.0.0.1:6380, 0.0.0.0:6380 or [::1]:6380",
         ),
-        (
-            "listen: {tcp: \"127.0.0.1:1\"}",
-            "x.yaml:1: listen.tcp: a list is wanted here, for example [\"a\", \"b\"]",
-        ),
+        ("listen: {tcp: \"127.0.0.1:1\"}", "x.yaml:1: listen.tcp: a list is wanted here, for example [\"a\", \"b\"]"),
         (
             "listen: {unix_mode: 888}",
             "x.yaml:1: listen.unix_mode: \"888\" is not a file mode; use octal digits from 0000 to 0777, for example \"0660\"",
         ),
-        (
-            "listen: {protected: maybe}",
-            "x.yaml:1: listen.protected: \"maybe\" is not true or false",
-        ),
-        (
-            "listen: {max_clients: 0}",
-            "x.yaml:1: listen.max_clients: \"0\" is too small; at least 1",
-        ),
-        (
-            "listen: {max_clients: many}",
-            "x.yaml:1: listen.max_clients: \"many\" is not a whole number",
-        ),
-        (
-            "listen: 6380",
-            "x.yaml:1: listen: keys and values are wanted here, not a single value",
-        ),
-        (
-            "just text",
-            "x.yaml:1: the file: keys and values are wanted here, not a single value",
-        ),
+        ("listen: {protected: maybe}", "x.yaml:1: listen.protected: \"maybe\" is not true or false"),
+        ("listen: {max_clients: 0}", "x.yaml:1: listen.max_clients: \"0\" is too small; at least 1"),
+        ("listen: {max_clients: many}", "x.yaml:1: listen.max_clients: \"many\" is not a whole number"),
+        ("listen: 6380", "x.yaml:1: listen: keys and values are wanted here, not a single value"),
+        ("just text", "x.yaml:1: the file: keys and values are wanted here, not a single value"),
         (
             "listen: {max_clients: {a: 1}}",
             "x.yaml:1: listen.max_clients: one value is wanted here, not a list or a map",
@@ -357,8 +293,7 @@ fn all_problems_come_at_once() {
 fn broken_yaml_names_the_line() {
     let found = problems("listen:\n  unix: [\nlog: {}}\n");
     assert!(
-        found[0].starts_with("x.yaml:3: not valid YAML: ")
-            || found[0].starts_with("x.yaml:2: not valid YAML: "),
+        found[0].starts_with("x.yaml:3: not valid YAML: ") || found[0].starts_with("x.yaml:2: not valid YAML: "),
         "{found:?}"
     );
 }
@@ -366,10 +301,7 @@ fn broken_yaml_names_the_line() {
 #[test]
 fn a_key_given_twice_is_an_error() {
     let found = problems("cache:\n  mode: off\n  mode: serve\n");
-    assert_eq!(
-        found,
-        ["x.yaml:3: not valid YAML: the same key is given twice"]
-    );
+    assert_eq!(found, ["x.yaml:3: not valid YAML: the same key is given twice"]);
 }
 
 #[test]
@@ -383,23 +315,16 @@ fn keys_that_are_no_words_are_named_by_line() {
 fn a_file_that_cannot_be_read_is_named() {
     let mut overrides = Overrides::default();
     overrides.file(Some("/nowhere/x.yaml".to_owned()));
-    let error = load_within(&overrides, env(&[]), None)
-        .unwrap_err()
-        .to_string();
+    let error = load_within(&overrides, env(&[]), None).unwrap_err().to_string();
     assert_eq!(error.lines().count(), 1, "{error}");
-    assert!(
-        error.starts_with("/nowhere/x.yaml: cannot be read: No such file"),
-        "{error}"
-    );
+    assert!(error.starts_with("/nowhere/x.yaml: cannot be read: No such file"), "{error}");
 }
 
 #[test]
 fn a_device_is_not_read_for_ever() {
     let mut overrides = Overrides::default();
     overrides.file(Some("/dev/zero".to_owned()));
-    let error = load_within(&overrides, env(&[UPSTREAM]), None)
-        .unwrap_err()
-        .to_string();
+    let error = load_within(&overrides, env(&[UPSTREAM]), None).unwrap_err().to_string();
     assert!(error.contains("longer than 1 MiB"), "{error}");
 }
 
@@ -407,32 +332,15 @@ fn a_device_is_not_read_for_ever() {
 fn without_an_upstream_the_error_says_how_to_give_one() {
     let message = "no upstream: set upstream.url, for example redis://127.0.0.1:6379";
     assert_eq!(env_problem(&[]), message);
-    assert_eq!(
-        env_problem(&[("NEARSIDE_ENVIRONMENT", "production")]),
-        message
-    );
-    assert_eq!(
-        Written::new("upstream: {url: \"\"}")
-            .load(&[])
-            .unwrap_err()
-            .to_string(),
-        message
-    );
-    assert_eq!(
-        Written::new(DOCUMENTED).load(&[]).unwrap_err().to_string(),
-        message
-    );
+    assert_eq!(env_problem(&[("NEARSIDE_ENVIRONMENT", "production")]), message);
+    assert_eq!(Written::new("upstream: {url: \"\"}").load(&[]).unwrap_err().to_string(), message);
+    assert_eq!(Written::new(DOCUMENTED).load(&[]).unwrap_err().to_string(), message);
 }
 
 #[test]
 fn secrets_stay_out_of_messages_debug_and_print() {
-    let config = from_env(&[("NEARSIDE_UPSTREAM__URL", "redis://me:hunter2@h/1")])
-        .unwrap()
-        .0;
-    assert_eq!(
-        config.upstream.password.as_ref().map(Secret::expose),
-        Some("hunter2")
-    );
+    let config = from_env(&[("NEARSIDE_UPSTREAM__URL", "redis://me:hunter2@h/1")]).unwrap().0;
+    assert_eq!(config.upstream.password.as_ref().map(Secret::expose), Some("hunter2"));
     assert!(!format!("{config:?} {}", config.upstream.display()).contains("hunter2"));
     let printed = print::yaml(&config);
     assert!(!printed.contains("hunter2"), "{printed}");
@@ -456,15 +364,9 @@ fn a_password_file_loses_its_newline_only() {
         file.path()
     );
     let config = loaded(&yaml);
-    assert_eq!(
-        config.upstream.password.as_ref().map(Secret::expose),
-        Some(" s3cret ")
-    );
+    assert_eq!(config.upstream.password.as_ref().map(Secret::expose), Some(" s3cret "));
     assert_eq!(config.upstream.username.as_deref(), Some("me"));
-    assert_eq!(
-        config.admin.password.as_ref().map(Secret::expose),
-        Some(" s3cret ")
-    );
+    assert_eq!(config.admin.password.as_ref().map(Secret::expose), Some(" s3cret "));
     let again = Written::new(&print::yaml(&config)).load(&[]).unwrap().0;
     assert_eq!(again, config);
 }
@@ -474,9 +376,7 @@ fn a_password_file_that_cannot_be_used_is_named() {
     let missing = problems("upstream:\n  password_file: /nowhere/pw\n");
     assert_eq!(missing.len(), 1);
     assert!(
-        missing[0].starts_with(
-            "x.yaml:2: upstream.password_file: \"/nowhere/pw\" cannot be read: No such file"
-        ),
+        missing[0].starts_with("x.yaml:2: upstream.password_file: \"/nowhere/pw\" cannot be read: No such file"),
         "{missing:?}"
     );
     let empty = Written::new("\n");
@@ -487,30 +387,20 @@ fn a_password_file_that_cannot_be_used_is_named() {
 #[test]
 fn credentials_given_twice_or_by_half_are_refused() {
     let file = Written::new("pw");
-    let both = env_problem(&[
-        ("NEARSIDE_UPSTREAM__URL", "redis://:x@h"),
-        ("NEARSIDE_UPSTREAM__PASSWORD_FILE", &file.path()),
-    ]);
+    let both =
+        env_problem(&[("NEARSIDE_UPSTREAM__URL", "redis://:x@h"), ("NEARSIDE_UPSTREAM__PASSWORD_FILE", &file.path())]);
     assert_eq!(
         both,
         "NEARSIDE_UPSTREAM__PASSWORD_FILE: upstream.password_file: upstream.url has a password too; keep one of them"
     );
-    let users = env_problem(&[
-        ("NEARSIDE_UPSTREAM__URL", "redis://a:x@h"),
-        ("NEARSIDE_UPSTREAM__USERNAME", "b"),
-    ]);
+    let users = env_problem(&[("NEARSIDE_UPSTREAM__URL", "redis://a:x@h"), ("NEARSIDE_UPSTREAM__USERNAME", "b")]);
     assert!(users.contains("user name too"), "{users}");
     let half = env_problem(&[("NEARSIDE_UPSTREAM__URL", "redis://hunter2@h")]);
-    assert!(
-        half.contains("a user name without a password") && !half.contains("hunter2"),
-        "{half}"
-    );
-    let config = from_env(&[
-        ("NEARSIDE_UPSTREAM__URL", "redis://me@h"),
-        ("NEARSIDE_UPSTREAM__PASSWORD_FILE", &file.path()),
-    ])
-    .unwrap()
-    .0;
+    assert!(half.contains("a user name without a password") && !half.contains("hunter2"), "{half}");
+    let config =
+        from_env(&[("NEARSIDE_UPSTREAM__URL", "redis://me@h"), ("NEARSIDE_UPSTREAM__PASSWORD_FILE", &file.path())])
+            .unwrap()
+            .0;
     assert_eq!(config.upstream.username.as_deref(), Some("me"));
 }
 
@@ -559,56 +449,34 @@ fn keys_must_agree_but_defaults_follow() {
         problems("upstream: {retry: {base_delay: 10s}}"),
         ["x.yaml:1: upstream.retry.base_delay: is more than upstream.retry.max_delay"]
     );
-    assert_eq!(
-        loaded("cache: {max_value_bytes: 1KiB}")
-            .cache
-            .update_max_bytes,
-        1024
-    );
+    assert_eq!(loaded("cache: {max_value_bytes: 1KiB}").cache.update_max_bytes, 1024);
     assert_eq!(loaded("upstream: {pinned_max: 4}").upstream.pinned_idle, 4);
 }
 
 #[test]
 fn the_memory_limit_halves_and_warns() {
     let none = Overrides::default();
-    let auto = |limit| {
-        load_within(&none, env(&[UPSTREAM]), limit)
-            .unwrap()
-            .0
-            .cache
-            .max_bytes
-    };
+    let auto = |limit| load_within(&none, env(&[UPSTREAM]), limit).unwrap().0.cache.max_bytes;
     assert_eq!(auto(Some(128 << 20)), 64 << 20);
     assert_eq!(auto(Some(8 << 30)), 256 << 20);
     assert_eq!(auto(Some(1000)), 1 << 20);
     let vars = [UPSTREAM, ("NEARSIDE_CACHE__MAX_BYTES", "100MiB")];
     let (_, warnings) = load_within(&none, env(&vars), Some(128 << 20)).unwrap();
     assert!(
-        warnings[0].contains(
-            "(100MiB) is more than three quarters of the memory limit of this process (128MiB)"
-        ),
+        warnings[0].contains("(100MiB) is more than three quarters of the memory limit of this process (128MiB)"),
         "{warnings:?}"
     );
 }
 
 #[test]
 fn protected_mode_off_is_a_warning() {
-    let (_, warnings) = Written::new("listen: {protected: false}")
-        .load(&[UPSTREAM])
-        .unwrap();
-    assert!(
-        warnings[0].starts_with("listen.protected is false"),
-        "{warnings:?}"
-    );
+    let (_, warnings) = Written::new("listen: {protected: false}").load(&[UPSTREAM]).unwrap();
+    assert!(warnings[0].starts_with("listen.protected is false"), "{warnings:?}");
 }
 
 #[test]
 fn the_side_port_is_known_without_an_upstream() {
-    let listen = http_listen(
-        &Overrides::default(),
-        env(&[("NEARSIDE_HTTP__LISTEN", "[\"0.0.0.0:1\"]")]),
-    )
-    .unwrap();
+    let listen = http_listen(&Overrides::default(), env(&[("NEARSIDE_HTTP__LISTEN", "[\"0.0.0.0:1\"]")])).unwrap();
     assert_eq!(listen, ["0.0.0.0:1".parse().unwrap()]);
 }
 

@@ -17,12 +17,8 @@ pub(super) const SIZE_MAX: u64 = 1024 * GIB;
 /// Reads a size within `range`, in bytes.
 pub(super) fn size(text: &str, range: RangeInclusive<u64>) -> Result<u64, String> {
     let units = [("KiB", KIB), ("MiB", MIB), ("GiB", GIB), ("", 1)];
-    let value = scaled(text, &units).ok_or_else(|| {
-        format!(
-            "{} is not a size; use bytes or KiB, MiB, GiB, for example 64MiB",
-            shown(text)
-        )
-    })?;
+    let value = scaled(text, &units)
+        .ok_or_else(|| format!("{} is not a size; use bytes or KiB, MiB, GiB, for example 64MiB", shown(text)))?;
     in_range(text, &value, &range, |v| show_size(*v))
 }
 
@@ -30,17 +26,10 @@ pub(super) fn size(text: &str, range: RangeInclusive<u64>) -> Result<u64, String
 /// are confused at a factor of 1,000.
 pub(super) fn duration(text: &str, range: RangeInclusive<Duration>) -> Result<Duration, String> {
     let units = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)];
-    let millis = if text == "0" {
-        Some(0)
-    } else {
-        scaled(text, &units)
-    };
-    let value = millis.map(Duration::from_millis).ok_or_else(|| {
-        format!(
-            "{} is not a duration; use ms, s, m or h, for example 500ms",
-            shown(text)
-        )
-    })?;
+    let millis = if text == "0" { Some(0) } else { scaled(text, &units) };
+    let value = millis
+        .map(Duration::from_millis)
+        .ok_or_else(|| format!("{} is not a duration; use ms, s, m or h, for example 500ms", shown(text)))?;
     in_range(text, &value, &range, |v| show_duration(*v))
 }
 
@@ -130,18 +119,10 @@ fn in_range<T: PartialOrd + Copy>(
     show: impl Fn(&T) -> String,
 ) -> Result<T, String> {
     if value < range.start() {
-        return Err(format!(
-            "{} is too small; at least {}",
-            shown(text),
-            show(range.start())
-        ));
+        return Err(format!("{} is too small; at least {}", shown(text), show(range.start())));
     }
     if value > range.end() {
-        return Err(format!(
-            "{} is too large; at most {}",
-            shown(text),
-            show(range.end())
-        ));
+        return Err(format!("{} is too large; at most {}", shown(text), show(range.end())));
     }
     Ok(*value)
 }
@@ -152,13 +133,7 @@ mod tests {
 
     #[test]
     fn sizes_read_and_show_the_same() {
-        for (text, bytes) in [
-            ("0", 0),
-            ("17", 17),
-            ("64KiB", 65536),
-            ("1MiB", MIB),
-            ("3GiB", 3 * GIB),
-        ] {
+        for (text, bytes) in [("0", 0), ("17", 17), ("64KiB", 65536), ("1MiB", MIB), ("3GiB", 3 * GIB)] {
             assert_eq!(size(text, 0..=SIZE_MAX), Ok(bytes), "{text}");
             assert_eq!(show_size(bytes), text);
         }
@@ -168,18 +143,9 @@ mod tests {
 
     #[test]
     fn what_is_no_size_is_refused() {
-        for text in [
-            "64MB",
-            "64mib",
-            "-1",
-            "+1",
-            "1.5MiB",
-            "MiB",
-            "",
-            "0x10",
-            "18446744073709551616",
-            "99999999999999GiB",
-        ] {
+        for text in
+            ["64MB", "64mib", "-1", "+1", "1.5MiB", "MiB", "", "0x10", "18446744073709551616", "99999999999999GiB"]
+        {
             let message = size(text, 0..=SIZE_MAX).unwrap_err();
             assert!(message.contains("KiB, MiB, GiB"), "{text}: {message}");
         }
@@ -187,56 +153,26 @@ mod tests {
             size("2TiB", 0..=SIZE_MAX).unwrap_err(),
             "\"2TiB\" is not a size; use bytes or KiB, MiB, GiB, for example 64MiB"
         );
-        assert_eq!(
-            size("1KiB", MIB..=SIZE_MAX).unwrap_err(),
-            "\"1KiB\" is too small; at least 1MiB"
-        );
-        assert_eq!(
-            size("2000GiB", 0..=SIZE_MAX).unwrap_err(),
-            "\"2000GiB\" is too large; at most 1024GiB"
-        );
+        assert_eq!(size("1KiB", MIB..=SIZE_MAX).unwrap_err(), "\"1KiB\" is too small; at least 1MiB");
+        assert_eq!(size("2000GiB", 0..=SIZE_MAX).unwrap_err(), "\"2000GiB\" is too large; at most 1024GiB");
     }
 
     #[test]
     fn durations_read_and_show_the_same() {
-        for (text, millis) in [
-            ("0s", 0),
-            ("5ms", 5),
-            ("1500ms", 1500),
-            ("8s", 8000),
-            ("5m", 300_000),
-            ("24h", 86_400_000),
-        ] {
+        for (text, millis) in
+            [("0s", 0), ("5ms", 5), ("1500ms", 1500), ("8s", 8000), ("5m", 300_000), ("24h", 86_400_000)]
+        {
             let value = Duration::from_millis(millis);
-            assert_eq!(
-                duration(text, Duration::ZERO..=DURATION_MAX),
-                Ok(value),
-                "{text}"
-            );
+            assert_eq!(duration(text, Duration::ZERO..=DURATION_MAX), Ok(value), "{text}");
             assert_eq!(show_duration(value), text);
         }
-        assert_eq!(
-            duration("0", Duration::ZERO..=DURATION_MAX),
-            Ok(Duration::ZERO)
-        );
+        assert_eq!(duration("0", Duration::ZERO..=DURATION_MAX), Ok(Duration::ZERO));
     }
 
     #[test]
     fn a_duration_without_unit_is_refused() {
-        for text in [
-            "5",
-            "1d",
-            "1h30m",
-            "1.5s",
-            "-1s",
-            "s",
-            "",
-            "99999999999999999999h",
-        ] {
-            assert!(
-                duration(text, Duration::ZERO..=DURATION_MAX).is_err(),
-                "{text}"
-            );
+        for text in ["5", "1d", "1h30m", "1.5s", "-1s", "s", "", "99999999999999999999h"] {
+            assert!(duration(text, Duration::ZERO..=DURATION_MAX).is_err(), "{text}");
         }
     }
 
@@ -245,10 +181,7 @@ mod tests {
         let words = [("auto", 0), ("on", 1), ("off", 2)];
         assert_eq!(word("false", &words), Ok(2));
         assert_eq!(word("true", &words), Ok(1));
-        assert_eq!(
-            word("true", &[("serve", 0), ("off", 1)]).unwrap_err(),
-            "\"true\" is not one of serve, off"
-        );
+        assert_eq!(word("true", &[("serve", 0), ("off", 1)]).unwrap_err(), "\"true\" is not one of serve, off");
     }
 
     #[test]

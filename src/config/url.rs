@@ -23,24 +23,14 @@ pub(super) struct Url {
 impl Url {
     /// Stands in where the URL is missing or wrong, so that the other keys are still checked; never used.
     pub(super) fn nowhere() -> Url {
-        let endpoint = Endpoint::Tcp {
-            host: String::new(),
-            port: DEFAULT_PORT,
-        };
-        Url {
-            endpoint,
-            db: 0,
-            username: None,
-            password: None,
-        }
+        let endpoint = Endpoint::Tcp { host: String::new(), port: DEFAULT_PORT };
+        Url { endpoint, db: 0, username: None, password: None }
     }
 }
 
 /// Reads `redis://[user[:password]@]host[:port][/db]` or `unix://[user[:password]@]/path[?db=N]`.
 pub(super) fn parse(text: &str) -> Result<Url, String> {
-    let (scheme, rest) = text
-        .split_once("://")
-        .ok_or("is not a URL; write redis://host:port or unix:///path")?;
+    let (scheme, rest) = text.split_once("://").ok_or("is not a URL; write redis://host:port or unix:///path")?;
     match scheme.to_ascii_lowercase().as_str() {
         "redis" => tcp(rest),
         "unix" => unix(rest),
@@ -64,12 +54,7 @@ fn tcp(rest: &str) -> Result<Url, String> {
         _ => return Err("names the database twice; write /db or ?db=, not both".to_owned()),
     };
     let (username, password) = credentials(userinfo)?;
-    Ok(Url {
-        endpoint: Endpoint::Tcp { host, port },
-        db,
-        username,
-        password,
-    })
+    Ok(Url { endpoint: Endpoint::Tcp { host, port }, db, username, password })
 }
 
 fn unix(rest: &str) -> Result<Url, String> {
@@ -83,12 +68,7 @@ fn unix(rest: &str) -> Result<Url, String> {
     }
     let (username, password) = credentials(userinfo)?;
     let path = PathBuf::from(decoded(path)?);
-    Ok(Url {
-        endpoint: Endpoint::Unix(path),
-        db: query_db(query)?,
-        username,
-        password,
-    })
+    Ok(Url { endpoint: Endpoint::Unix(path), db: query_db(query)?, username, password })
 }
 
 fn host_and_port(authority: &str) -> Result<(String, u16), String> {
@@ -101,9 +81,7 @@ fn host_and_port(authority: &str) -> Result<(String, u16), String> {
             (host, port)
         }
         None if authority.matches(':').count() > 1 => {
-            return Err(
-                "has an IPv6 address without brackets; write redis://[::1]:6379".to_owned(),
-            );
+            return Err("has an IPv6 address without brackets; write redis://[::1]:6379".to_owned());
         }
         None => authority.split_at(authority.find(':').unwrap_or(authority.len())),
     };
@@ -118,10 +96,7 @@ fn port_of(text: &str) -> Result<u16, String> {
     if text.is_empty() || text == ":" {
         return Ok(DEFAULT_PORT);
     }
-    let port = text
-        .strip_prefix(':')
-        .and_then(|p| p.parse().ok())
-        .filter(|p| *p > 0);
+    let port = text.strip_prefix(':').and_then(|p| p.parse().ok()).filter(|p| *p > 0);
     port.ok_or_else(|| "has a port that is not a number from 1 to 65535".to_owned())
 }
 
@@ -130,17 +105,12 @@ fn query_db(query: &str) -> Result<u32, String> {
         return Ok(0);
     }
     let value = query.strip_prefix("db=").filter(|v| !v.contains('&'));
-    value.map_or_else(
-        || Err("has parameters other than db=N, which are not supported".to_owned()),
-        db,
-    )
+    value.map_or_else(|| Err("has parameters other than db=N, which are not supported".to_owned()), db)
 }
 
 fn db(text: &str) -> Result<u32, String> {
     let number = text.parse().ok().filter(|n| *n <= DB_MAX);
-    number.ok_or_else(|| {
-        "has a database that is not a number, for example redis://host:6379/0".to_owned()
-    })
+    number.ok_or_else(|| "has a database that is not a number, for example redis://host:6379/0".to_owned())
 }
 
 /// `user`, `user:password` or `:password`. A user without a password is left to the caller: `password_file` may have it.
@@ -185,10 +155,7 @@ pub(super) fn show(endpoint: &Endpoint, db: u32) -> String {
         }
         Endpoint::Tcp { host, port } => format!("redis://{host}:{port}/{db}"),
         Endpoint::Unix(path) => {
-            let path = path
-                .to_string_lossy()
-                .replace('%', "%25")
-                .replace('?', "%3F");
+            let path = path.to_string_lossy().replace('%', "%25").replace('?', "%3F");
             format!("unix://{path}?db={db}")
         }
     }
@@ -199,16 +166,8 @@ mod tests {
     use super::*;
 
     fn tcp_at(host: &str, port: u16, db: u32) -> Url {
-        let endpoint = Endpoint::Tcp {
-            host: host.to_owned(),
-            port,
-        };
-        Url {
-            endpoint,
-            db,
-            username: None,
-            password: None,
-        }
+        let endpoint = Endpoint::Tcp { host: host.to_owned(), port };
+        Url { endpoint, db, username: None, password: None }
     }
 
     fn login(text: &str) -> (Option<String>, Option<String>) {
@@ -234,14 +193,8 @@ mod tests {
     #[test]
     fn unix_sockets() {
         let url = parse("unix:///run/a@b.sock?db=4").unwrap();
-        assert_eq!(
-            (url.endpoint, url.db),
-            (Endpoint::Unix("/run/a@b.sock".into()), 4)
-        );
-        assert_eq!(
-            login("unix://me:pw@/run/x.sock"),
-            (Some("me".to_owned()), Some("pw".to_owned()))
-        );
+        assert_eq!((url.endpoint, url.db), (Endpoint::Unix("/run/a@b.sock".into()), 4));
+        assert_eq!(login("unix://me:pw@/run/x.sock"), (Some("me".to_owned()), Some("pw".to_owned())));
     }
 
     #[test]
@@ -258,10 +211,7 @@ mod tests {
     fn what_is_wrong_is_said_without_quoting_the_url() {
         for (text, part) in [
             ("hunter2@127.0.0.1:6379", "redis://host:port"),
-            (
-                "rediss://:hunter2@h",
-                "TLS to upstream is not supported yet",
-            ),
+            ("rediss://:hunter2@h", "TLS to upstream is not supported yet"),
             ("http://hunter2@h", "redis:// or unix://"),
             ("redis://hunter2@", "names no host"),
             ("redis://:hunter2@h:99999", "port"),
@@ -282,12 +232,7 @@ mod tests {
 
     #[test]
     fn what_is_shown_reads_back() {
-        for text in [
-            "redis://h:1/5",
-            "redis://[::1]:7000/2",
-            "unix:///run/r.sock?db=4",
-            "unix:///a%3Fb%25c?db=0",
-        ] {
+        for text in ["redis://h:1/5", "redis://[::1]:7000/2", "unix:///run/r.sock?db=4", "unix:///a%3Fb%25c?db=0"] {
             let url = parse(text).unwrap();
             assert_eq!(show(&url.endpoint, url.db), text);
         }

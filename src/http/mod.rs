@@ -42,29 +42,14 @@ pub(crate) fn start(config: HttpConfig, view: Arc<View>) -> io::Result<Http> {
 }
 
 fn start_with(config: HttpConfig, timeouts: Timeouts, view: Arc<View>) -> io::Result<Http> {
-    let listeners = config
-        .listen
-        .iter()
-        .map(|at| bind(*at, &config.listen))
-        .collect::<io::Result<Vec<_>>>()?;
-    let addresses = listeners
-        .iter()
-        .map(TcpListener::local_addr)
-        .collect::<io::Result<_>>()?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let listeners = config.listen.iter().map(|at| bind(*at, &config.listen)).collect::<io::Result<Vec<_>>>()?;
+    let addresses = listeners.iter().map(TcpListener::local_addr).collect::<io::Result<_>>()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (stop, stopped) = oneshot::channel();
     let thread = std::thread::Builder::new()
         .name("nearside-http".into())
-        .spawn(move || {
-            runtime.block_on(server::serve(listeners, config, timeouts, view, stopped))
-        })?;
-    Ok(Http {
-        addresses,
-        stop,
-        thread,
-    })
+        .spawn(move || runtime.block_on(server::serve(listeners, config, timeouts, view, stopped)))?;
+    Ok(Http { addresses, stop, thread })
 }
 
 impl Http {
@@ -77,8 +62,7 @@ impl Http {
 }
 
 fn bind(at: SocketAddr, all: &[SocketAddr]) -> io::Result<TcpListener> {
-    listener(at, all)
-        .map_err(|error| io::Error::new(error.kind(), format!("http.listen {at}: {error}")))
+    listener(at, all).map_err(|error| io::Error::new(error.kind(), format!("http.listen {at}: {error}")))
 }
 
 fn listener(at: SocketAddr, all: &[SocketAddr]) -> io::Result<TcpListener> {
@@ -86,11 +70,7 @@ fn listener(at: SocketAddr, all: &[SocketAddr]) -> io::Result<TcpListener> {
     // A restart must not wait for the old process's connections in TIME_WAIT.
     socket.set_reuse_address(true)?;
     // [::]:P and 0.0.0.0:P can stand beside each other only if the first leaves IPv4 alone; on its own it takes both.
-    if at.is_ipv6()
-        && all
-            .iter()
-            .any(|other| other.is_ipv4() && other.port() == at.port())
-    {
+    if at.is_ipv6() && all.iter().any(|other| other.is_ipv4() && other.port() == at.port()) {
         socket.set_only_v6(true)?;
     }
     socket.bind(&at.into())?;

@@ -47,16 +47,8 @@ struct Refusal {
 
 impl Routes {
     pub(super) fn new(config: HttpConfig, view: Arc<View>) -> Self {
-        let allowed_hosts = config
-            .allowed_hosts
-            .iter()
-            .map(|host| host.to_ascii_lowercase())
-            .collect();
-        Self {
-            allowed_hosts,
-            production: config.production,
-            view,
-        }
+        let allowed_hosts = config.allowed_hosts.iter().map(|host| host.to_ascii_lowercase()).collect();
+        Self { allowed_hosts, production: config.production, view }
     }
 
     pub(super) fn answer<B: Body>(&self, request: &Request<B>) -> Answer {
@@ -67,10 +59,7 @@ impl Routes {
         // Health and metrics of a second ago are of no use to anybody, nor is a guess at their type.
         let headers = answer.headers_mut();
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        headers.insert(
-            header::X_CONTENT_TYPE_OPTIONS,
-            HeaderValue::from_static("nosniff"),
-        );
+        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         answer
     }
 
@@ -137,9 +126,7 @@ impl Routes {
     }
 
     fn allows(&self, name: &str) -> bool {
-        name.parse::<IpAddr>().is_ok()
-            || name == "localhost"
-            || self.allowed_hosts.iter().any(|host| host == name)
+        name.parse::<IpAddr>().is_ok() || name == "localhost" || self.allowed_hosts.iter().any(|host| host == name)
     }
 
     fn show(&self, page: Page) -> Answer {
@@ -147,18 +134,8 @@ impl Routes {
         match page {
             Page::Metrics => self.metrics(),
             Page::Live => json(StatusCode::OK, Plain { status: "ok" }),
-            Page::Ready => json(
-                code(status.ready()),
-                Plain {
-                    status: phase(status),
-                },
-            ),
-            Page::Startup => json(
-                code(status.started()),
-                Plain {
-                    status: phase(status),
-                },
-            ),
+            Page::Ready => json(code(status.ready()), Plain { status: phase(status) }),
+            Page::Startup => json(code(status.started()), Plain { status: phase(status) }),
             Page::Health => json(code(status.ready()), Health::of(status)),
             Page::Cache => json(StatusCode::OK, Cache::of(&self.view)),
         }
@@ -166,17 +143,11 @@ impl Routes {
 
     fn metrics(&self) -> Answer {
         match families::render(&self.view) {
-            Ok(text) => answer(
-                StatusCode::OK,
-                HeaderValue::from_static(prometheus::TEXT_FORMAT),
-                text.into(),
-            ),
-            Err(error) => Refusal {
-                status: StatusCode::INTERNAL_SERVER_ERROR,
-                code: "internal",
-                message: error.to_string(),
+            Ok(text) => answer(StatusCode::OK, HeaderValue::from_static(prometheus::TEXT_FORMAT), text.into()),
+            Err(error) => {
+                Refusal { status: StatusCode::INTERNAL_SERVER_ERROR, code: "internal", message: error.to_string() }
+                    .answer()
             }
-            .answer(),
         }
     }
 }
@@ -184,17 +155,11 @@ impl Routes {
 /// The host that was asked for: that of an absolute URI, else of the one Host header.
 fn host<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Result<Option<&'a str>, ()> {
     let mut all = headers.get_all(header::HOST).iter();
-    let first = all
-        .next()
-        .map(|value| value.to_str().map_err(|_| ()))
-        .transpose()?;
+    let first = all.next().map(|value| value.to_str().map_err(|_| ())).transpose()?;
     if all.next().is_some() {
         return Err(());
     }
-    Ok(uri
-        .authority()
-        .map(|authority| authority.as_str())
-        .or(first))
+    Ok(uri.authority().map(|authority| authority.as_str()).or(first))
 }
 
 /// Host without port, brackets and final dot, in lower case; none where what follows the name is no port.
@@ -210,11 +175,7 @@ fn name(host: &str) -> Option<String> {
 }
 
 fn code(good: bool) -> StatusCode {
-    if good {
-        StatusCode::OK
-    } else {
-        StatusCode::SERVICE_UNAVAILABLE
-    }
+    if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
 }
 
 /// Where in its life the process is; `ok` when it takes commands.
@@ -358,10 +319,7 @@ struct Fault {
 
 impl Refusal {
     fn answer(self) -> Answer {
-        let fault = Fault {
-            code: self.code,
-            message: self.message,
-        };
+        let fault = Fault { code: self.code, message: self.message };
         let mut answer = json(self.status, Failure { error: fault });
         let headers = answer.headers_mut();
         match self.status {
@@ -380,17 +338,12 @@ impl Refusal {
 
 /// A body of plain structs cannot fail to serialize; should it ever, the answer says so instead of being empty.
 fn json<T: Serialize>(status: StatusCode, body: T) -> Answer {
-    let body = Envelope {
-        version: env!("CARGO_PKG_VERSION"),
-        at: stamp::now(),
-        body,
-    };
+    let body = Envelope { version: env!("CARGO_PKG_VERSION"), at: stamp::now(), body };
     match serde_json::to_vec(&body) {
         Ok(bytes) => answer(status, JSON, bytes.into()),
         Err(_) => {
-            let error = Bytes::from_static(
-                br#"{"error":{"code":"internal","message":"the answer cannot be written"}}"#,
-            );
+            let error =
+                Bytes::from_static(br#"{"error":{"code":"internal","message":"the answer cannot be written"}}"#);
             answer(StatusCode::INTERNAL_SERVER_ERROR, JSON, error)
         }
     }
@@ -399,8 +352,6 @@ fn json<T: Serialize>(status: StatusCode, body: T) -> Answer {
 fn answer(status: StatusCode, content_type: HeaderValue, body: Bytes) -> Answer {
     let mut answer = Response::new(Full::new(body));
     *answer.status_mut() = status;
-    answer
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, content_type);
+    answer.headers_mut().insert(header::CONTENT_TYPE, content_type);
     answer
 }

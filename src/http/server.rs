@@ -43,10 +43,7 @@ impl Default for Timeouts {
     /// Ten seconds each: probes and scrapes end within one. Who scrapes less often than that connects again.
     fn default() -> Self {
         let patience = Duration::from_secs(10);
-        Self {
-            head: patience,
-            write: patience,
-        }
+        Self { head: patience, write: patience }
     }
 }
 
@@ -81,9 +78,7 @@ pub(super) async fn serve(
     let shared = Arc::new(Shared {
         http: builder(timeouts),
         timeouts,
-        permits: Arc::new(Semaphore::new(
-            config.max_connections.clamp(1, Semaphore::MAX_PERMITS),
-        )),
+        permits: Arc::new(Semaphore::new(config.max_connections.clamp(1, Semaphore::MAX_PERMITS))),
         routes: routes::Routes::new(config, view),
         tasks: TaskTracker::new(),
         stop: CancellationToken::new(),
@@ -143,9 +138,7 @@ fn admit(stream: TcpStream, shared: &Arc<Shared>) {
         tracing::debug!(%error, "a connection to the side port was gone before it began");
         return;
     }
-    shared
-        .tasks
-        .spawn(connection(stream, shared.clone(), permit));
+    shared.tasks.spawn(connection(stream, shared.clone(), permit));
 }
 
 fn configure(stream: &TcpStream, timeouts: Timeouts) -> io::Result<()> {
@@ -180,11 +173,7 @@ mod tests {
     fn the_busy_answer_has_the_length_it_says() {
         let text = std::str::from_utf8(BUSY).unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
-        assert!(
-            head.contains(&format!("content-length: {}", body.len())),
-            "{}",
-            body.len()
-        );
+        assert!(head.contains(&format!("content-length: {}", body.len())), "{}", body.len());
         assert!(serde_json::from_str::<serde_json::Value>(body).is_ok());
     }
 }

@@ -41,10 +41,7 @@ impl Server {
             production: false,
         };
         change(&mut config);
-        Self {
-            http: start_with(config, timeouts, view.clone()).unwrap(),
-            view,
-        }
+        Self { http: start_with(config, timeouts, view.clone()).unwrap(), view }
     }
 
     fn connect(&self) -> TcpStream {
@@ -63,9 +60,7 @@ impl Server {
     }
 
     fn ask(&self, method: &str, path: &str) -> (u16, String, String) {
-        split(&self.raw(&format!(
-            "{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
-        )))
+        split(&self.raw(&format!("{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")))
     }
 
     fn get(&self, path: &str) -> (u16, Value) {
@@ -74,10 +69,7 @@ impl Server {
     }
 
     fn host(&self, host: &str) -> u16 {
-        split(&self.raw(&format!(
-            "GET /health/live HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
-        )))
-        .0
+        split(&self.raw(&format!("GET /health/live HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"))).0
     }
 }
 
@@ -91,18 +83,11 @@ fn split(answer: &str) -> (u16, String, String) {
 #[test]
 fn metrics_under_both_names() {
     let server = Server::start();
-    server
-        .view
-        .metrics
-        .patterns
-        .hit(server.view.metrics.patterns.id(b"user:1"));
+    server.view.metrics.patterns.hit(server.view.metrics.patterns.id(b"user:1"));
     for path in ["/metrics", "/metrics/prom", "/metrics?name=x"] {
         let (status, head, body) = server.ask("GET", path);
         assert_eq!(status, 200);
-        assert!(
-            head.contains("content-type: text/plain; version=0.0.4"),
-            "{head}"
-        );
+        assert!(head.contains("content-type: text/plain; version=0.0.4"), "{head}");
         assert!(body.contains("cache_hits_total{impl=\"l1\",key_pattern=\"user\"} 1\n"));
     }
 }
@@ -110,8 +95,7 @@ fn metrics_under_both_names() {
 #[test]
 fn health_follows_start_and_drain() {
     let server = Server::start();
-    let codes =
-        || ["live", "ready", "startup"].map(|probe| server.get(&format!("/health/{probe}")).0);
+    let codes = || ["live", "ready", "startup"].map(|probe| server.get(&format!("/health/{probe}")).0);
     assert_eq!(codes(), [200, 503, 503]);
     assert_eq!(server.get("/health").1["status"], "starting");
     server.view.status.set_started();
@@ -175,24 +159,13 @@ fn internal_cache_shows_lanes_and_counts() {
 fn production_has_no_internal_pages() {
     let server = Server::with(|config| config.production = true);
     let (status, body) = server.get("/internal/cache");
-    assert_eq!(
-        (status, &body["error"]["code"]),
-        (404, &Value::from("not_found"))
-    );
+    assert_eq!((status, &body["error"]["code"]), (404, &Value::from("not_found")));
 }
 
 #[test]
 fn other_paths_are_not_found() {
     let server = Server::start();
-    for path in [
-        "/",
-        "/metrics/",
-        "//metrics",
-        "/x/../metrics",
-        "/%6detrics",
-        "/health/../metrics",
-        "/HEALTH",
-    ] {
+    for path in ["/", "/metrics/", "//metrics", "/x/../metrics", "/%6detrics", "/health/../metrics", "/HEALTH"] {
         assert_eq!(server.get(path).0, 404, "{path}");
     }
 }
@@ -215,9 +188,7 @@ fn only_get_and_head() {
 fn a_body_is_refused_and_the_connection_closed() {
     let server = Server::start();
     for framing in ["Content-Length: 5", "Transfer-Encoding: chunked"] {
-        let answer = server.raw(&format!(
-            "GET /metrics HTTP/1.1\r\nHost: localhost\r\n{framing}\r\n\r\n"
-        ));
+        let answer = server.raw(&format!("GET /metrics HTTP/1.1\r\nHost: localhost\r\n{framing}\r\n\r\n"));
         assert_eq!(split(&answer).0, 413, "{framing}");
     }
 }
@@ -225,56 +196,28 @@ fn a_body_is_refused_and_the_connection_closed() {
 #[test]
 fn addresses_localhost_and_named_hosts_may_ask() {
     let server = Server::start();
-    for host in [
-        "127.0.0.1:9380",
-        "10.1.2.3",
-        "[::1]:9380",
-        "[fd00::1]",
-        "LOCALHOST:1",
-        "localhost.",
-        "cache.example:80",
-    ] {
+    for host in
+        ["127.0.0.1:9380", "10.1.2.3", "[::1]:9380", "[fd00::1]", "LOCALHOST:1", "localhost.", "cache.example:80"]
+    {
         assert_eq!(server.host(host), 200, "{host}");
     }
-    for host in [
-        "evil.example",
-        "localhost.evil.example",
-        "127.0.0.1.evil.example:80",
-        "[::1].evil",
-        "",
-        "a b",
-    ] {
+    for host in ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example:80", "[::1].evil", "", "a b"] {
         assert_ne!(server.host(host), 200, "{host}");
     }
     let get = "GET /health/live HTTP/1.1\r\nConnection: close\r\n";
     assert_eq!(split(&server.raw(&format!("{get}\r\n"))).0, 400);
-    assert_eq!(
-        split(&server.raw(&format!(
-            "{get}Host: localhost\r\nHost: evil.example\r\n\r\n"
-        )))
-        .0,
-        400
-    );
+    assert_eq!(split(&server.raw(&format!("{get}Host: localhost\r\nHost: evil.example\r\n\r\n"))).0, 400);
     let absolute = "GET http://evil.example/health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
     assert_eq!(split(&server.raw(absolute)).0, 403);
-    assert_eq!(
-        split(&server.raw("GET /health/live HTTP/1.0\r\n\r\n")).0,
-        200
-    );
+    assert_eq!(split(&server.raw("GET /health/live HTTP/1.0\r\n\r\n")).0, 200);
 }
 
 #[test]
 fn heads_are_bounded() {
     let server = Server::start();
-    let long = server.raw(&format!(
-        "GET /health HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n",
-        "x".repeat(16 * 1024)
-    ));
+    let long = server.raw(&format!("GET /health HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n", "x".repeat(16 * 1024)));
     assert_eq!(split(&long).0, 431);
-    let many = server.raw(&format!(
-        "GET /health HTTP/1.1\r\nHost: localhost\r\n{}\r\n",
-        "X: y\r\n".repeat(100)
-    ));
+    let many = server.raw(&format!("GET /health HTTP/1.1\r\nHost: localhost\r\n{}\r\n", "X: y\r\n".repeat(100)));
     assert_eq!(split(&many).0, 431);
     assert_eq!(split(&server.raw("\x16\x03\x01\r\n\r\n")).0, 400);
 }
@@ -283,9 +226,7 @@ fn heads_are_bounded() {
 fn connections_are_bounded_and_come_free_again() {
     let server = Server::with(|config| config.max_connections = 1);
     let mut first = server.connect();
-    first
-        .write_all(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        .unwrap();
+    first.write_all(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     first.read_exact(&mut [0; 12]).unwrap();
     let mut refused = String::new();
     server.connect().read_to_string(&mut refused).unwrap();
@@ -294,38 +235,20 @@ fn connections_are_bounded_and_come_free_again() {
     let free = || {
         let mut answer = String::new();
         let mut stream = server.connect();
-        let asked = stream.write_all(
-            b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
-        );
-        asked
-            .and_then(|()| stream.read_to_string(&mut answer))
-            .is_ok()
-            && answer.contains(" 200 ")
+        let asked = stream.write_all(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        asked.and_then(|()| stream.read_to_string(&mut answer)).is_ok() && answer.contains(" 200 ")
     };
     let deadline = std::time::Instant::now() + PATIENCE;
     while !free() {
-        assert!(
-            std::time::Instant::now() < deadline,
-            "the place of a closed connection stays taken"
-        );
+        assert!(std::time::Instant::now() < deadline, "the place of a closed connection stays taken");
     }
 }
 
 #[test]
 fn half_a_head_is_not_waited_for_forever() {
     let head = Duration::from_millis(100);
-    let server = Server::impatient(
-        Timeouts {
-            head,
-            ..Timeouts::default()
-        },
-        |_| (),
-    );
-    for half in [
-        "",
-        "GET /health/live HT",
-        "GET /health/live HTTP/1.1\r\nHost: loc",
-    ] {
+    let server = Server::impatient(Timeouts { head, ..Timeouts::default() }, |_| ());
+    for half in ["", "GET /health/live HT", "GET /health/live HTTP/1.1\r\nHost: loc"] {
         let answer = server.raw(half);
         assert!(!answer.contains("200 OK"), "{half:?}: {answer}");
     }
@@ -335,22 +258,13 @@ fn half_a_head_is_not_waited_for_forever() {
 #[test]
 fn a_client_that_never_reads_loses_its_connection() {
     let write = Duration::from_millis(300);
-    let server = Server::impatient(
-        Timeouts {
-            write,
-            ..Timeouts::default()
-        },
-        |config| config.max_connections = 1,
-    );
+    let server = Server::impatient(Timeouts { write, ..Timeouts::default() }, |config| config.max_connections = 1);
     let mut asleep = server.connect();
     asleep.set_write_timeout(Some(PATIENCE)).unwrap();
     let many = "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(100);
     // Ends when the server has given the connection up; until then it writes, or waits for the server to read on.
-    let gone = (0..10_000).any(|_| {
-        asleep
-            .write_all(many.as_bytes())
-            .is_err_and(|e| e.kind() != io::ErrorKind::WouldBlock)
-    });
+    let gone =
+        (0..10_000).any(|_| asleep.write_all(many.as_bytes()).is_err_and(|e| e.kind() != io::ErrorKind::WouldBlock));
     assert!(gone, "still served after {PATIENCE:?}");
 }
 
@@ -367,8 +281,7 @@ fn shutdown_closes_idle_connections_and_frees_the_port() {
     let server = Server::start();
     let address = server.http.addresses[0];
     let mut idle = server.connect();
-    idle.write_all(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        .unwrap();
+    idle.write_all(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     idle.read_exact(&mut [0; 12]).unwrap();
     server.http.shutdown();
     let mut rest = Vec::new();
@@ -383,10 +296,7 @@ fn both_wildcards_share_a_port() {
     };
     let port = probe.local_addr().unwrap().port();
     drop(probe);
-    let all = [
-        ([0, 0, 0, 0], port).into(),
-        SocketAddr::from(([0; 16], port)),
-    ];
+    let all = [([0, 0, 0, 0], port).into(), SocketAddr::from(([0; 16], port))];
     let _v6 = bind(all[1], &all).unwrap();
     let _v4 = bind(all[0], &all).unwrap();
 }

@@ -17,9 +17,7 @@ pub(crate) fn cpu() -> u64 {
 
 /// Neither clock is ever negative; 64 bits of nanoseconds last 584 years.
 fn nanos(time: Timespec) -> u64 {
-    (time.tv_sec as u64)
-        .wrapping_mul(NANOS_PER_SEC)
-        .wrapping_add(time.tv_nsec as u64)
+    (time.tv_sec as u64).wrapping_mul(NANOS_PER_SEC).wrapping_add(time.tv_nsec as u64)
 }
 
 #[cfg(test)]

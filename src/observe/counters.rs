@@ -52,10 +52,7 @@ pub(crate) struct Labeled<const N: usize> {
 
 impl<const N: usize> Labeled<N> {
     pub(crate) fn new(labels: &'static [&'static str; N]) -> Self {
-        Self {
-            labels,
-            cells: std::array::from_fn(|_| Counter::default()),
-        }
+        Self { labels, cells: std::array::from_fn(|_| Counter::default()) }
     }
 
     /// Counts one; `which` is an enum of `reasons` or an index. What lies past the list counts nowhere.
@@ -78,10 +75,7 @@ impl<const N: usize> Labeled<N> {
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        self.labels
-            .iter()
-            .copied()
-            .zip(self.cells.iter().map(Counter::get))
+        self.labels.iter().copied().zip(self.cells.iter().map(Counter::get))
     }
 }
 
@@ -121,13 +115,10 @@ impl Histogram {
     /// (upper bound in seconds, observations at or below it), without the last bucket.
     pub(crate) fn cumulative(&self) -> impl Iterator<Item = (f64, u64)> + '_ {
         let mut total = 0;
-        self.buckets[..BOUNDS]
-            .iter()
-            .enumerate()
-            .map(move |(i, cell)| {
-                total += cell.get();
-                ((FIRST_BOUND_NANOS << i) as f64 / 1e9, total)
-            })
+        self.buckets[..BOUNDS].iter().enumerate().map(move |(i, cell)| {
+            total += cell.get();
+            ((FIRST_BOUND_NANOS << i) as f64 / 1e9, total)
+        })
     }
 }
 

@@ -176,10 +176,7 @@ fn candidates(view: &View, out: &mut Series) {
 
 fn link_up(view: &View, out: &mut Series) {
     let lanes = view.status.lanes();
-    out.push(
-        &[],
-        f64::from(!lanes.is_empty() && lanes.iter().all(|lane| lane.live())),
-    );
+    out.push(&[], f64::from(!lanes.is_empty() && lanes.iter().all(|lane| lane.live())));
 }
 
 fn link_state(view: &View, out: &mut Series) {
@@ -191,12 +188,7 @@ fn link_state(view: &View, out: &mut Series) {
 }
 
 fn lease_age(view: &View, out: &mut Series) {
-    let oldest = view
-        .status
-        .lanes()
-        .iter()
-        .filter_map(|lane| lane.lease_age())
-        .max();
+    let oldest = view.status.lanes().iter().filter_map(|lane| lane.lease_age()).max();
     out.push(&[], oldest.unwrap_or(0) as f64 / 1e9);
 }
 
@@ -207,10 +199,7 @@ fn requests(view: &View, out: &mut Series) {
 }
 
 fn bytes(view: &View, out: &mut Series) {
-    for (direction, counters) in [
-        ("in", &view.metrics.bytes_in),
-        ("out", &view.metrics.bytes_out),
-    ] {
+    for (direction, counters) in [("in", &view.metrics.bytes_in), ("out", &view.metrics.bytes_out)] {
         for (peer, count) in counters.iter() {
             out.push(&[peer, direction], count as f64);
         }
@@ -219,10 +208,7 @@ fn bytes(view: &View, out: &mut Series) {
 
 impl Family {
     fn collect(&'static self, view: &View) -> proto::MetricFamily {
-        let mut series = Series {
-            family: self,
-            metrics: Vec::new(),
-        };
+        let mut series = Series { family: self, metrics: Vec::new() };
         (self.read)(view, &mut series);
         let mut family = proto::MetricFamily::default();
         family.set_name(self.name.to_owned());
@@ -266,10 +252,7 @@ impl Series {
     fn push_histogram(&mut self, labels: &[&str], source: &Histogram) {
         let mut metric = self.labeled(labels);
         let mut histogram = proto::Histogram::default();
-        let bounds: Vec<_> = source
-            .cumulative()
-            .map(|(bound, count)| bucket(bound, count))
-            .collect();
+        let bounds: Vec<_> = source.cumulative().map(|(bound, count)| bucket(bound, count)).collect();
         histogram.set_bucket(bounds);
         histogram.set_sample_count(source.count());
         histogram.set_sample_sum(source.sum_seconds());

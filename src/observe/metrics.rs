@@ -5,9 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::counters::{Counter, Gauge, Histogram, Labeled};
 use super::patterns::Patterns;
-use super::reasons::{
-    Bypass, Class, Discard, Dropped, ErrorType, Evict, Flush, Peer, Pin, Reject, Source, Tag, Timed,
-};
+use super::reasons::{Bypass, Class, Discard, Dropped, ErrorType, Evict, Flush, Peer, Pin, Reject, Source, Tag, Timed};
 
 pub(crate) struct Metrics {
     /// Hits, misses, sets, dels and candidates, by family of keys.
@@ -82,9 +80,7 @@ impl Metrics {
             protocol_errors: Labeled::new(Peer::WORDS),
             bytes_in: Labeled::new(Peer::WORDS),
             bytes_out: Labeled::new(Peer::WORDS),
-            started_at: SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .map_or(0.0, |d| d.as_secs_f64()),
+            started_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64()),
         }
     }
 

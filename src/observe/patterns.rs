@@ -77,9 +77,7 @@ impl Patterns {
         let this = Self {
             separators: separators.as_bytes().into(),
             hasher: RandomState::default(),
-            table: (0..(2 * max).next_power_of_two())
-                .map(|_| OnceLock::new())
-                .collect(),
+            table: (0..(2 * max).next_power_of_two()).map(|_| OnceLock::new()).collect(),
             rows: (0..max + RESERVED.len()).map(|_| Row::default()).collect(),
             len: AtomicUsize::new(RESERVED.len()),
             newcomers: Mutex::default(),
@@ -161,9 +159,7 @@ impl Patterns {
     /// Every family seen so far with what was counted for it.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &Row)> {
         let named = &self.rows[..self.len.load(Ordering::Acquire)];
-        named
-            .iter()
-            .filter_map(|row| Some((&**row.name.get()?, row)))
+        named.iter().filter_map(|row| Some((&**row.name.get()?, row)))
     }
 
     /// An id of another process, or a made-up one, counts as `_other`.
@@ -191,8 +187,7 @@ impl Patterns {
 
     fn probe(&self, hash: u64) -> impl Iterator<Item = &OnceLock<(u64, u16)>> {
         let mask = self.table.len() - 1;
-        (0..self.table.len())
-            .map(move |step| &self.table[(hash as usize).wrapping_add(step) & mask])
+        (0..self.table.len()).map(move |step| &self.table[(hash as usize).wrapping_add(step) & mask])
     }
 
     /// `text` could be a name and is not in the table: it gets a place now, is counted towards one, or never gets one.
@@ -226,8 +221,7 @@ impl Patterns {
         let _ = self.rows[id].name.set(name.into());
         self.len.store(id + 1, Ordering::Release);
         // `set` fails where the slot is taken, and the next one is tried.
-        self.probe(hash)
-            .find(|slot| slot.set((hash, id as u16)).is_ok());
+        self.probe(hash).find(|slot| slot.set((hash, id as u16)).is_ok());
         PatternId(id as u16)
     }
 
@@ -272,26 +266,17 @@ fn is_name(text: &[u8]) -> bool {
     let Ok(text) = str::from_utf8(text) else {
         return false;
     };
-    !text.is_empty()
-        && text.chars().all(printable)
-        && !is_number(text)
-        && !is_uuid(text)
-        && !RESERVED.contains(&text)
+    !text.is_empty() && text.chars().all(printable) && !is_number(text) && !is_uuid(text) && !RESERVED.contains(&text)
 }
 
 /// Beyond ASCII letters and digits only: marks that turn or hide text would spoil every page that shows the name.
 fn printable(c: char) -> bool {
-    if c.is_ascii() {
-        c == ' ' || c.is_ascii_graphic()
-    } else {
-        c.is_alphanumeric()
-    }
+    if c.is_ascii() { c == ' ' || c.is_ascii_graphic() } else { c.is_alphanumeric() }
 }
 
 /// Digits with what may stand between them: 42, -1, 3.14, 2024-01-31, +49.30.
 fn is_number(text: &str) -> bool {
-    text.bytes()
-        .all(|b| b.is_ascii_digit() || matches!(b, b'.' | b'-' | b'+'))
+    text.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'.' | b'-' | b'+'))
         && text.bytes().any(|b| b.is_ascii_digit())
 }
 
@@ -328,17 +313,7 @@ mod tests {
 
     #[test]
     fn what_is_no_name_is_other() {
-        for key in [
-            ":x",
-            "123:x",
-            "-1:x",
-            "3.14:x",
-            "2024-01-31:x",
-            "a\nb:x",
-            "a\u{202e}b:x",
-            "_plain:x",
-            "_other:x",
-        ] {
+        for key in [":x", "123:x", "-1:x", "3.14:x", "2024-01-31:x", "a\nb:x", "a\u{202e}b:x", "_plain:x", "_other:x"] {
             assert_eq!(name_of(key), "_other", "{key}");
         }
         assert_eq!(name_of("3f2504e0-4f89-11d3-9a0c-0305e82c3301:x"), "_other");
@@ -361,9 +336,7 @@ mod tests {
     #[test]
     fn an_id_is_for_life() {
         let patterns = Patterns::new(":", 100);
-        let ids: Vec<_> = (0..50)
-            .map(|i| patterns.id(format!("f{i}:x").as_bytes()))
-            .collect();
+        let ids: Vec<_> = (0..50).map(|i| patterns.id(format!("f{i}:x").as_bytes())).collect();
         for (i, id) in ids.iter().enumerate() {
             assert_eq!(patterns.id(format!("f{i}:y").as_bytes()), *id);
             assert_eq!(patterns.name(*id), format!("f{i}"));
@@ -409,10 +382,7 @@ mod tests {
         let patterns = Patterns::new(":", 0);
         assert_eq!(patterns.id(b"a:1"), PatternId::OTHER);
         assert_eq!(patterns.id(b"a"), PatternId::PLAIN);
-        assert_eq!(
-            patterns.iter().map(|(name, _)| name).collect::<Vec<_>>(),
-            ["_other", "_plain"]
-        );
+        assert_eq!(patterns.iter().map(|(name, _)| name).collect::<Vec<_>>(), ["_other", "_plain"]);
     }
 
     #[test]
@@ -422,15 +392,9 @@ mod tests {
             let id = patterns.id(format!("f{i}:x").as_bytes());
             patterns.candidate(id, Method::Get);
         }
-        let routes = patterns
-            .iter()
-            .filter(|(_, row)| row.candidates[0].get() > 0)
-            .count();
+        let routes = patterns.iter().filter(|(_, row)| row.candidates[0].get() > 0).count();
         assert_eq!(routes, PAIRS_MAX - Method::COUNT + 1);
-        let total: u64 = patterns
-            .iter()
-            .map(|(_, row)| row.candidates[0].get())
-            .sum();
+        let total: u64 = patterns.iter().map(|(_, row)| row.candidates[0].get()).sum();
         assert_eq!(total, 400);
     }
 

@@ -33,10 +33,7 @@ mod tests {
 
     #[test]
     fn vm_rss_is_in_kib() {
-        assert_eq!(
-            vm_rss("Name:\tx\nVmRSS:\t    5120 kB\nThreads:\t1\n"),
-            5120 * 1024
-        );
+        assert_eq!(vm_rss("Name:\tx\nVmRSS:\t    5120 kB\nThreads:\t1\n"), 5120 * 1024);
         assert_eq!(vm_rss("Name:\tx\n"), 0);
         assert_eq!(vm_rss("VmRSS:\tmany kB\n"), 0);
     }

@@ -138,10 +138,7 @@ mod tests {
 
     #[test]
     fn an_error_stays_on_its_line() {
-        assert_eq!(
-            written(|out| error(out, "ERR unknown 'a\r\n+OK'")),
-            "-ERR unknown 'a  +OK'\r\n"
-        );
+        assert_eq!(written(|out| error(out, "ERR unknown 'a\r\n+OK'")), "-ERR unknown 'a  +OK'\r\n");
     }
 
     #[test]
@@ -151,17 +148,8 @@ mod tests {
         assert_eq!(written(|out| null(out, Resp3)), "_\r\n");
         assert_eq!(written(|out| map_or_array(out, Resp2, 3)), "*6\r\n");
         assert_eq!(written(|out| map_or_array(out, Resp3, 3)), "%3\r\n");
-        assert_eq!(
-            written(|out| verbatim_or_bulk(out, Resp2, "txt", b"ab")),
-            "$2\r\nab\r\n"
-        );
-        assert_eq!(
-            written(|out| verbatim_or_bulk(out, Resp3, "txt", b"ab")),
-            "=6\r\ntxt:ab\r\n"
-        );
-        assert_eq!(
-            written(|out| command(out, &[b"GET", b""])),
-            "*2\r\n$3\r\nGET\r\n$0\r\n\r\n"
-        );
+        assert_eq!(written(|out| verbatim_or_bulk(out, Resp2, "txt", b"ab")), "$2\r\nab\r\n");
+        assert_eq!(written(|out| verbatim_or_bulk(out, Resp3, "txt", b"ab")), "=6\r\ntxt:ab\r\n");
+        assert_eq!(written(|out| command(out, &[b"GET", b""])), "*2\r\n$3\r\nGET\r\n$0\r\n\r\n");
     }
 }

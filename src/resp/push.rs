@@ -90,14 +90,8 @@ impl Value {
     pub(crate) fn get(&self, key: &str) -> Option<&Value> {
         let named = |name: &Value| name.text() == Some(key.as_bytes());
         match self {
-            Self::Map(entries) => entries
-                .iter()
-                .find(|(name, _)| named(name))
-                .map(|(_, value)| value),
-            Self::List(items) => items
-                .chunks_exact(2)
-                .find(|pair| named(&pair[0]))
-                .map(|pair| &pair[1]),
+            Self::Map(entries) => entries.iter().find(|(name, _)| named(name)).map(|(_, value)| value),
+            Self::List(items) => items.chunks_exact(2).find(|pair| named(&pair[0])).map(|pair| &pair[1]),
             _ => None,
         }
     }
@@ -114,10 +108,7 @@ fn value(frame: &[u8]) -> Option<Value> {
         return Some(Value::Null);
     }
     match frame.first()? {
-        b'*' | b'~' | b'>' => elements(frame)
-            .map(value)
-            .collect::<Option<_>>()
-            .map(Value::List),
+        b'*' | b'~' | b'>' => elements(frame).map(value).collect::<Option<_>>().map(Value::List),
         b'%' => map(frame),
         b'|' => value(super::reply::without_attribute(frame)),
         _ => scalar(frame),
@@ -135,11 +126,7 @@ fn map(frame: &[u8]) -> Option<Value> {
 
 fn scalar(frame: &[u8]) -> Option<Value> {
     let text = |(start, end): (usize, usize)| frame.get(start..end);
-    let error = |range| {
-        Some(Value::Error(
-            String::from_utf8_lossy(text(range)?).into_owned(),
-        ))
-    };
+    let error = |range| Some(Value::Error(String::from_utf8_lossy(text(range)?).into_owned()));
     match decode_range(frame).ok()?.map(|(frame, _)| frame)? {
         RangeFrame::BlobString { data, .. }
         | RangeFrame::SimpleString { data, .. }
@@ -180,20 +167,14 @@ mod tests {
     fn a_flush_comes_as_any_null() {
         for null in ["_\r\n", "$-1\r\n", "*-1\r\n"] {
             let frame = format!(">2\r\n$10\r\ninvalidate\r\n{null}");
-            assert!(
-                matches!(push(frame.as_bytes()), Some(Push::InvalidateAll)),
-                "{null:?}"
-            );
+            assert!(matches!(push(frame.as_bytes()), Some(Push::InvalidateAll)), "{null:?}");
         }
     }
 
     #[test]
     fn other_pushes_tell_their_kind() {
         let frame = b">3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$1\r\nm\r\n";
-        assert!(matches!(
-            push(frame),
-            Some(Push::Other { kind: b"message" })
-        ));
+        assert!(matches!(push(frame), Some(Push::Other { kind: b"message" })));
         assert!(push(b">0\r\n").is_none());
         assert!(push(b"*1\r\n$1\r\na\r\n").is_none());
     }
@@ -203,21 +184,11 @@ mod tests {
         let frame = b"%3\r\n$1\r\nb\r\n:1\r\n+a\r\n*3\r\n_\r\n$-1\r\n*-1\r\n$1\r\nb\r\n~2\r\n,1.5\r\n#t\r\n";
         let list = Value::List(vec![Value::Null, Value::Null, Value::Null]);
         let set = Value::List(vec![Value::Double(1.5), Value::Bool(true)]);
-        let map = Value::Map(vec![
-            (str("b"), Value::Int(1)),
-            (str("a"), list),
-            (str("b"), set),
-        ]);
+        let map = Value::Map(vec![(str("b"), Value::Int(1)), (str("a"), list), (str("b"), set)]);
         assert_eq!(decode(frame), Some(map));
         assert_eq!(decode(b"=8\r\ntxt:a\r\nb\r\n"), Some(str("a\r\nb")));
-        assert_eq!(
-            decode(b"|1\r\n+k\r\n+v\r\n-ERR no\r\n"),
-            Some(Value::Error("ERR no".into()))
-        );
-        assert_eq!(
-            decode(b"(123456789012345678901\r\n"),
-            Some(str("123456789012345678901"))
-        );
+        assert_eq!(decode(b"|1\r\n+k\r\n+v\r\n-ERR no\r\n"), Some(Value::Error("ERR no".into())));
+        assert_eq!(decode(b"(123456789012345678901\r\n"), Some(str("123456789012345678901")));
     }
 
     #[test]
@@ -232,15 +203,7 @@ mod tests {
     #[test]
     fn what_is_not_one_frame_is_nothing() {
         let deep = b"*1\r\n".repeat(crate::limits::DEPTH_MAX + 1);
-        for bytes in [
-            &b""[..],
-            b"+OK",
-            b"+OK\r\n+OK\r\n",
-            b"*2\r\n:1\r\n",
-            b"?\r\n",
-            b",x\r\n",
-            &deep,
-        ] {
+        for bytes in [&b""[..], b"+OK", b"+OK\r\n+OK\r\n", b"*2\r\n:1\r\n", b"?\r\n", b",x\r\n", &deep] {
             assert_eq!(decode(bytes), None, "{}", bytes.escape_ascii());
         }
     }

@@ -24,16 +24,7 @@ impl Server {
     pub(super) fn start() -> Self {
         let dir = tempfile::tempdir().expect("temporary directory");
         let child = Command::new("redis-server")
-            .args([
-                "--port",
-                "0",
-                "--save",
-                "",
-                "--enable-debug-command",
-                "yes",
-                "--unixsocket",
-                "socket",
-            ])
+            .args(["--port", "0", "--save", "", "--enable-debug-command", "yes", "--unixsocket", "socket"])
             .current_dir(dir.path())
             .stdout(Stdio::null())
             .spawn()
@@ -58,11 +49,7 @@ impl Server {
     pub(super) fn connect(&self) -> Connection {
         let socket = UnixStream::connect(self.socket()).expect("connect");
         socket.set_read_timeout(Some(REPLY_MAX)).expect("timeout");
-        Connection {
-            socket,
-            buf: Vec::new(),
-            scanner: FrameScanner::new(),
-        }
+        Connection { socket, buf: Vec::new(), scanner: FrameScanner::new() }
     }
 }
 
@@ -103,11 +90,7 @@ impl Connection {
             }
             let mut chunk = [0; 16 * 1024];
             let n = self.socket.read(&mut chunk).expect("reply in time");
-            assert!(
-                n > 0,
-                "connection closed, after {}",
-                self.buf.escape_ascii()
-            );
+            assert!(n > 0, "connection closed, after {}", self.buf.escape_ascii());
             self.buf.extend_from_slice(&chunk[..n]);
         }
     }
@@ -121,10 +104,7 @@ impl Connection {
                 Ok(0) => return all,
                 Ok(n) => all.extend_from_slice(&chunk[..n]),
                 Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return all,
-                Err(error) => panic!(
-                    "neither reply nor close: {error}, after {}",
-                    all.escape_ascii()
-                ),
+                Err(error) => panic!("neither reply nor close: {error}, after {}", all.escape_ascii()),
             }
         }
     }

@@ -103,10 +103,7 @@ impl Boundary {
         }
     }
 
-    const TOP: Level = Level {
-        left: 1,
-        kind: LevelKind::Element,
-    };
+    const TOP: Level = Level { left: 1, kind: LevelKind::Element };
 
     /// Forgets the frame and starts the next one.
     pub(crate) fn reset(&mut self) {
@@ -201,13 +198,7 @@ impl Boundary {
         }
     }
 
-    fn bulk(
-        &mut self,
-        kind: u8,
-        n: Option<usize>,
-        header: usize,
-        rest: &[u8],
-    ) -> Result<usize, BadFrame> {
+    fn bulk(&mut self, kind: u8, n: Option<usize>, header: usize, rest: &[u8]) -> Result<usize, BadFrame> {
         let Some(n) = n else {
             self.element(header);
             return Ok(header);
@@ -291,10 +282,7 @@ impl Boundary {
     }
 
     fn push_over(&mut self, start: usize) {
-        let within = self
-            .levels
-            .iter()
-            .any(|level| matches!(level.kind, LevelKind::Push(_)));
+        let within = self.levels.iter().any(|level| matches!(level.kind, LevelKind::Push(_)));
         if self.keep_pushes && !within {
             self.pushes.push(start..self.taken);
         }
@@ -327,15 +315,7 @@ pub(crate) struct FrameScanner {
 
 impl FrameScanner {
     pub(crate) fn new() -> Self {
-        Self {
-            boundary: Boundary {
-                keep_pushes: true,
-                ..Boundary::new()
-            },
-            pos: 0,
-            fresh: true,
-            large: false,
-        }
+        Self { boundary: Boundary { keep_pushes: true, ..Boundary::new() }, pos: 0, fresh: true, large: false }
     }
 
     /// Looks at `buf`, which starts at the first byte of the current frame.
@@ -384,10 +364,7 @@ impl FrameScanner {
         if done {
             self.reset();
         }
-        Ok(Advance {
-            take: known + take,
-            done,
-        })
+        Ok(Advance { take: known + take, done })
     }
 
     /// Forgets the frame: the next bytes start a new one.
@@ -433,17 +410,10 @@ fn length(rest: &[u8]) -> Result<Option<(Option<usize>, usize)>, BadFrame> {
 fn slow_length(rest: &[u8]) -> Result<Option<(Option<usize>, usize)>, BadFrame> {
     let kind = rest[0];
     let window = &rest[..rest.len().min(LENGTH_LINE_MAX)];
-    let bad = |text: &[u8]| BadFrame::Length {
-        kind,
-        text: text.escape_ascii().to_string(),
-    };
+    let bad = |text: &[u8]| BadFrame::Length { kind, text: text.escape_ascii().to_string() };
     let Some(end) = find_end(window, 0) else {
         let hopeless = window.len() == LENGTH_LINE_MAX || window[1..].starts_with(b"?");
-        return if hopeless {
-            Err(bad(&window[1..]))
-        } else {
-            Ok(None)
-        };
+        return if hopeless { Err(bad(&window[1..])) } else { Ok(None) };
     };
     let text = &rest[1..end - 2];
     match super::integer(text) {
@@ -506,10 +476,7 @@ fn piece(rest: &[u8], embedded: bool) -> Option<(usize, usize, bool)> {
 
 /// Whether `bytes` are exactly one frame, nested no deeper than the guard allows.
 pub(super) fn is_frame(bytes: &[u8]) -> bool {
-    let whole = Advance {
-        take: bytes.len(),
-        done: true,
-    };
+    let whole = Advance { take: bytes.len(), done: true };
     Boundary::new().advance(bytes) == Ok(whole)
 }
 
@@ -543,10 +510,7 @@ fn inside<'a>(frame: &'a [u8], kinds: &[u8]) -> Elements<'a> {
     match head(frame) {
         Some((kind, n, len)) if kinds.contains(&kind) => {
             let pairs = matches!(kind, b'%' | b'|');
-            Elements {
-                rest: &frame[len..],
-                left: if pairs { 2 * n } else { n },
-            }
+            Elements { rest: &frame[len..], left: if pairs { 2 * n } else { n } }
         }
         _ => Elements { rest: &[], left: 0 },
     }
@@ -606,11 +570,7 @@ pub(crate) fn bulk(frame: &[u8]) -> Option<&[u8]> {
             if is_null(frame) {
                 return None;
             }
-            if kind == b'=' {
-                payload.get(4..)
-            } else {
-                Some(payload)
-            }
+            if kind == b'=' { payload.get(4..) } else { Some(payload) }
         }
         b'+' | b',' | b'(' => Some(line(frame)?.0),
         _ => None,
@@ -627,10 +587,7 @@ pub(crate) fn integer(frame: &[u8]) -> Option<i64> {
 
 /// Any of the nulls: `_`, `$-1`, `*-1`.
 pub(crate) fn is_null(frame: &[u8]) -> bool {
-    matches!(
-        without_attribute(frame),
-        [b'_', ..] | [b'$' | b'*', b'-', ..]
-    )
+    matches!(without_attribute(frame), [b'_', ..] | [b'$' | b'*', b'-', ..])
 }
 
 /// An error reply, `-` or `!`.

@@ -87,11 +87,7 @@ impl ProtocolError {
             // The byte goes out as it came, but for line ends, which Redis turns into spaces.
             Self::NotBulk(byte) => {
                 out.put_slice(b"-ERR Protocol error: expected '$', got '");
-                out.put_u8(if matches!(byte, b'\r' | b'\n') {
-                    b' '
-                } else {
-                    byte
-                });
+                out.put_u8(if matches!(byte, b'\r' | b'\n') { b' ' } else { byte });
                 out.put_slice(b"'\r\n");
             }
             _ => super::build::error(out, &format!("ERR {self}")),
@@ -238,10 +234,7 @@ impl Scanner {
             if end + 2 > buf.len() {
                 break;
             }
-            self.args.push(Arg {
-                start: start as u32,
-                end: end as u32,
-            });
+            self.args.push(Arg { start: start as u32, end: end as u32 });
             pos = end + 2;
             left -= 1;
         }
@@ -266,10 +259,7 @@ impl Scanner {
             self.bulk = Some(len);
             return Some(self.wait(buf));
         }
-        self.args.push(Arg {
-            start: self.pos as u32,
-            end: end as u32,
-        });
+        self.args.push(Arg { start: self.pos as u32, end: end as u32 });
         self.bulk = None;
         self.pos = end + 2;
         self.left -= 1;
@@ -295,11 +285,7 @@ impl Scanner {
     /// More is needed. Whether the request is whole later or not, past `LARGE` it is not collected any more.
     fn wait(&self, buf: &[u8]) -> Scan {
         let known = self.pos + self.bulk.unwrap_or(0);
-        if known.max(buf.len()) > LARGE {
-            Scan::Large
-        } else {
-            Scan::Incomplete
-        }
+        if known.max(buf.len()) > LARGE { Scan::Large } else { Scan::Incomplete }
     }
 
     fn fail(&mut self, error: ProtocolError) -> Scan {
@@ -341,17 +327,12 @@ impl Scanner {
 
     /// Writes `words` as multibulk into `inline`. At most 64 KiB of words, so the offsets fit.
     fn rewrite(&mut self, words: &[Vec<u8>]) {
-        self.inline
-            .extend_from_slice(format!("*{}\r\n", words.len()).as_bytes());
+        self.inline.extend_from_slice(format!("*{}\r\n", words.len()).as_bytes());
         for word in words {
-            self.inline
-                .extend_from_slice(format!("${}\r\n", word.len()).as_bytes());
+            self.inline.extend_from_slice(format!("${}\r\n", word.len()).as_bytes());
             let start = self.inline.len();
             self.inline.extend_from_slice(word);
-            self.args.push(Arg {
-                start: start as u32,
-                end: self.inline.len() as u32,
-            });
+            self.args.push(Arg { start: start as u32, end: self.inline.len() as u32 });
             self.inline.extend_from_slice(b"\r\n");
         }
     }
@@ -402,11 +383,7 @@ impl Scanner {
                     return Ok(0);
                 };
                 check_bulk(len, stream.total + header, self.bulk_max, self.query_limit)?;
-                stream.phase = if len <= SHOWN_MAX {
-                    Phase::Shown(len)
-                } else {
-                    Phase::Passed(len + 2)
-                };
+                stream.phase = if len <= SHOWN_MAX { Phase::Shown(len) } else { Phase::Passed(len + 2) };
                 Ok(header)
             }
             Phase::Shown(len) if rest.len() < len + 2 => Ok(0),
@@ -480,20 +457,12 @@ impl Line {
             Some(i) if rest[self.searched + i] == end => {
                 self.searched += i;
                 let whole = end == b'\n' || self.searched + 1 < rest.len();
-                return if whole {
-                    Found::At(self.searched)
-                } else {
-                    Found::NotYet
-                };
+                return if whole { Found::At(self.searched) } else { Found::NotYet };
             }
             Some(i) => self.searched += i,
             None => self.searched = rest.len(),
         }
-        if rest.len() > INLINE_MAX {
-            Found::TooLong
-        } else {
-            Found::NotYet
-        }
+        if rest.len() > INLINE_MAX { Found::TooLong } else { Found::NotYet }
     }
 
     /// Reads a `$<len>` line: the length, and that of the line with its end.
@@ -529,12 +498,7 @@ fn multibulk_count(text: &[u8]) -> Option<usize> {
 }
 
 #[inline(always)]
-fn check_bulk(
-    len: usize,
-    before: usize,
-    bulk_max: usize,
-    query_limit: usize,
-) -> Result<(), ProtocolError> {
+fn check_bulk(len: usize, before: usize, bulk_max: usize, query_limit: usize) -> Result<(), ProtocolError> {
     if len > bulk_max {
         return Err(ProtocolError::Bulk);
     }
@@ -585,9 +549,7 @@ fn split_word<'a>(text: &'a [u8], word: &mut Vec<u8>) -> Option<&'a [u8]> {
 fn split_double<'a>(mut text: &'a [u8], word: &mut Vec<u8>) -> Option<&'a [u8]> {
     loop {
         text = match text {
-            [b'\\', b'x', high, low, rest @ ..]
-                if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() =>
-            {
+            [b'\\', b'x', high, low, rest @ ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => {
                 word.push(hex(*high) << 4 | hex(*low));
                 rest
             }
@@ -624,9 +586,7 @@ fn split_single<'a>(mut text: &'a [u8], word: &mut Vec<u8>) -> Option<&'a [u8]> 
 
 /// A closing quote must end the word.
 fn closed(rest: &[u8]) -> Option<&[u8]> {
-    rest.first()
-        .is_none_or(|&byte| is_space(byte))
-        .then_some(rest)
+    rest.first().is_none_or(|&byte| is_space(byte)).then_some(rest)
 }
 
 fn unescape(byte: u8) -> u8 {

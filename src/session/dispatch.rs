@@ -13,14 +13,13 @@ use crate::coherence::{
     Availability, Ends, GetRequest, Hold, Lane, MgetRequest, Miss, Part, Refresh, RefreshKey, Relay,
 };
 use crate::command::table::{self, Lookup};
-use crate::command::{Effect, Kind, Request, Spec, Why, keys};
+use crate::command::{Effect, Keys, Kind, Need, Request, Resp2, Spec, Why, keys};
 use crate::config::OnWrite;
 use crate::observe::clock;
 use crate::observe::patterns::PatternId;
 use crate::observe::reasons::{Bypass, Class, Dropped, Flush, Method, Peer, Timed};
 use crate::resp::Proto;
 use crate::resp::build;
-use crate::resp::downgrade::Form;
 use crate::resp::request::{Arg, ProtocolError, Scan};
 use crate::router::{self, Route, Stranger, View};
 use crate::worker::Ctx;
@@ -30,6 +29,18 @@ const UPDATES_UNREAD_MAX: u32 = 1000;
 
 /// An MSET with more pairs is not read back.
 const MSET_REFRESH_MAX: usize = 64;
+
+/// How a name that the table does not have is carried over the lane: everything about it is unknown (decision 1).
+pub(super) static STRANGER: Spec = Spec {
+    name: "unknown",
+    arity: -1,
+    keys: Keys::None,
+    effect: Effect::Opaque,
+    need: Need::Lane,
+    resp2: Resp2::Same,
+    resend: false,
+    kind: Kind::Other,
+};
 
 /// What the session's task does next.
 pub(super) enum Step {
@@ -158,7 +169,7 @@ impl Session {
         self.closing.get() || outbox.bytes() > BACKPRESSURE || outbox.outstanding() >= OUTSTANDING_MAX
     }
 
-    fn protocol_error(&self, ctx: &Ctx, error: &ProtocolError) {
+    pub(super) fn protocol_error(&self, ctx: &Ctx, error: &ProtocolError) {
         ctx.metrics.protocol_errors.inc(Peer::Client);
         ctx.metrics.clients_dropped.inc(Dropped::Protocol);
         self.answer(false, |out| error.reply(out));
@@ -201,6 +212,10 @@ impl Session {
             spec.kind != Kind::Client && self.state.borrow_mut().mute()
         };
         let view = self.view(ctx, b, req, spec);
+        if spec.kind == Kind::Info && super::nearside::is_own_info(req) {
+            self.own_info(ctx, b.now, mute);
+            return None;
+        }
         match router::route(spec, req, &view) {
             Route::Cached(epoch) if spec.kind == Kind::Get => self.get(ctx, b, req, mute, Ok(epoch)),
             Route::Cached(epoch) => self.mget(ctx, b, req, mute, Ok(epoch)),
@@ -221,33 +236,22 @@ impl Session {
     }
 
     fn stranger(self: &Rc<Self>, ctx: &Rc<Ctx>, b: &mut Batch, req: &Request<'_>, what: Stranger) -> Option<Step> {
-        /// How a module's command is carried over the lane: everything about it is unknown (decision 1).
-        static MODULE: Spec = Spec {
-            name: "module",
-            arity: -1,
-            keys: crate::command::Keys::None,
-            effect: Effect::Opaque,
-            need: crate::command::Need::Lane,
-            resp2: crate::command::Resp2::Same,
-            resend: false,
-            kind: Kind::Other,
-        };
-        if self.special.get() && self.refused_by_protection(&MODULE, req) {
+        if self.special.get() && self.refused_by_protection(&STRANGER, req) {
             return None;
         }
         self.last_command.set("unknown");
-        let view = self.view(ctx, b, req, &MODULE);
+        let view = self.view(ctx, b, req, &STRANGER);
         let owned = || Owned::of(req);
         match router::route_stranger(what, &view) {
             Route::Learn => Some(Step::Suspend(Work::Learn(owned()))),
             Route::Pinned(why) => Some(Step::Suspend(Work::Pinned(why, owned()))),
             Route::Opaque => {
                 let mute = self.special.get() && self.state.borrow_mut().mute();
-                self.forward(ctx, b, req, &MODULE, mute, Some(Effect::Opaque))
+                self.forward(ctx, b, req, &STRANGER, mute, Some(Effect::Opaque))
             }
             _ => {
                 let mute = self.special.get() && self.state.borrow_mut().mute();
-                self.forward(ctx, b, req, &MODULE, mute, None)
+                self.forward(ctx, b, req, &STRANGER, mute, None)
             }
         }
     }
@@ -260,7 +264,9 @@ impl Session {
             vouched: b.vouched,
             blocked: self.blockers.get() > 0,
             named: reads && self.named.get() != 0 && self.names_any(ctx, spec, req),
-            large: spec.effect == Effect::Read && !ctx.large.borrow().is_empty() && ctx.large.borrow().has(req, spec),
+            large: spec.effect == Effect::Read
+                && !ctx.large.borrow().is_empty()
+                && ctx.large.borrow().has(req, spec, b.now),
             resp3: self.proto() == Proto::Resp3,
             allow_shutdown: ctx.config.commands.shutdown,
         }
@@ -302,7 +308,11 @@ impl Session {
         let pattern = self.note_lookup(ctx, b, key, epoch, Method::Get);
         let stripe = ctx.l1.stripe(key);
         let slot = self.outbox.borrow_mut().reserve(self.proto(), mute, false);
-        let get = GetRequest { raw: req.raw, pattern, may_join: epoch.is_ok() || matches!(epoch, Err(Bypass::Fence | Bypass::Lease)) };
+        let get = GetRequest {
+            raw: req.raw,
+            pattern,
+            may_join: epoch.is_ok() || matches!(epoch, Err(Bypass::Fence | Bypass::Lease)),
+        };
         b.lane.note_read(b.now);
         b.lane.get(ctx, b.now, self, slot, key, &get);
         self.note_named(stripe);
@@ -505,14 +515,7 @@ impl Session {
     }
 
     /// The tokens of a refresh, taken right after its own `begin_write`s (R17).
-    fn refresh(
-        &self,
-        ctx: &Ctx,
-        b: &Batch,
-        req: &Request<'_>,
-        spec: &Spec,
-        stripes: &[StripeId],
-    ) -> Rc<Refresh> {
+    fn refresh(&self, ctx: &Ctx, b: &Batch, req: &Request<'_>, spec: &Spec, stripes: &[StripeId]) -> Rc<Refresh> {
         let mut of_keys = stripes.iter();
         let mut refreshed: SmallVec<[RefreshKey; 1]> = SmallVec::new();
         keys::for_each(spec, req, |key| {
@@ -532,6 +535,3 @@ impl Session {
 fn bit(stripe: StripeId) -> u64 {
     1 << (stripe.number() % 64)
 }
-
-
-

@@ -39,7 +39,8 @@ pub(super) fn line(ctx: &Ctx, session: &Session, now: u64) -> String {
     if server.at_least(7, 4) {
         let _ = write!(line, " watch={}", u8::from(pin.watching));
     }
-    let _ = write!(line, " qbuf=0 qbuf-free=0 argv-mem=0 multi-mem=0 rbs=0 rbp=0 obl={obl} oll=0 omem={obl} tot-mem={obl}");
+    let _ =
+        write!(line, " qbuf=0 qbuf-free=0 argv-mem=0 multi-mem=0 rbs=0 rbp=0 obl={obl} oll=0 omem={obl} tot-mem={obl}");
     let resp = if state.proto == Proto::Resp3 { 3 } else { 2 };
     let _ = write!(line, " events=r cmd={} user={user} redir=-1 resp={resp}", session.last_command.get());
     if server.at_least(7, 2) {
@@ -193,7 +194,13 @@ pub(super) fn translate_redirect(ctx: &Ctx, req: &Request<'_>) -> Option<Vec<Vec
     let own = number(req.arg(at + 1))?;
     let upstream = ctx.sessions.borrow().get(&own).map_or(0, |s| s.pinned.borrow().id);
     // 2^62 is no client's id; upstream then words the error. 0 switches the redirection off.
-    let id = if own == 0 { 0 } else if upstream > 0 { upstream } else { 1 << 62 };
+    let id = if own == 0 {
+        0
+    } else if upstream > 0 {
+        upstream
+    } else {
+        1 << 62
+    };
     let mut words: Vec<Vec<u8>> = (0..req.argc()).map(|i| req.arg(i).to_vec()).collect();
     words[at + 1] = id.to_string().into_bytes();
     Some(words)

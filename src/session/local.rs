@@ -273,21 +273,17 @@ impl Session {
 
     // ---- CLIENT ----
 
-    fn client(
-        self: &Rc<Self>,
-        ctx: &Rc<Ctx>,
-        now: u64,
-        req: &Request<'_>,
-        spec: &'static Spec,
-        mute: bool,
-    ) -> Now {
+    fn client(self: &Rc<Self>, ctx: &Rc<Ctx>, now: u64, req: &Request<'_>, spec: &'static Spec, mute: bool) -> Now {
         // CLIENT REPLY OFF and SKIP speak of the commands behind them; all others obey what is in force.
         let mute = mute || (spec.name != "client|reply" && self.special.get() && self.state.borrow_mut().mute());
         match spec.name {
             "client|id" => self.answer(mute, |out| build::integer(out, self.id as i64)),
             "client|getname" => {
                 let (name, proto) = (self.state.borrow().name.clone(), self.proto());
-                self.answer(mute, |out| if name.is_empty() { build::null(out, proto) } else { build::bulk(out, &name) });
+                self.answer(
+                    mute,
+                    |out| if name.is_empty() { build::null(out, proto) } else { build::bulk(out, &name) },
+                );
             }
             "client|setname" if is_plain(req.arg(2)) => {
                 self.state.borrow_mut().name = req.arg(2).to_vec();

@@ -28,7 +28,7 @@ use crate::coherence::{Lane, Redo};
 use crate::limits;
 use crate::net::{ReadHalf, Stream, WriteHalf};
 use crate::observe::clock;
-use crate::observe::metrics::{Dropped, Peer};
+use crate::observe::reasons::{Dropped, Peer};
 use crate::resp::Proto;
 use crate::resp::build;
 use crate::resp::downgrade::Form;
@@ -118,6 +118,17 @@ impl Session {
     pub(crate) fn complete(self: &Rc<Self>, ctx: &Ctx, slot: u64, frame: &[u8], form: Form) {
         let done = self.outbox.borrow_mut().complete(slot, frame, form);
         self.completed(ctx, &done);
+    }
+
+    /// The reply for `slot` has already been passed on as it came.
+    fn finish_slot(self: &Rc<Self>, ctx: &Ctx, slot: u64) {
+        let done = self.outbox.borrow_mut().complete_raw(slot, &[]);
+        self.completed(ctx, &done);
+    }
+
+    /// True the first time in a batch.
+    pub(crate) fn becomes_dirty(&self) -> bool {
+        !self.dirty.replace(true)
     }
 
     /// An error of our own for `slot`.

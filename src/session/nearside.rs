@@ -11,7 +11,7 @@ use crate::cache::{self, Value};
 use crate::command::table::{self, Lookup};
 use crate::command::{Effect, Request, keys};
 use crate::config::{AdminResp, CacheMode};
-use crate::observe::reasons::{Bypass, Discard, Flush, Source, Tag};
+use crate::observe::reasons::{Bypass, Flush, Source, Tag};
 use crate::resp::reply;
 use crate::resp::{Proto, build};
 use crate::router::{self, Stranger};
@@ -68,7 +68,8 @@ impl Session {
             },
             _ => {
                 let name = String::from_utf8_lossy(req.arg(1)).into_owned();
-                let text = format!("ERR unknown subcommand or wrong number of arguments for '{name}'. Try NEARSIDE HELP.");
+                let text =
+                    format!("ERR unknown subcommand or wrong number of arguments for '{name}'. Try NEARSIDE HELP.");
                 self.answer_error(mute, &text);
             }
         }
@@ -191,9 +192,9 @@ impl Session {
         let Some(entry) = forms.entries.iter().find(|e| e.lane == lane.id) else {
             return self.answer(mute, |out| build::null(out, proto));
         };
-        let served = lane.vouches(now, self.fence.get(), ctx.max_staleness).and_then(|epoch| {
-            cache::usable(&forms, epoch, ctx.l1.flush_gen(), now).map(|_| ()).ok_or(Bypass::NotLive)
-        });
+        let served = lane
+            .vouches(now, self.fence.get(), ctx.max_staleness)
+            .and_then(|epoch| cache::usable(&forms, epoch, ctx.l1.flush_gen(), now).map(|_| ()).ok_or(Bypass::NotLive));
         let size = match &entry.value {
             Value::Nil => 0,
             Value::Bulk(frame) => reply::bulk(frame).map_or(0, <[u8]>::len),
@@ -248,7 +249,7 @@ fn stats(ctx: &Ctx, now: u64) -> String {
     let mut text = String::new();
     let lines: [(&str, String); 12] = [
         ("mode", ctx.mode_word().to_owned()),
-        ("coherence", ctx.status.coherence().to_owned()),
+        ("coherence", ctx.status.coherence().as_str().to_owned()),
         ("upstream", if ctx.status.upstream_up() { "up" } else { "down" }.to_owned()),
         ("hits", hits.to_string()),
         ("misses", misses.to_string()),
@@ -297,7 +298,6 @@ fn section(ctx: &Ctx, now: u64) -> String {
     for (why, n) in m.pinned.iter() {
         line(&format!("pinned_{why}"), n);
     }
-    let _ = Discard::COUNT;
     text
 }
 

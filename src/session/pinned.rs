@@ -14,9 +14,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::dispatch::{Owned, Work};
 use super::local::Local;
-use super::transaction::{
-    Expect, PubSub, Queued, Role, Subscriptions, Walk, What, confirms, is_subscription, pubsub,
-};
+use super::transaction::{Expect, PubSub, Queued, Role, Subscriptions, Walk, What, confirms, is_subscription, pubsub};
 use super::{BACKPRESSURE, Client, read_some};
 use crate::coherence::{Ends, Hold};
 use crate::command::table::{self, Lookup};
@@ -337,8 +335,14 @@ impl Pin {
 
     /// Something that only this connection knows.
     fn is_stateful(&self) -> bool {
-        self.queue.is_some() || self.watching || self.subs.any() || self.monitor || self.tracking || self.streaming
-            || self.upload.is_some() || self.walk.is_some()
+        self.queue.is_some()
+            || self.watching
+            || self.subs.any()
+            || self.monitor
+            || self.tracking
+            || self.streaming
+            || self.upload.is_some()
+            || self.walk.is_some()
     }
 
     fn is_over(&self) -> bool {
@@ -368,7 +372,9 @@ impl Pin {
             if self.is_over() {
                 return End::Released;
             }
-            if (client.eof && self.gives_up_at_eof()) || (ctx.draining.get() && self.expect.is_empty() && !self.subs.any()) {
+            if (client.eof && self.gives_up_at_eof())
+                || (ctx.draining.get() && self.expect.is_empty() && !self.subs.any())
+            {
                 return End::Close;
             }
             if let Some(end) = self.wait(ctx, client).await {
@@ -444,7 +450,8 @@ impl Pin {
                 return Some(end);
             }
             // What comes after the state is over belongs on the lane (and may hit).
-            if self.local.is_some() || self.quit || self.out.len() >= CHUNK || self.is_over() || client.rbuf.is_empty() {
+            if self.local.is_some() || self.quit || self.out.len() >= CHUNK || self.is_over() || client.rbuf.is_empty()
+            {
                 return None;
             }
             if self.upload.is_some() {
@@ -556,7 +563,9 @@ impl Pin {
         mute: bool,
     ) -> Expect {
         let kind = spec.map_or(Kind::Other, |s| s.kind);
-        if is_subscription(kind) || matches!(kind, Kind::Monitor | Kind::Hello | Kind::Auth | Kind::Select | Kind::Client) {
+        if is_subscription(kind)
+            || matches!(kind, Kind::Monitor | Kind::Hello | Kind::Auth | Kind::Select | Kind::Client)
+        {
             self.soiled = true;
         }
         if self.queue.is_some() {
@@ -569,7 +578,9 @@ impl Pin {
             Kind::Watch => What::Watch,
             Kind::Unwatch => What::Unwatch,
             Kind::Monitor => What::Monitor,
-            kind if is_subscription(kind) => What::Subscription { kind, left: (req.argc() > 1).then(|| req.argc() - 1) },
+            kind if is_subscription(kind) => {
+                What::Subscription { kind, left: (req.argc() > 1).then(|| req.argc() - 1) }
+            }
             Kind::Hello => What::Hello { proto: hello_proto(req, self.conn.proto) },
             Kind::Auth => What::Auth(credential(req)),
             Kind::Select => select_db(req).map_or(What::Command, What::Select),
@@ -853,7 +864,8 @@ impl Pin {
             self.deliver(false, frame);
             return Ok(false);
         }
-        let listening = self.subs.any() || matches!(self.expect.front().map(|e| &e.what), Some(What::Subscription { .. }));
+        let listening =
+            self.subs.any() || matches!(self.expect.front().map(|e| &e.what), Some(What::Subscription { .. }));
         if frame[0] == b'>' || listening {
             match pubsub(frame) {
                 Some(PubSub::Confirmation { kind, count }) => {
@@ -936,12 +948,10 @@ impl Pin {
                 self.deliver(expect.mute, &own);
                 return Ok(hold);
             }
+            What::Subscription { .. } if !failed => {
+                return Err("an answer to a subscription that is none".to_owned());
+            }
             _ => {}
-        }
-        if let What::Subscription { .. } = expect.what
-            && !failed
-        {
-            return Err("an answer to a subscription that is none".to_owned());
         }
         self.deliver(expect.mute, frame);
         Ok(hold)

@@ -40,9 +40,14 @@ pub(super) enum What {
     Watch,
     Unwatch,
     /// So many confirmations of the SUBSCRIBE family; none known: as many as there are subscriptions of its kind.
-    Subscription { kind: Kind, left: Option<usize> },
+    Subscription {
+        kind: Kind,
+        left: Option<usize>,
+    },
     Monitor,
-    Hello { proto: crate::resp::Proto },
+    Hello {
+        proto: crate::resp::Proto,
+    },
     Auth(Credential),
     Select(u32),
     /// CLIENT TRACKING ON or OFF.
@@ -63,9 +68,17 @@ pub(super) struct Queued {
 pub(super) enum Role {
     Plain,
     /// Answered here; upstream has queued a PING in its place.
-    Local { raw: Vec<u8>, args: Vec<crate::resp::request::Arg> },
-    Subscription { kind: Kind, words: usize },
-    Hello { proto: crate::resp::Proto },
+    Local {
+        raw: Vec<u8>,
+        args: Vec<crate::resp::request::Arg>,
+    },
+    Subscription {
+        kind: Kind,
+        words: usize,
+    },
+    Hello {
+        proto: crate::resp::Proto,
+    },
     Auth(Credential),
     Select(u32),
 }
@@ -131,7 +144,10 @@ impl Subscriptions {
 
 /// What a frame of the pub/sub family is.
 pub(super) enum PubSub<'a> {
-    Confirmation { kind: &'a [u8], count: i64 },
+    Confirmation {
+        kind: &'a [u8],
+        count: i64,
+    },
     Message,
     /// An invalidation or another push for a client that tracks by itself.
     Other,

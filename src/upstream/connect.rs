@@ -30,7 +30,10 @@ pub(crate) enum ConnectError {
 
 /// Connects to `endpoint` within `limit` for all addresses together.
 pub(crate) async fn connect(endpoint: &Endpoint, limit: Duration) -> Result<Stream, ConnectError> {
-    let name = endpoint.to_string();
+    let name = match endpoint {
+        Endpoint::Tcp { host, port } => format!("{host}:{port}"),
+        Endpoint::Unix(path) => format!("unix:{}", path.display()),
+    };
     match timeout(limit, connect_any(endpoint, &name)).await {
         Ok(result) => result,
         Err(_) => Err(ConnectError::Timeout(name, limit)),
@@ -58,10 +61,8 @@ async fn connect_any(endpoint: &Endpoint, name: &str) -> Result<Stream, ConnectE
 
 /// Socket options are best effort: a connection that cannot have them is still a connection.
 fn prepared(stream: TcpStream) -> TcpStream {
-    let keepalive = TcpKeepalive::new()
-        .with_time(KEEPALIVE_IDLE)
-        .with_interval(KEEPALIVE_INTERVAL)
-        .with_retries(KEEPALIVE_PROBES);
+    let keepalive =
+        TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL).with_retries(KEEPALIVE_PROBES);
     if let Err(e) = stream.set_nodelay(true) {
         tracing::debug!("TCP_NODELAY to upstream: {e}");
     }

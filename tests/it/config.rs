@@ -55,21 +55,15 @@ fn a_valid_configuration_is_said_to_be_valid() {
 #[test]
 fn warnings_do_not_make_a_configuration_invalid() {
     let mut command = nearside(&[&URL[..], &["serve", "--check-config"]].concat()[2..]);
-    command
-        .env("NEARSIDE_UPSTREAM__URL", URL[1])
-        .env("NEARSIDE_PORT", "tcp://10.0.0.1:6380");
+    command.env("NEARSIDE_UPSTREAM__URL", URL[1]).env("NEARSIDE_PORT", "tcp://10.0.0.1:6380");
     let output = command.output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", err(&output));
-    assert_eq!(
-        err(&output),
-        "warning: ignored environment variables that are no settings: NEARSIDE_PORT\n"
-    );
+    assert_eq!(err(&output), "warning: ignored environment variables that are no settings: NEARSIDE_PORT\n");
 }
 
 #[test]
 fn a_wrong_configuration_names_file_line_and_key_and_exits_2() {
-    let (_dir, path) =
-        file("upstream:\n  url: redis://h\nlisten:\n  output_limit: 64MB\n  unxi: /tmp/s\n");
+    let (_dir, path) = file("upstream:\n  url: redis://h\nlisten:\n  output_limit: 64MB\n  unxi: /tmp/s\n");
     for mode in ["--check-config", "--print-config", "--log-format=text"] {
         let output = run(&["--config", &path, mode]);
         assert_eq!(output.status.code(), Some(2));
@@ -86,10 +80,7 @@ fn a_wrong_configuration_names_file_line_and_key_and_exits_2() {
 fn no_upstream_exits_2_and_says_how_to_give_one() {
     let output = run(&[]);
     assert_eq!(output.status.code(), Some(2));
-    assert_eq!(
-        err(&output),
-        "nearside: no upstream: set upstream.url, for example redis://127.0.0.1:6379\n"
-    );
+    assert_eq!(err(&output), "nearside: no upstream: set upstream.url, for example redis://127.0.0.1:6379\n");
 }
 
 #[test]
@@ -108,15 +99,7 @@ fn a_wrong_flag_is_named_and_exits_2() {
 
 #[test]
 fn the_printed_configuration_loads_again_and_holds_no_secret() {
-    let flags = [
-        "--listen",
-        "127.0.0.1:0",
-        "--http",
-        "off",
-        "--unix",
-        "/tmp/x y.sock",
-        "--print-config",
-    ];
+    let flags = ["--listen", "127.0.0.1:0", "--http", "off", "--unix", "/tmp/x y.sock", "--print-config"];
     let first = run(&[&URL[..], &flags].concat());
     assert_eq!(first.status.code(), Some(0), "{}", err(&first));
     assert!(!out(&first).contains("hunter2"));
@@ -124,10 +107,7 @@ fn the_printed_configuration_loads_again_and_holds_no_secret() {
     let second = run(&["--config", &path, "--print-config"]);
     // The comment in place of the password is all that is lost.
     let without_login = |text: String| -> Vec<String> {
-        text.lines()
-            .filter(|l| !l.contains("username:") && !l.contains("password_file:"))
-            .map(str::to_owned)
-            .collect()
+        text.lines().filter(|l| !l.contains("username:") && !l.contains("password_file:")).map(str::to_owned).collect()
     };
     assert_eq!(without_login(out(&second)), without_login(out(&first)));
 }
@@ -152,19 +132,11 @@ fn the_documented_file_is_accepted_as_it_is() {
 fn help_names_units_examples_and_exit_codes() {
     let output = run(&["--help"]);
     assert_eq!(output.status.code(), Some(0));
-    for part in [
-        "KiB, MiB, GiB",
-        "ms, s, m, h",
-        "nearside --upstream redis://127.0.0.1:6379",
-        "Exit codes:",
-        "health",
-    ] {
+    for part in ["KiB, MiB, GiB", "ms, s, m, h", "nearside --upstream redis://127.0.0.1:6379", "Exit codes:", "health"]
+    {
         assert!(out(&output).contains(part), "{part}");
     }
-    assert_eq!(
-        out(&run(&["--version"])),
-        format!("nearside {}\n", env!("CARGO_PKG_VERSION"))
-    );
+    assert_eq!(out(&run(&["--version"])), format!("nearside {}\n", env!("CARGO_PKG_VERSION")));
 }
 
 /// A side port that gives one answer.
@@ -189,8 +161,7 @@ fn read_head(stream: &mut TcpStream) {
 #[test]
 fn health_is_0_when_ready_and_1_when_not() {
     for (status, code) in [("200 OK", 0), ("503 Service Unavailable", 1)] {
-        let answer =
-            format!("HTTP/1.1 {status}\r\ncontent-length: 15\r\n\r\n{{\"ready\":\"see\"}}").leak();
+        let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 15\r\n\r\n{{\"ready\":\"see\"}}").leak();
         let (address, server) = side_port(answer);
         let output = run(&["health", "--url", &format!("http://{address}")]);
         server.join().unwrap();
@@ -202,36 +173,20 @@ fn health_is_0_when_ready_and_1_when_not() {
 #[test]
 fn health_asks_the_configured_side_port_without_needing_an_upstream() {
     let (address, server) = side_port("HTTP/1.1 200 OK\r\n\r\nok");
-    let output = nearside(&["health"])
-        .env("NEARSIDE_HTTP__LISTEN", format!("[\"{address}\"]"))
-        .output()
-        .unwrap();
+    let output = nearside(&["health"]).env("NEARSIDE_HTTP__LISTEN", format!("[\"{address}\"]")).output().unwrap();
     server.join().unwrap();
-    assert_eq!(
-        (output.status.code(), out(&output).as_str()),
-        (Some(0), "ok\n"),
-        "{}",
-        err(&output)
-    );
+    assert_eq!((output.status.code(), out(&output).as_str()), (Some(0), "ok\n"), "{}", err(&output));
 }
 
 #[test]
 fn health_is_1_where_nobody_listens_and_2_for_a_wrong_url() {
-    let free = TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let output = run(&["health", "--url", &format!("http://{free}")]);
     assert_eq!(output.status.code(), Some(1));
     assert!(
-        err(&output).starts_with(&format!(
-            "nearside: http://{free}/health/ready: Connection refused"
-        )),
+        err(&output).starts_with(&format!("nearside: http://{free}/health/ready: Connection refused")),
         "{}",
         err(&output)
     );
-    assert_eq!(
-        run(&["health", "--url", "127.0.0.1:9380"]).status.code(),
-        Some(2)
-    );
+    assert_eq!(run(&["health", "--url", "127.0.0.1:9380"]).status.code(), Some(2));
 }

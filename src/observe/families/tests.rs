@@ -7,10 +7,7 @@ use crate::observe::reasons::{Bypass, Peer, Tag};
 use crate::observe::status::Status;
 
 fn view() -> View {
-    View {
-        metrics: Arc::new(Metrics::new(":", 100)),
-        status: Arc::new(Status::new("upstream", Mode::Serve)),
-    }
+    View { metrics: Arc::new(Metrics::new(":", 100)), status: Arc::new(Status::new("upstream", Mode::Serve)) }
 }
 
 fn lines(view: &View) -> Vec<String> {
@@ -47,11 +44,7 @@ fn names_are_unique_and_follow_the_conventions() {
     for family in families() {
         assert!(family.help.ends_with('.'), "{}", family.name);
         let by_convention = family.name.ends_with("_total") == (family.kind == Kind::Counter);
-        assert!(
-            by_convention || family.name == "cache_candidate_requests",
-            "{}",
-            family.name
-        );
+        assert!(by_convention || family.name == "cache_candidate_requests", "{}", family.name);
     }
 }
 
@@ -78,29 +71,11 @@ fn no_series_appears_twice_and_every_label_is_named() {
     let mut seen = HashSet::new();
     for line in lines(&view).iter().filter(|line| !line.starts_with('#')) {
         assert!(seen.insert(series(line).to_owned()), "{line}");
-        assert!(
-            line.rsplit_once(' ')
-                .unwrap()
-                .1
-                .parse::<f64>()
-                .unwrap()
-                .is_finite(),
-            "{line}"
-        );
+        assert!(line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap().is_finite(), "{line}");
     }
     for family in families() {
-        let labels = family
-            .collect(&view)
-            .get_metric()
-            .iter()
-            .map(|m| m.get_label().len())
-            .collect::<HashSet<_>>();
-        assert_eq!(
-            labels,
-            HashSet::from([family.labels.len()]),
-            "{}",
-            family.name
-        );
+        let labels = family.collect(&view).get_metric().iter().map(|m| m.get_label().len()).collect::<HashSet<_>>();
+        assert_eq!(labels, HashSet::from([family.labels.len()]), "{}", family.name);
     }
 }
 
@@ -150,9 +125,5 @@ fn a_cache_that_does_not_serve_is_not_enabled() {
     view.status.set_mode(Mode::Off);
     let lines = lines(&view);
     assert!(lines.iter().any(|l| l == r#"cache_enabled{impl="off"} 0"#));
-    assert!(
-        !lines
-            .iter()
-            .any(|l| l.starts_with(r#"cache_enabled{impl="l1"}"#))
-    );
+    assert!(!lines.iter().any(|l| l.starts_with(r#"cache_enabled{impl="l1"}"#)));
 }

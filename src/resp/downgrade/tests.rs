@@ -23,20 +23,11 @@ fn rule_1_every_type() {
         ("=8\r\ntxt:a\r\nb\r\n", "$4\r\na\r\nb\r\n"),
         ("!7\r\nERR a\nb\r\n", "-ERR a b\r\n"),
         ("|1\r\n+k\r\n%1\r\n+a\r\n_\r\n*1\r\n_\r\n", "*1\r\n$-1\r\n"),
-        (
-            "*2\r\n|1\r\n+k\r\n|1\r\n+k\r\n+v\r\n+v\r\n+x\r\n+y\r\n",
-            "*2\r\n+x\r\n+y\r\n",
-        ),
-        (
-            "*3\r\n$-1\r\n*-1\r\n$2\r\n\r\n\r\n",
-            "*3\r\n$-1\r\n*-1\r\n$2\r\n\r\n\r\n",
-        ),
+        ("*2\r\n|1\r\n+k\r\n|1\r\n+k\r\n+v\r\n+v\r\n+x\r\n+y\r\n", "*2\r\n+x\r\n+y\r\n"),
+        ("*3\r\n$-1\r\n*-1\r\n$2\r\n\r\n\r\n", "*3\r\n$-1\r\n*-1\r\n$2\r\n\r\n\r\n"),
         (">1\r\n+x\r\n", "*1\r\n+x\r\n"),
     ] {
-        assert_eq!(
-            converted(resp3.as_bytes(), Bulk),
-            resp2.as_bytes().escape_ascii().to_string()
-        );
+        assert_eq!(converted(resp3.as_bytes(), Bulk), resp2.as_bytes().escape_ascii().to_string());
     }
 }
 
@@ -46,22 +37,15 @@ fn flatten_needs_pairs_throughout() {
         converted(b"*2\r\n*2\r\n+a\r\n,1\r\n*2\r\n+b\r\n,2\r\n", Flatten),
         converted(b"*4\r\n+a\r\n,1\r\n+b\r\n,2\r\n", Bulk)
     );
-    for other in [
-        &b"*2\r\n*2\r\n+a\r\n,1\r\n*1\r\n+b\r\n"[..],
-        b"*2\r\n+a\r\n*2\r\n+a\r\n+b\r\n",
-        b"*0\r\n",
-        b"_\r\n",
-    ] {
+    for other in [&b"*2\r\n*2\r\n+a\r\n,1\r\n*1\r\n+b\r\n"[..], b"*2\r\n+a\r\n*2\r\n+a\r\n+b\r\n", b"*0\r\n", b"_\r\n"]
+    {
         assert_eq!(converted(other, Flatten), converted(other, Bulk));
     }
 }
 
 #[test]
 fn same_is_untouched() {
-    assert_eq!(
-        converted(b"%1\r\n_\r\n_\r\n", Same),
-        b"%1\r\n_\r\n_\r\n".escape_ascii().to_string()
-    );
+    assert_eq!(converted(b"%1\r\n_\r\n_\r\n", Same), b"%1\r\n_\r\n_\r\n".escape_ascii().to_string());
 }
 
 proptest! {
@@ -130,10 +114,7 @@ const COMMANDS: &[(Form, &str)] = &[
     (Bulk, "SET no v GET"),
     (Bulk, "MGET str no h num"),
     (Bulk, "LCS str num IDX WITHMATCHLEN"),
-    (
-        Bulk,
-        "BITFIELD num OVERFLOW FAIL INCRBY u2 0 9 INCRBY u8 0 1",
-    ),
+    (Bulk, "BITFIELD num OVERFLOW FAIL INCRBY u2 0 9 INCRBY u8 0 1"),
     (Bulk, "DUMP no"),
     (Bulk, "OBJECT ENCODING no"),
     (Bulk, "SORT l BY nosort GET no*"),
@@ -210,10 +191,7 @@ const COMMANDS: &[(Form, &str)] = &[
     (Bulk, "GEODIST g Palermo Catania"),
     (Bulk, "GEODIST g Palermo no"),
     (Bulk, "GEOHASH g Palermo no"),
-    (
-        Bulk,
-        "GEOSEARCH g FROMLONLAT 15 37 BYRADIUS 200 km ASC WITHCOORD WITHDIST WITHHASH",
-    ),
+    (Bulk, "GEOSEARCH g FROMLONLAT 15 37 BYRADIUS 200 km ASC WITHCOORD WITHDIST WITHHASH"),
     (Bulk, "GEORADIUS g 15 37 200 km WITHCOORD ASC"),
     (Array, "XRANGE x - + COUNT 0"),
     (Array, "XREVRANGE x + - COUNT 0"),
@@ -277,40 +255,16 @@ const COMMANDS: &[(Form, &str)] = &[
     (Bulk, "EVAL return{ok='fine'} 0"),
     (Bulk, "EVAL return{err='bad'} 0"),
     (Bulk, "EVAL return(redis.call('hgetall','h')) 1 h"),
-    (
-        Bulk,
-        "EVAL return(redis.call('zrange','z','0','-1','withscores')) 1 z",
-    ),
-    (
-        Bulk,
-        "EVAL return(redis.call('xread','streams','x','0')) 1 x",
-    ),
+    (Bulk, "EVAL return(redis.call('zrange','z','0','-1','withscores')) 1 z"),
+    (Bulk, "EVAL return(redis.call('xread','streams','x','0')) 1 x"),
     (Bulk, "EVAL return(redis.call('lpop','no','2')) 1 no"),
-    (
-        Bulk,
-        "EVAL redis.setresp(3);return(redis.call('hgetall','h')) 1 h",
-    ),
-    (
-        Bulk,
-        "EVAL redis.setresp(3);return(redis.call('smembers','s')) 1 s",
-    ),
-    (
-        Bulk,
-        "EVAL redis.setresp(3);return(redis.call('zscore','z','c')) 1 z",
-    ),
-    (
-        Bulk,
-        "EVAL redis.setresp(3);return(redis.call('zrange','z','0','-1','withscores')) 1 z",
-    ),
-    (
-        Bulk,
-        "EVAL redis.setresp(3);return{true,false,{double=0.1},{map={a=1}},{set={b=true}}} 0",
-    ),
+    (Bulk, "EVAL redis.setresp(3);return(redis.call('hgetall','h')) 1 h"),
+    (Bulk, "EVAL redis.setresp(3);return(redis.call('smembers','s')) 1 s"),
+    (Bulk, "EVAL redis.setresp(3);return(redis.call('zscore','z','c')) 1 z"),
+    (Bulk, "EVAL redis.setresp(3);return(redis.call('zrange','z','0','-1','withscores')) 1 z"),
+    (Bulk, "EVAL redis.setresp(3);return{true,false,{double=0.1},{map={a=1}},{set={b=true}}} 0"),
     (Bulk, "EVAL redis.setresp(3);return{big_number='123'} 0"),
-    (
-        Bulk,
-        "EVAL redis.setresp(3);return{verbatim_string={format='mkd',string='x'}} 0",
-    ),
+    (Bulk, "EVAL redis.setresp(3);return{verbatim_string={format='mkd',string='x'}} 0"),
 ];
 
 fn call(connection: &mut Connection, command: &str) -> Vec<u8> {
@@ -330,11 +284,7 @@ fn on_fresh_data(connection: &mut Connection, command: &str) -> Vec<u8> {
 fn masked(text: &str) -> String {
     let mut out = String::new();
     for c in text.chars() {
-        let c = if c.is_ascii_digit() || c == '.' {
-            '#'
-        } else {
-            c
-        };
+        let c = if c.is_ascii_digit() || c == '.' { '#' } else { c };
         if c != '#' || !out.ends_with('#') {
             out.push(c);
         }
@@ -348,9 +298,7 @@ fn redis_itself_sends_the_same() {
     let (mut three, mut two) = (server.connect(), server.connect());
     call(&mut three, "HELLO 3");
     for (form, line) in COMMANDS {
-        let (command, volatile) = line
-            .strip_prefix('~')
-            .map_or((*line, false), |command| (command, true));
+        let (command, volatile) = line.strip_prefix('~').map_or((*line, false), |command| (command, true));
         let ours = converted(&on_fresh_data(&mut three, command), *form);
         let theirs = on_fresh_data(&mut two, command).escape_ascii().to_string();
         match volatile {
@@ -376,8 +324,5 @@ fn doubles_keep_their_text() {
     let command = "ZRANGE many 0 -1 WITHSCORES";
     let theirs = call(&mut two, command);
     assert!(theirs.len() > 50_000);
-    assert_eq!(
-        converted(&call(&mut three, command), Flatten),
-        theirs.escape_ascii().to_string()
-    );
+    assert_eq!(converted(&call(&mut three, command), Flatten), theirs.escape_ascii().to_string());
 }

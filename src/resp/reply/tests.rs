@@ -39,15 +39,8 @@ impl Node {
 }
 
 fn write_all(kind: u8, nodes: &[Node], pushes: bool, out: &mut Vec<u8>) {
-    let elements = nodes
-        .iter()
-        .filter(|node| !matches!(node, Node::Push(_)))
-        .count();
-    let n = if matches!(kind, b'%' | b'|') {
-        elements / 2
-    } else {
-        elements
-    };
+    let elements = nodes.iter().filter(|node| !matches!(node, Node::Push(_))).count();
+    let n = if matches!(kind, b'%' | b'|') { elements / 2 } else { elements };
     out.extend_from_slice(format!("{}{n}\r\n", char::from(kind)).as_bytes());
     nodes.iter().for_each(|node| node.write(pushes, out));
 }
@@ -85,19 +78,13 @@ fn scalar() -> impl Strategy<Value = Node> {
 }
 
 /// Elements with pushes in front of some; a push behind the last one would be outside.
-fn list(
-    node: impl Strategy<Value = Node> + Clone + 'static,
-    even: bool,
-) -> impl Strategy<Value = Vec<Node>> {
+fn list(node: impl Strategy<Value = Node> + Clone + 'static, even: bool) -> impl Strategy<Value = Vec<Node>> {
     let push = proptest::option::weighted(0.15, proptest::collection::vec(node.clone(), 1..3));
     proptest::collection::vec((push, node), 0..4).prop_map(move |mut items| {
         if even && items.len() % 2 == 1 {
             items.pop();
         }
-        items
-            .into_iter()
-            .flat_map(|(push, node)| push.map(Node::Push).into_iter().chain([node]))
-            .collect()
+        items.into_iter().flat_map(|(push, node)| push.map(Node::Push).into_iter().chain([node])).collect()
     })
 }
 
@@ -193,17 +180,10 @@ proptest! {
 
 #[test]
 fn pushes_are_set_aside_at_any_depth_outermost_only() {
-    let bytes =
-        b"*2\r\n>1\r\n+a\r\n*1\r\n>2\r\n+b\r\n*1\r\n>1\r\n+c\r\n+d\r\n:1\r\n:2\r\n>1\r\n+e\r\n";
+    let bytes = b"*2\r\n>1\r\n+a\r\n*1\r\n>2\r\n+b\r\n*1\r\n>1\r\n+c\r\n+d\r\n:1\r\n:2\r\n>1\r\n+e\r\n";
     let mut scanner = FrameScanner::new();
-    let Ok(Frame::Complete { len }) = scanner.scan(bytes) else {
-        panic!("complete")
-    };
-    assert_eq!(
-        &bytes[len..],
-        b">1\r\n+e\r\n",
-        "a push behind the last element is a frame of its own"
-    );
+    let Ok(Frame::Complete { len }) = scanner.scan(bytes) else { panic!("complete") };
+    assert_eq!(&bytes[len..], b">1\r\n+e\r\n", "a push behind the last element is a frame of its own");
     assert_eq!(scanner.pushes(), [4..12, 16..40]);
     let mut clean = BytesMut::new();
     copy_without(&bytes[..len], scanner.pushes(), &mut clean);
@@ -222,25 +202,15 @@ fn large_comes_once_and_at_the_header() {
     assert_eq!(scanner.scan(&bytes), Ok(Frame::Incomplete));
     bytes.resize(bytes.len() + LARGE + 1, b'x');
     bytes.extend_from_slice(b"\r\n:1\r\n");
-    assert_eq!(
-        scanner.scan(&bytes),
-        Ok(Frame::Complete { len: bytes.len() })
-    );
-    assert_eq!(
-        scanner.scan(head.as_bytes()),
-        Ok(Frame::Large),
-        "once a frame, not once for ever"
-    );
+    assert_eq!(scanner.scan(&bytes), Ok(Frame::Complete { len: bytes.len() }));
+    assert_eq!(scanner.scan(head.as_bytes()), Ok(Frame::Large), "once a frame, not once for ever");
 }
 
 #[test]
 fn many_small_elements_are_large_together() {
     let bytes = [b"*1000000\r\n".to_vec(), b":1\r\n".repeat(LARGE / 4)].concat();
     assert_eq!(FrameScanner::new().scan(&bytes), Ok(Frame::Large));
-    assert_eq!(
-        FrameScanner::new().scan(&bytes[..LARGE / 2]),
-        Ok(Frame::Incomplete)
-    );
+    assert_eq!(FrameScanner::new().scan(&bytes[..LARGE / 2]), Ok(Frame::Incomplete));
 }
 
 #[test]
@@ -263,21 +233,13 @@ fn after_large_the_frame_can_be_streamed() {
             end = (end + chunk).min(bytes.len());
         }
         assert_eq!(start, frame_end);
-        assert_eq!(
-            scanner.scan(&bytes[start..]),
-            Ok(Frame::Complete { len: 7 })
-        );
+        assert_eq!(scanner.scan(&bytes[start..]), Ok(Frame::Complete { len: 7 }));
     }
 }
 
 #[test]
 fn a_long_status_is_streamed_in_parts_and_searched_once() {
-    let bytes = [
-        b"+".to_vec(),
-        vec![b'a'; 3 * LINE_HELD],
-        b"\r\n:1\r\n".to_vec(),
-    ]
-    .concat();
+    let bytes = [b"+".to_vec(), vec![b'a'; 3 * LINE_HELD], b"\r\n:1\r\n".to_vec()].concat();
     let mut boundary = Boundary::new();
     let (mut start, mut end, mut held) = (0, 0, 0);
     loop {
@@ -286,10 +248,7 @@ fn a_long_status_is_streamed_in_parts_and_searched_once() {
         if done {
             break;
         }
-        assert!(
-            boundary.searched + 1 >= end - start,
-            "the rest was searched"
-        );
+        assert!(boundary.searched + 1 >= end - start, "the rest was searched");
         held = held.max(end - start);
         end += 1;
     }
@@ -309,10 +268,7 @@ fn depth_is_guarded() {
 
 #[test]
 fn garbage_is_named() {
-    let length = |kind: u8, text: &str| BadFrame::Length {
-        kind,
-        text: text.into(),
-    };
+    let length = |kind: u8, text: &str| BadFrame::Length { kind, text: text.into() };
     for (bytes, error) in [
         (&b"HTTP/1.1 400\r\n"[..], BadFrame::Type(b'H')),
         (b"*2\r\n:1\r\n\r\n", BadFrame::Type(b'\r')),
@@ -323,17 +279,9 @@ fn garbage_is_named() {
         (b"*?", length(b'*', "?")),
         (b"*\r\n", length(b'*', "")),
         (b"$99999999999999\r\n", length(b'$', "99999999999999")),
-        (
-            b"$00000000000000000000000000",
-            length(b'$', "00000000000000000000000"),
-        ),
+        (b"$00000000000000000000000000", length(b'$', "00000000000000000000000")),
     ] {
-        assert_eq!(
-            FrameScanner::new().scan(bytes),
-            Err(error),
-            "{}",
-            bytes.escape_ascii()
-        );
+        assert_eq!(FrameScanner::new().scan(bytes), Err(error), "{}", bytes.escape_ascii());
     }
     let text = BadFrame::Type(b'H').to_string();
     assert_eq!(text, "reply starts with byte 0x48, which is no RESP type");

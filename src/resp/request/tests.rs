@@ -35,12 +35,7 @@ impl Feed {
     }
 
     fn with(scanner: Scanner) -> Self {
-        Self {
-            scanner,
-            buf: Vec::new(),
-            streaming: None,
-            events: Vec::new(),
-        }
+        Self { scanner, buf: Vec::new(), streaming: None, events: Vec::new() }
     }
 
     fn feed(&mut self, bytes: &[u8]) {
@@ -63,14 +58,9 @@ impl Feed {
             Scan::Incomplete => return false,
             Scan::Large => self.streaming = Some(Vec::new()),
             Scan::Nothing { len } => self.consume(len, Event::Nothing),
-            Scan::Request { len } => {
-                self.consume(len, Event::Request(words(&self.scanner, &self.buf[..len])))
-            }
+            Scan::Request { len } => self.consume(len, Event::Request(words(&self.scanner, &self.buf[..len]))),
             Scan::Inline { len } => {
-                self.consume(
-                    len,
-                    Event::Request(words(&self.scanner, self.scanner.inline())),
-                );
+                self.consume(len, Event::Request(words(&self.scanner, self.scanner.inline())));
             }
             Scan::Error(error) => self.events.push(Event::Error(error)),
         }
@@ -87,8 +77,7 @@ impl Feed {
             Ok(Streamed { take, done }) => {
                 self.buf.drain(..take);
                 if done {
-                    self.events
-                        .extend(self.streaming.take().map(Event::Request));
+                    self.events.extend(self.streaming.take().map(Event::Request));
                 }
                 done
             }
@@ -106,11 +95,7 @@ impl Feed {
 }
 
 fn words(scanner: &Scanner, raw: &[u8]) -> Vec<Vec<u8>> {
-    scanner
-        .args()
-        .iter()
-        .map(|arg| raw[arg.range()].to_vec())
-        .collect()
+    scanner.args().iter().map(|arg| raw[arg.range()].to_vec()).collect()
 }
 
 fn events(bytes: &[u8]) -> Vec<Event> {
@@ -203,16 +188,8 @@ fn arguments_are_ranges_of_the_request() {
 fn an_inline_request_becomes_multibulk() {
     let mut scanner = Scanner::new(BULK_MAX, QUERY_LIMIT);
     let line = b"set \"a b\\x41\\n\" 'it\\'s' \"\"\r\nrest";
-    assert_eq!(
-        scanner.scan(line),
-        Scan::Inline {
-            len: line.len() - 4
-        }
-    );
-    assert_eq!(
-        scanner.inline(),
-        multibulk(&[b"set", b"a bA\n", b"it's", b""])
-    );
+    assert_eq!(scanner.scan(line), Scan::Inline { len: line.len() - 4 });
+    assert_eq!(scanner.inline(), multibulk(&[b"set", b"a bA\n", b"it's", b""]));
     assert_eq!(words(&scanner, scanner.inline()).len(), 4);
 }
 
@@ -226,11 +203,7 @@ fn a_long_argument_is_not_searched_again() {
         assert!(scanner.pos >= before, "what is understood stays so");
         before = scanner.pos;
     }
-    assert_eq!(
-        before,
-        bytes.len() - 2 - (LARGE - 64),
-        "the payload itself is not looked at"
-    );
+    assert_eq!(before, bytes.len() - 2 - (LARGE - 64), "the payload itself is not looked at");
     assert_eq!(scanner.scan(&bytes), Scan::Request { len: bytes.len() });
 }
 
@@ -240,10 +213,7 @@ fn a_long_line_is_not_searched_again() {
     let mut scanner = Scanner::new(BULK_MAX, QUERY_LIMIT);
     for end in 1..line.len() {
         assert_eq!(scanner.scan(&line[..end]), Scan::Incomplete);
-        assert_eq!(
-            scanner.line.searched, end,
-            "the next search starts behind what was seen"
-        );
+        assert_eq!(scanner.line.searched, end, "the next search starts behind what was seen");
     }
 }
 
@@ -251,15 +221,9 @@ fn a_long_line_is_not_searched_again() {
 fn large_comes_at_the_header() {
     let head = format!("*3\r\n$3\r\nSET\r\n$1\r\nk\r\n${LARGE}\r\n");
     let mut scanner = Scanner::new(BULK_MAX, QUERY_LIMIT);
-    assert_eq!(
-        scanner.scan(&head.as_bytes()[..head.len() - 1]),
-        Scan::Incomplete
-    );
+    assert_eq!(scanner.scan(&head.as_bytes()[..head.len() - 1]), Scan::Incomplete);
     assert_eq!(scanner.scan(head.as_bytes()), Scan::Large);
-    assert_eq!(
-        words(&scanner, head.as_bytes()),
-        [b"SET".to_vec(), b"k".to_vec()]
-    );
+    assert_eq!(words(&scanner, head.as_bytes()), [b"SET".to_vec(), b"k".to_vec()]);
 }
 
 #[test]
@@ -285,10 +249,7 @@ fn a_streamed_request_shows_its_short_arguments() {
     let larger = vec![b'L'; LARGE + 1];
     let one = multibulk(&[b"MSET", b"a", &larger, &shown, &long, b"", b"z"]);
     let bytes = [one, multibulk(&[b"PING"])].concat();
-    let expected = vec![
-        request(&[b"MSET", b"a", b"<long>", &shown, b"<long>", b"", b"z"]),
-        request(&[b"PING"]),
-    ];
+    let expected = vec![request(&[b"MSET", b"a", b"<long>", &shown, b"<long>", b"", b"z"]), request(&[b"PING"])];
     for chunk in [1, 7, 1000, 16 * 1024, LARGE] {
         let mut feed = Feed::new();
         let mut held = 0;
@@ -325,13 +286,7 @@ fn a_request_beyond_the_query_limit_is_refused_without_reply() {
     assert_eq!(small.events, [Event::Error(ProtocolError::QueryLimit)]);
 
     let mut streamed = Feed::with(Scanner::new(BULK_MAX, 3 * LARGE));
-    let bytes = multibulk(&[
-        b"MSET",
-        b"a",
-        &vec![b'x'; 2 * LARGE],
-        b"b",
-        &vec![b'x'; LARGE],
-    ]);
+    let bytes = multibulk(&[b"MSET", b"a", &vec![b'x'; 2 * LARGE], b"b", &vec![b'x'; LARGE]]);
     bytes.chunks(4096).for_each(|piece| streamed.feed(piece));
     assert_eq!(streamed.events, [Event::Error(ProtocolError::QueryLimit)]);
 
@@ -424,11 +379,7 @@ fn malformed_requests_are_answered_as_redis_answers_them() {
         connection.send(&input);
         let theirs = connection.until_closed();
         let shown = input[..input.len().min(40)].escape_ascii();
-        assert_eq!(
-            answer(&input).escape_ascii().to_string(),
-            theirs.escape_ascii().to_string(),
-            "{shown}"
-        );
+        assert_eq!(answer(&input).escape_ascii().to_string(), theirs.escape_ascii().to_string(), "{shown}");
     }
 }
 
@@ -444,9 +395,7 @@ fn inline_words_are_those_of_redis() {
         connection.borrow_mut().send(line.as_bytes());
         let theirs = connection.borrow_mut().reply();
         let ours = match events(line.as_bytes()).pop() {
-            Some(Event::Request(words)) => {
-                multibulk(&words[3..].iter().map(Vec::as_slice).collect::<Vec<_>>())
-            }
+            Some(Event::Request(words)) => multibulk(&words[3..].iter().map(Vec::as_slice).collect::<Vec<_>>()),
             Some(Event::Error(error)) => {
                 let mut out = BytesMut::new();
                 error.reply(&mut out);
@@ -457,10 +406,7 @@ fn inline_words_are_those_of_redis() {
         if theirs.starts_with(b"-") {
             connection.replace(server.connect());
         }
-        prop_assert_eq!(
-            ours.escape_ascii().to_string(),
-            theirs.escape_ascii().to_string()
-        );
+        prop_assert_eq!(ours.escape_ascii().to_string(), theirs.escape_ascii().to_string());
         Ok(())
     });
     outcome.expect("same words");
