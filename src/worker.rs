@@ -51,6 +51,8 @@ pub(crate) struct Ctx {
     pub(crate) large: RefCell<Large>,
     pub(crate) scratch: RefCell<Vec<u8>>,
     pub(crate) draining: Cell<bool>,
+    /// The clock as last read by whoever read a socket: good enough to measure with, never to decide with.
+    pub(crate) now: Cell<u64>,
     mode: Cell<CacheMode>,
     /// Sessions that have something to write since the batch began.
     dirty: RefCell<Vec<Rc<Session>>>,
@@ -110,6 +112,7 @@ impl Ctx {
             large: RefCell::default(),
             scratch: RefCell::new(vec![0; SCRATCH]),
             draining: Cell::new(false),
+            now: Cell::new(0),
             dirty: RefCell::default(),
             holds: RefCell::default(),
             learned: RefCell::default(),
@@ -204,6 +207,7 @@ impl Ctx {
         tracing::warn!(user = %lane.profile.user(), db = lane.profile.db,
             "upstream refuses a lane, this user is served uncached on connections of its own: {reply}");
         self.lanes.borrow_mut().remove(&lane.profile);
+        lane.retire(&self.status);
         let mut refused = self.refused.borrow_mut();
         if refused.len() >= LEARNED_MAX {
             refused.clear();
@@ -295,20 +299,36 @@ impl Ctx {
         }
     }
 
-    pub(crate) fn client_left(&self) {
+    pub(crate) fn count_clients(&self) {
         self.metrics.clients.set(self.sessions.borrow().len() as u64);
     }
 
     /// Protected mode for a client that comes from far: it has to authenticate where the sidecar would otherwise lend it
     /// rights, its own credential's or an upstream's that asks for none.
     pub(crate) fn locks_out(&self, near: bool) -> bool {
-        self.config.listen.protected && !near
+        let lends_rights = self.default_profile.credential.is_some() || !self.needs_auth(&self.default_profile);
+        self.config.listen.protected && !near && lends_rights
     }
 
     /// Begins the end: every session closes as soon as nothing is outstanding.
     pub(crate) fn drain(&self) {
         self.draining.set(true);
         self.sessions.borrow().values().for_each(|s| s.wake.notify_one());
+    }
+
+    /// Gauges that change too often to be kept at every change; once per tick.
+    pub(crate) fn measure(&self) {
+        let lanes = self.lanes.borrow();
+        let in_flight: usize = lanes.values().map(|l| l.in_flight()).sum();
+        if in_flight == 0 {
+            self.l1.settle();
+        }
+        let (entries, bytes) = self.l1.size();
+        self.metrics.entries.set(entries);
+        self.metrics.bytes.set(bytes);
+        self.metrics.pending.set(self.l1.pending());
+        self.metrics.in_flight.set(in_flight as u64);
+        self.metrics.pinned_connections.set(self.pool.open() as u64);
     }
 
     // ---- identity ----

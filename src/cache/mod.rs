@@ -82,6 +82,8 @@ pub(crate) struct L1 {
     store: Cache<Key, Arc<Forms>, foldhash::fast::RandomState>,
     stripes: Box<[Mutex<Stripe>]>,
     flush_gen: AtomicU64,
+    /// The sum of all stripes' `pending`.
+    pending: AtomicU64,
     hasher: foldhash::fast::RandomState,
 }
 
@@ -122,7 +124,13 @@ impl L1 {
             .eviction_listener(move |_, forms, cause| note_removal(&metrics, &forms, cause))
             .build_with_hasher(foldhash::fast::RandomState::default());
         let stripes = (0..STRIPES).map(|_| Mutex::default()).collect();
-        L1 { store, stripes, flush_gen: AtomicU64::new(0), hasher: foldhash::fast::RandomState::default() }
+        L1 {
+            store,
+            stripes,
+            flush_gen: AtomicU64::new(0),
+            pending: AtomicU64::new(0),
+            hasher: foldhash::fast::RandomState::default(),
+        }
     }
 
     /// The forms of `key` that are stored now. The caller picks the one of its epoch with [`usable`].
@@ -188,6 +196,7 @@ impl L1 {
         let mut s = self.stripes[stripe.0 as usize].lock();
         s.generation += 1;
         s.pending += 1;
+        self.pending.fetch_add(1, Ordering::Relaxed);
         self.store.invalidate(key);
         stripe
     }
@@ -197,7 +206,10 @@ impl L1 {
         let mut s = self.stripes[stripe.0 as usize].lock();
         s.generation += 1;
         debug_assert!(s.pending > 0, "end_write without begin_write");
-        s.pending = s.pending.saturating_sub(1);
+        if s.pending > 0 {
+            s.pending -= 1;
+            self.pending.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     /// `key` has changed upstream, or somebody says so: drop it for all profiles. Returns how many entries that were.
@@ -226,7 +238,7 @@ impl L1 {
 
     /// Writes of ours that are not answered, over all stripes: zero at rest (C72).
     pub(crate) fn pending(&self) -> u64 {
-        self.stripes.iter().map(|s| u64::from(s.lock().pending)).sum()
+        self.pending.load(Ordering::Relaxed)
     }
 }
 

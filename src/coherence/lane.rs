@@ -16,7 +16,7 @@ use super::wait::{Fetch, MgetFetch, Miss, Part, Refresh, RefreshKey, Relay, Wait
 use crate::cache::{StripeId, Token};
 use crate::observe::patterns::PatternId;
 use crate::observe::reasons::{Bypass, Discard};
-use crate::observe::status::LaneStatus;
+use crate::observe::status::{LaneStatus, Status};
 use crate::resp::build;
 use crate::resp::downgrade::Form;
 use crate::session::Session;
@@ -132,8 +132,14 @@ impl Lane {
     /// A lane that cannot be had, for the profiles beyond `upstream.lanes_max`.
     pub(crate) fn none(ctx: &Ctx, profile: Profile, why: &str) -> Rc<Lane> {
         let lane = Lane::new(ctx, profile);
+        lane.retire(&ctx.status);
         lane.inner.borrow_mut().availability = Availability::Refused(why.to_owned());
         Rc::new(lane)
+    }
+
+    /// It will not be shown any more.
+    pub(crate) fn retire(&self, status: &Status) {
+        status.remove_lane(&self.status);
     }
 
     /// Refused: whoever holds it should ask for another one.

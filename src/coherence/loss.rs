@@ -3,13 +3,13 @@
 //! command that its session has in flight is such a read too (`[LRANGE q 0 -1, DEL q]` must never answer from after the
 //! DEL). Writes are never sent twice: their fate is unknown and the client is told so.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::rc::Rc;
 
 use super::lane::{Availability, Inner, Lane};
 use super::wait::{Fetch, Waiter, Waiting};
 use crate::observe::clock;
-use crate::observe::reasons::{ErrorType, Link};
+use crate::observe::reasons::{ErrorType, Flush, Link};
 use crate::resp::build;
 use crate::session::Session;
 use crate::worker::Ctx;
@@ -41,6 +41,7 @@ impl Lane {
         self.f.set(0);
         ctx.upstream_lost(why);
         ctx.pool.retire();
+        ctx.metrics.flushes.inc(Flush::Lane);
         self.status.set_link(Link::Connecting);
         self.status.set_epoch(0);
         let lost = self.take_in_flight();
@@ -84,21 +85,21 @@ impl Lane {
     fn sort_out(&self, ctx: &Rc<Ctx>, mut lost: VecDeque<Lost>) -> VecDeque<Lost> {
         let attempts = ctx.config.upstream.retry.max_attempts;
         // From the newest to the oldest: a session with something that cannot be sent again loses all that lies before it.
-        let mut barred: HashMap<u64, ()> = HashMap::new();
+        let mut barred: HashSet<u64> = HashSet::new();
         let mut keep = vec![false; lost.len()];
         for (i, l) in lost.iter_mut().enumerate().rev() {
             let again = l.unsent || (l.waiter.kind.may_resend() && u32::from(l.waiter.attempts) < attempts);
             keep[i] = match &l.waiter.kind {
                 Waiting::Fetch(fetch) => {
                     if !again {
-                        fetch.waiters.borrow().iter().for_each(|(s, _)| drop(barred.insert(s.id, ())));
+                        barred.extend(fetch.waiters.borrow().iter().map(|(s, _)| s.id));
                     }
                     again
                 }
                 kind => match kind.session() {
-                    Some(session) if again && !barred.contains_key(&session.id) => true,
+                    Some(session) if again && !barred.contains(&session.id) => true,
                     Some(session) => {
-                        barred.insert(session.id, ());
+                        barred.insert(session.id);
                         false
                     }
                     None => false,
@@ -150,6 +151,7 @@ impl Lane {
 
     /// Ends one wait without a reply. Every `begin_write` has its `end_write` here or at the reply, never both (R14).
     fn fail<'e>(&self, ctx: &Rc<Ctx>, kind: Waiting, error: impl Fn(bool) -> &'e str) {
+        ctx.metrics.errors.inc(ErrorType::Upstream);
         match kind {
             Waiting::Relay(relay) => {
                 for &stripe in relay.ends.as_slice() {
@@ -276,10 +278,10 @@ impl Waiting {
 }
 
 /// Sessions of a fetch that have something behind it which cannot be sent again lose this read too.
-fn fail_barred(ctx: &Rc<Ctx>, fetch: &Fetch, barred: &HashMap<u64, ()>) {
+fn fail_barred(ctx: &Rc<Ctx>, fetch: &Fetch, barred: &HashSet<u64>) {
     let mut failed = Vec::new();
     fetch.waiters.borrow_mut().retain(|(session, slot)| {
-        let bar = barred.contains_key(&session.id);
+        let bar = barred.contains(&session.id);
         if bar {
             failed.push((session.clone(), *slot));
         }

@@ -144,7 +144,7 @@ async fn serve(ctx: &Rc<Ctx>, lane: &Rc<Lane>, link: LaneLink) -> String {
     let mut tick = interval(Duration::from_nanos(ctx.max_staleness / 4));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let ended = loop {
-        let blocked = match write_out(lane, &s.wr) {
+        let blocked = match write_out(ctx, lane, &s.wr) {
             Ok(blocked) => blocked,
             Err(e) => break format!("write: {e}"),
         };
@@ -157,6 +157,7 @@ async fn serve(ctx: &Rc<Ctx>, lane: &Rc<Lane>, link: LaneLink) -> String {
                 Ok(n) => {
                     ctx.metrics.bytes_in.add(Peer::Upstream, n as u64);
                     lane.last_byte.set(clock::now());
+                    ctx.now.set(lane.last_byte.get());
                     if let Err(why) = lane.process(ctx, &mut s) {
                         break why;
                     }
@@ -178,11 +179,14 @@ async fn serve(ctx: &Rc<Ctx>, lane: &Rc<Lane>, link: LaneLink) -> String {
 }
 
 /// Writes what the kernel takes; true where it took less than there is.
-fn write_out(lane: &Lane, wr: &WriteHalf) -> std::io::Result<bool> {
+fn write_out(ctx: &Ctx, lane: &Lane, wr: &WriteHalf) -> std::io::Result<bool> {
     let mut inner = lane.inner.borrow_mut();
     while !inner.log.unwritten().is_empty() {
         match wr.try_write(inner.log.unwritten()) {
-            Ok(n) => inner.log.wrote(n),
+            Ok(n) => {
+                inner.log.wrote(n);
+                ctx.metrics.bytes_out.add(Peer::Upstream, n as u64);
+            }
             Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return Ok(true),
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e),
@@ -603,6 +607,7 @@ impl Lane {
     fn tick(self: &Rc<Self>, ctx: &Rc<Ctx>) {
         let now = clock::now();
         ctx.release_overdue_holds(now);
+        ctx.measure();
         self.status.set_proved_at(self.f.get());
         let since_sent = now.saturating_sub(self.last_sent.get());
         let reading =

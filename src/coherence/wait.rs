@@ -121,13 +121,16 @@ impl Relay {
     }
 }
 
+/// Sessions and their slots.
+pub(super) type Waiters = SmallVec<[(Rc<Session>, u64); 1]>;
+
 /// One GET with its PTTL, for one or more sessions: the flight of R13.
 pub(super) struct Fetch {
     pub(super) key: Rc<[u8]>,
     pub(super) token: Token,
     pub(super) t_sent: u64,
     pub(super) pattern: PatternId,
-    pub(super) waiters: RefCell<SmallVec<[(Rc<Session>, u64); 1]>>,
+    pub(super) waiters: RefCell<Waiters>,
     pub(super) value: RefCell<Option<Value>>,
     /// GET was answered with NOPERM: then PTTL's NOPERM is about the key, not about the command.
     pub(super) denied: Cell<bool>,

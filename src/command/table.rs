@@ -48,6 +48,7 @@ pub(crate) fn by_name(name: &[u8]) -> Option<&'static Spec> {
     if name.len() > NAME_MAX { None } else { find(name) }
 }
 
+#[cfg(test)]
 pub(crate) fn all() -> impl Iterator<Item = &'static Spec> {
     TABLE.iter()
 }

@@ -28,6 +28,7 @@ pub(crate) struct Family {
     read: fn(&View, &mut Series),
 }
 
+#[cfg(test)]
 pub(crate) fn families() -> &'static [Family] {
     FAMILIES
 }

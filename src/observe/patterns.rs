@@ -148,6 +148,7 @@ impl Patterns {
         self.row(id).updates_since_read.store(0, Ordering::Relaxed);
     }
 
+    #[cfg(test)]
     pub(crate) fn updates_since_read(&self, id: PatternId) -> u32 {
         self.row(id).updates_since_read.load(Ordering::Relaxed)
     }

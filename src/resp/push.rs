@@ -85,16 +85,6 @@ impl Value {
             _ => None,
         }
     }
-
-    /// What stands under `key` in a map, or in the flat array that RESP2 has in its place.
-    pub(crate) fn get(&self, key: &str) -> Option<&Value> {
-        let named = |name: &Value| name.text() == Some(key.as_bytes());
-        match self {
-            Self::Map(entries) => entries.iter().find(|(name, _)| named(name)).map(|(_, value)| value),
-            Self::List(items) => items.chunks_exact(2).find(|pair| named(&pair[0])).map(|pair| &pair[1]),
-            _ => None,
-        }
-    }
 }
 
 /// Decodes one complete frame of either protocol. None: not exactly one valid frame, or nested too deep.
@@ -189,15 +179,6 @@ mod tests {
         assert_eq!(decode(b"=8\r\ntxt:a\r\nb\r\n"), Some(str("a\r\nb")));
         assert_eq!(decode(b"|1\r\n+k\r\n+v\r\n-ERR no\r\n"), Some(Value::Error("ERR no".into())));
         assert_eq!(decode(b"(123456789012345678901\r\n"), Some(str("123456789012345678901")));
-    }
-
-    #[test]
-    fn get_reads_maps_and_flat_arrays() {
-        let map = decode(b"%1\r\n$5\r\nproto\r\n:3\r\n").expect("valid");
-        let flat = decode(b"*2\r\n$5\r\nproto\r\n:2\r\n").expect("valid");
-        assert_eq!(map.get("proto"), Some(&Value::Int(3)));
-        assert_eq!(flat.get("proto"), Some(&Value::Int(2)));
-        assert_eq!(flat.get("role"), None);
     }
 
     #[test]

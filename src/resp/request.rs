@@ -34,6 +34,7 @@ impl Arg {
         self.start as usize..self.end as usize
     }
 
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         (self.end - self.start) as usize
     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::Buf;
 use smallvec::SmallVec;
 
+use super::outbox::Asked;
 use super::{BACKPRESSURE, Client, OUTSTANDING_MAX, Session};
 use crate::cache::{self, Forms, StripeId, Value};
 use crate::coherence::{
@@ -17,7 +18,7 @@ use crate::command::{Effect, Keys, Kind, Need, Request, Resp2, Spec, Why, keys};
 use crate::config::OnWrite;
 use crate::observe::clock;
 use crate::observe::patterns::PatternId;
-use crate::observe::reasons::{Bypass, Class, Dropped, Flush, Method, Peer, Timed};
+use crate::observe::reasons::{Bypass, Class, Dropped, Flush, Method, Peer, Source, Timed};
 use crate::resp::Proto;
 use crate::resp::build;
 use crate::resp::request::{Arg, ProtocolError, Scan};
@@ -94,6 +95,7 @@ pub(super) struct Batch {
 impl Batch {
     pub(super) fn new(ctx: &Rc<Ctx>, session: &Rc<Session>) -> Batch {
         let now = clock::now();
+        ctx.now.set(now);
         let lane = session.lane(ctx);
         let vouched = lane.vouches(now, session.fence.get(), ctx.max_staleness);
         Batch { now, lane, vouched, flush_gen: ctx.l1.flush_gen(), hits: 0 }
@@ -155,11 +157,10 @@ impl Client {
 impl Batch {
     fn account(&self, ctx: &Ctx, session: &Session) {
         session.last.set(self.now);
-        if self.hits > 0 {
-            self.lane.note_read(self.now);
-            let each = clock::now().saturating_sub(self.now) / self.hits;
-            ctx.metrics.request_n(Timed::ReadHit, each, self.hits);
-        }
+        let Some(hits) = std::num::NonZeroU64::new(self.hits) else { return };
+        self.lane.note_read(self.now);
+        let each = clock::now().saturating_sub(self.now) / hits;
+        ctx.metrics.request_n(Timed::ReadHit, each, self.hits);
     }
 }
 
@@ -171,7 +172,8 @@ impl Session {
 
     pub(super) fn protocol_error(&self, ctx: &Ctx, error: &ProtocolError) {
         ctx.metrics.protocol_errors.inc(Peer::Client);
-        ctx.metrics.clients_dropped.inc(Dropped::Protocol);
+        let limit = matches!(error, ProtocolError::QueryLimit);
+        ctx.metrics.clients_dropped.inc(if limit { Dropped::QueryLimit } else { Dropped::Protocol });
         self.answer(false, |out| error.reply(out));
     }
 
@@ -292,22 +294,21 @@ impl Session {
         epoch: Result<u64, Bypass>,
     ) -> Option<Step> {
         let key = req.arg(1);
-        if let Ok(epoch) = epoch {
-            if let Some(forms) = ctx.l1.get(key)
-                && let Some(entry) = cache::usable(&forms, epoch, b.flush_gen, b.now)
-            {
-                b.hits += 1;
-                ctx.metrics.patterns.hit(entry.pattern);
-                self.answer_hit(mute, &entry.value);
-                return None;
-            }
+        if let Ok(epoch) = epoch
+            && let Some(forms) = ctx.l1.get(key)
+            && let Some(entry) = cache::usable(&forms, epoch, b.flush_gen, b.now)
+        {
+            b.hits += 1;
+            ctx.metrics.patterns.hit(entry.pattern);
+            self.answer_hit(mute, &entry.value);
+            return None;
         }
         if let Some(stop) = self.lane_stop(b, req, mute) {
             return stop;
         }
         let pattern = self.note_lookup(ctx, b, key, epoch, Method::Get);
         let stripe = ctx.l1.stripe(key);
-        let slot = self.outbox.borrow_mut().reserve(self.proto(), mute, false);
+        let slot = self.outbox.borrow_mut().reserve(self.proto(), mute, false, asked(b, epoch));
         let get = GetRequest {
             raw: req.raw,
             pattern,
@@ -385,7 +386,7 @@ impl Session {
                 parts.push(Part::Miss);
             }
         }
-        let slot = self.outbox.borrow_mut().reserve(self.proto(), mute, false);
+        let slot = self.outbox.borrow_mut().reserve(self.proto(), mute, false, asked(b, epoch));
         b.lane.note_read(b.now);
         let request = MgetRequest { slot, raw: req.raw.into(), parts, misses, epoch: b.lane.epoch() };
         b.lane.mget(ctx, b.now, self, request);
@@ -436,8 +437,13 @@ impl Session {
         if let Some(stop) = self.lane_stop(b, req, mute) {
             return stop;
         }
+        let asked = match spec.effect {
+            _ if spec.keys == Keys::None => Asked::other(b.now),
+            Effect::Read => Asked::read(b.now, Timed::ReadBypass),
+            _ => Asked::write(b.now),
+        };
         let blocks = matches!(effect, Some(Effect::Opaque | Effect::SwapDb | Effect::Flush));
-        let slot = self.outbox.borrow_mut().reserve(self.proto(), mute, blocks);
+        let slot = self.outbox.borrow_mut().reserve(self.proto(), mute, blocks, asked);
         if blocks {
             self.blockers.set(self.blockers.get() + 1);
         }
@@ -468,6 +474,7 @@ impl Session {
         let mut stripes: SmallVec<[StripeId; 4]> = SmallVec::new();
         keys::for_each(spec, req, |key| {
             let stripe = ctx.l1.begin_write(key);
+            ctx.metrics.invalidations.inc(Source::OwnWrite);
             self.note_named(stripe);
             stripes.push(stripe);
         });
@@ -529,6 +536,10 @@ impl Session {
         });
         Refresh::new(b.now, refreshed)
     }
+}
+
+fn asked(b: &Batch, epoch: Result<u64, Bypass>) -> Asked {
+    Asked::read(b.now, if epoch.is_ok() { Timed::ReadMiss } else { Timed::ReadBypass })
 }
 
 /// The bit of a key in a session's filter of outstanding keys.

@@ -9,7 +9,8 @@ use super::dispatch::{Owned, Step, Work};
 use super::state::{Replies, is_plain};
 use super::{Session, inspect};
 use crate::command::{Kind, Request, Spec};
-use crate::observe::reasons::{Class, Dropped};
+use crate::observe::clock;
+use crate::observe::reasons::{Class, Dropped, Timed};
 use crate::resp::reply;
 use crate::resp::{Proto, build};
 use crate::upstream::Credential;
@@ -49,7 +50,10 @@ impl Session {
         ctx.metrics.commands.inc(Class::Local);
         let settled = self.outbox.borrow().outstanding() == 0;
         match self.local_now(ctx, now, req, spec, mute, settled) {
-            Now::Done => None,
+            Now::Done => {
+                ctx.metrics.request(Timed::LocalOk, clock::now().saturating_sub(now));
+                None
+            }
             Now::Close => Some(Step::Close),
             Now::Wait => {
                 // `mute` is asked again when its turn comes.
@@ -79,7 +83,7 @@ impl Session {
         req: &Request<'_>,
         mute: bool,
     ) -> Local {
-        let now = crate::observe::clock::now();
+        let now = clock::now();
         match self.local_now(ctx, now, req, spec, mute, true) {
             Now::Done => return Local::Done,
             Now::Close => return Local::Close,
@@ -98,7 +102,7 @@ impl Session {
     pub(super) fn local_in_exec(self: &Rc<Self>, ctx: &Rc<Ctx>, req: &Request<'_>) -> BytesMut {
         let before = std::mem::take(&mut self.outbox.borrow_mut().ready);
         if let crate::command::table::Lookup::Known(spec) = crate::command::table::lookup(req) {
-            self.local_now(ctx, crate::observe::clock::now(), req, spec, false, true);
+            self.local_now(ctx, clock::now(), req, spec, false, true);
         }
         let own = std::mem::replace(&mut self.outbox.borrow_mut().ready, before);
         if own.is_empty() { BytesMut::from(&b"+OK\r\n"[..]) } else { own }
@@ -390,7 +394,7 @@ impl Session {
         }
         let mut raw = BytesMut::new();
         build::command(&mut raw, &words);
-        let slot = self.outbox.borrow_mut().reserve(self.proto(), mute, false);
+        let slot = self.outbox.borrow_mut().reserve(self.proto(), mute, false, super::outbox::Asked::other(now));
         let form = crate::resp::downgrade::Form::Same;
         lane.relay(now, &raw, crate::coherence::Relay::plain(self.clone(), slot, form, false));
         Now::Done

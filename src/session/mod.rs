@@ -117,13 +117,13 @@ impl Session {
     /// A reply of upstream's (RESP3) for `slot`.
     pub(crate) fn complete(self: &Rc<Self>, ctx: &Ctx, slot: u64, frame: &[u8], form: Form) {
         let done = self.outbox.borrow_mut().complete(slot, frame, form);
-        self.completed(ctx, &done);
+        self.completed(ctx, done);
     }
 
     /// The reply for `slot` has already been passed on as it came.
     fn finish_slot(self: &Rc<Self>, ctx: &Ctx, slot: u64) {
         let done = self.outbox.borrow_mut().complete_raw(slot, &[]);
-        self.completed(ctx, &done);
+        self.completed(ctx, done);
     }
 
     /// True the first time in a batch.
@@ -136,13 +136,13 @@ impl Session {
         let mut bytes = BytesMut::new();
         build::error(&mut bytes, error);
         let done = self.outbox.borrow_mut().complete_raw(slot, &bytes);
-        self.completed(ctx, &done);
+        self.completed(ctx, done);
     }
 
-    fn completed(self: &Rc<Self>, ctx: &Ctx, done: &outbox::Completed) {
-        if !done.counted {
-            return;
-        }
+    fn completed(self: &Rc<Self>, ctx: &Ctx, done: Option<outbox::Completed>) {
+        let Some(done) = done else { return };
+        let timed = if done.failed { done.asked.failed } else { done.asked.ok };
+        ctx.metrics.request(timed, ctx.now.get().saturating_sub(done.asked.at));
         if done.unblocked {
             self.blockers.set(self.blockers.get() - 1);
         }
@@ -177,6 +177,10 @@ impl Session {
         }
         if !outbox.ready.is_empty() || self.waiting.get() {
             self.wake.notify_one();
+        }
+        drop(outbox);
+        if left > BACKPRESSURE {
+            ctx.check_buffers();
         }
     }
 
@@ -258,12 +262,13 @@ struct Client {
 /// The task of one client, from accept to close.
 pub(crate) async fn run(ctx: Rc<Ctx>, session: Rc<Session>, rd: ReadHalf) {
     ctx.sessions.borrow_mut().insert(session.id, session.clone());
+    ctx.count_clients();
     let scanner = Scanner::new(limits::BULK_MAX, ctx.config.listen.query_limit);
     let mut client = Client { session: session.clone(), rd, rbuf: BytesMut::new(), scanner, eof: false };
     client.serve(&ctx).await;
     ctx.sessions.borrow_mut().remove(&session.id);
     session.close();
-    ctx.client_left();
+    ctx.count_clients();
 }
 
 impl Client {

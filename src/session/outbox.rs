@@ -5,8 +5,10 @@ use std::collections::VecDeque;
 
 use bytes::BytesMut;
 
+use crate::observe::reasons::Timed;
 use crate::resp::Proto;
 use crate::resp::downgrade::{self, Form};
+use crate::resp::reply;
 
 #[derive(Default)]
 pub(super) struct Outbox {
@@ -26,20 +28,43 @@ struct Slot {
     mute: bool,
     /// Nothing may be answered from the L1 while this one is outstanding (R22).
     blocks: bool,
+    asked: Asked,
     answer: Option<Vec<u8>>,
 }
 
-/// What became of an answer.
+/// When a request was received, and what its duration counts as.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked {
+    pub(super) at: u64,
+    pub(super) ok: Timed,
+    pub(super) failed: Timed,
+}
+
+impl Asked {
+    pub(super) fn read(at: u64, ok: Timed) -> Asked {
+        Asked { at, ok, failed: Timed::ReadError }
+    }
+
+    pub(super) fn write(at: u64) -> Asked {
+        Asked { at, ok: Timed::WriteOk, failed: Timed::WriteError }
+    }
+
+    pub(super) fn other(at: u64) -> Asked {
+        Asked { at, ok: Timed::OtherOk, failed: Timed::OtherError }
+    }
+}
+
+/// An answer that found its slot.
 pub(super) struct Completed {
-    /// The slot was there and unanswered.
-    pub(super) counted: bool,
     pub(super) unblocked: bool,
+    pub(super) asked: Asked,
+    pub(super) failed: bool,
 }
 
 impl Outbox {
     /// A slot at the end, to be answered by `complete`.
-    pub(super) fn reserve(&mut self, proto: Proto, mute: bool, blocks: bool) -> u64 {
-        self.slots.push_back(Slot { proto, mute, blocks, answer: None });
+    pub(super) fn reserve(&mut self, proto: Proto, mute: bool, blocks: bool, asked: Asked) -> u64 {
+        self.slots.push_back(Slot { proto, mute, blocks, asked, answer: None });
         self.head + self.slots.len() as u64 - 1
     }
 
@@ -55,30 +80,31 @@ impl Outbox {
         write(&mut bytes);
         self.parked += bytes.len();
         let answer = Some(bytes.to_vec());
-        self.slots.push_back(Slot { proto: Proto::Resp2, mute: false, blocks: false, answer });
+        let asked = Asked::other(0);
+        self.slots.push_back(Slot { proto: Proto::Resp2, mute: false, blocks: false, asked, answer });
     }
 
     /// Answers slot `number` with upstream's frame (RESP3), in the form its client expects.
-    pub(super) fn complete(&mut self, number: u64, frame: &[u8], form: Form) -> Completed {
-        self.answer(number, |proto, out| match proto {
+    pub(super) fn complete(&mut self, number: u64, frame: &[u8], form: Form) -> Option<Completed> {
+        self.answer(number, reply::is_error(frame), |proto, out| match proto {
             Proto::Resp3 => out.extend_from_slice(frame),
             Proto::Resp2 => downgrade::to_resp2(frame, form, out),
         })
     }
 
     /// Answers slot `number` with bytes that are already in the client's form.
-    pub(super) fn complete_raw(&mut self, number: u64, bytes: &[u8]) -> Completed {
-        self.answer(number, |_, out| out.extend_from_slice(bytes))
+    pub(super) fn complete_raw(&mut self, number: u64, bytes: &[u8]) -> Option<Completed> {
+        self.answer(number, reply::is_error(bytes), |_, out| out.extend_from_slice(bytes))
     }
 
-    fn answer(&mut self, number: u64, write: impl FnOnce(Proto, &mut BytesMut)) -> Completed {
-        let nothing = Completed { counted: false, unblocked: false };
-        let Some(index) = number.checked_sub(self.head) else { return nothing };
-        let Some(slot) = self.slots.get_mut(index as usize) else { return nothing };
+    /// None: the slot is not there any more, or answered.
+    fn answer(&mut self, number: u64, failed: bool, write: impl FnOnce(Proto, &mut BytesMut)) -> Option<Completed> {
+        let index = number.checked_sub(self.head)?;
+        let slot = self.slots.get_mut(usize::try_from(index).ok()?)?;
         if slot.answer.is_some() {
-            return nothing;
+            return None;
         }
-        let completed = Completed { counted: true, unblocked: slot.blocks };
+        let completed = Completed { unblocked: slot.blocks, asked: slot.asked, failed };
         if index == 0 {
             if !slot.mute {
                 write(slot.proto, &mut self.ready);
@@ -94,7 +120,7 @@ impl Outbox {
             self.parked += bytes.len();
             slot.answer = Some(bytes.to_vec());
         }
-        completed
+        Some(completed)
     }
 
     /// Moves answered slots at the front into `ready`.
@@ -143,13 +169,13 @@ mod tests {
     #[test]
     fn answers_leave_in_the_order_of_the_requests() {
         let mut out = Outbox::default();
-        let a = out.reserve(Proto::Resp3, false, false);
+        let a = out.reserve(Proto::Resp3, false, false, Asked::other(0));
         out.push(false, |b| b.extend_from_slice(b"hit"));
-        let c = out.reserve(Proto::Resp3, false, true);
-        assert!(out.complete(c, b"C", Form::Same).unblocked);
+        let c = out.reserve(Proto::Resp3, false, true, Asked::other(0));
+        assert!(out.complete(c, b"C", Form::Same).is_some_and(|c| c.unblocked));
         assert_eq!(text(&out), "");
         assert_eq!(out.bytes(), 4);
-        assert!(out.complete(a, b"A", Form::Same).counted);
+        assert!(out.complete(a, b"A", Form::Same).is_some());
         assert_eq!(text(&out), "AhitC");
         assert_eq!(out.outstanding(), 0);
         assert_eq!(out.bytes(), 5);
@@ -158,17 +184,17 @@ mod tests {
     #[test]
     fn a_second_answer_to_a_slot_is_ignored() {
         let mut out = Outbox::default();
-        let a = out.reserve(Proto::Resp3, false, false);
+        let a = out.reserve(Proto::Resp3, false, false, Asked::other(0));
         out.complete(a, b"A", Form::Same);
-        assert!(!out.complete(a, b"B", Form::Same).counted);
+        assert!(out.complete(a, b"B", Form::Same).is_none());
         assert_eq!(text(&out), "A");
     }
 
     #[test]
     fn a_muted_slot_keeps_its_place_and_says_nothing() {
         let mut out = Outbox::default();
-        let a = out.reserve(Proto::Resp2, true, false);
-        let b = out.reserve(Proto::Resp2, false, false);
+        let a = out.reserve(Proto::Resp2, true, false, Asked::other(0));
+        let b = out.reserve(Proto::Resp2, false, false, Asked::other(0));
         out.complete(b, b"_\r\n", Form::Bulk);
         out.complete(a, b"+OK\r\n", Form::Same);
         assert_eq!(text(&out), "$-1\r\n");

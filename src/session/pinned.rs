@@ -20,7 +20,7 @@ use crate::coherence::{Ends, Hold};
 use crate::command::table::{self, Lookup};
 use crate::command::{Effect, Kind, Need, Request, Spec, Why, keys};
 use crate::observe::clock;
-use crate::observe::reasons::{Dropped, Flush, Peer};
+use crate::observe::reasons::{Bypass, Dropped, Flush, Peer, Source};
 use crate::resp::reply::{self, Frame, FrameScanner};
 use crate::resp::request::Scan;
 use crate::resp::{Proto, build};
@@ -62,6 +62,8 @@ struct Pin {
     tracking: bool,
     /// RESET has to prove it clean before somebody else may use it.
     soiled: bool,
+    /// What a cacheable read here is counted as.
+    bypass: Bypass,
     /// Stays pinned when nothing else asks for it.
     sticky: bool,
     /// An EXEC reply that is read element by element.
@@ -321,6 +323,11 @@ impl Pin {
             monitor: false,
             tracking: false,
             soiled: !matches!(why, Why::Transaction | Why::Watch | Why::Blocking | Why::MayBlock | Why::Large),
+            bypass: match why {
+                Why::NoLane => Bypass::NoLane,
+                Why::Large => Bypass::Large,
+                _ => Bypass::Pinned,
+            },
             sticky: matches!(why, Why::NoLane | Why::Unknown),
             walk: None,
             staged: BytesMut::new(),
@@ -516,6 +523,9 @@ impl Pin {
         session.last.set(clock::now());
         if spec.is_none() {
             self.soiled = true;
+        }
+        if matches!(spec.map(|s| s.kind), Some(Kind::Get | Kind::Mget)) {
+            ctx.metrics.bypass.inc(self.bypass);
         }
         let restricted = self.subs.any() && self.conn.proto == Proto::Resp2;
         let known = spec.filter(|s| keys::arity_ok(s, req.argc()));
@@ -1061,7 +1071,7 @@ impl Pin {
             _ => {}
         }
         let bytes: &[u8] = if own.is_empty() { frame } else { &own };
-        self.deliver(false, &bytes.to_vec());
+        self.deliver(false, bytes);
         if next && let Some(walk) = self.walk.as_mut() {
             walk.queue.pop_front();
             if walk.queue.is_empty() {
@@ -1162,6 +1172,7 @@ fn settle(ctx: &Ctx, expect: &Expect) -> bool {
 }
 
 fn begin_all(ctx: &Ctx, named: &[Box<[u8]>]) -> Ends {
+    ctx.metrics.invalidations.add(Source::OwnWrite, named.len() as u64);
     Ends::from_vec(named.iter().map(|key| ctx.l1.begin_write(key)).collect())
 }
 

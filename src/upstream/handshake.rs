@@ -248,15 +248,14 @@ pub(crate) enum Learned {
 
 /// Reads a COMMAND INFO reply for one name.
 pub(crate) fn learned(frame: &[u8]) -> Learned {
-    let Some(Value::List(mut infos)) = push::decode(frame) else { return Learned::Unknown };
-    let Some(Value::List(info)) = infos.pop() else { return Learned::Unknown };
-    let name = match info.first() {
-        Some(Value::Str(name)) => String::from_utf8_lossy(name).to_ascii_lowercase(),
-        _ => return Learned::Unknown,
+    let reply = push::decode(frame);
+    let Some(info) = reply.as_ref().and_then(Value::list).and_then(<[Value]>::first).and_then(Value::list) else {
+        return Learned::Unknown;
     };
-    let module = match info.get(2) {
-        Some(Value::List(flags)) => flags.iter().any(|f| matches!(f, Value::Str(s) if s == b"module")),
-        _ => false,
-    };
-    if module { Learned::Module } else { Learned::Renamed(name) }
+    let Some(name) = info.first().and_then(Value::text) else { return Learned::Unknown };
+    let flags = info.get(2).and_then(Value::list).unwrap_or_default();
+    if flags.iter().any(|flag| flag.text() == Some(b"module")) {
+        return Learned::Module;
+    }
+    Learned::Renamed(String::from_utf8_lossy(name).to_ascii_lowercase())
 }

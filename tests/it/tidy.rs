@@ -16,7 +16,7 @@ const LAYERS: &[&[&str]] = &[
     &["router"],
     &["cache", "upstream", "local", "outage"],
     &["policy", "command", "config"],
-    &["resp"],
+    &["resp", "net"],
     &["observe", "limits", "error"],
 ];
 
