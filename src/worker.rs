@@ -376,7 +376,9 @@ impl Ctx {
             true => lane.ask(clock::now(), &[b"COMMAND", b"INFO", &name]).await.ok(),
             false => None,
         };
-        let learned = answer.map_or(Learned::Unknown, |frame| handshake::learned(&frame));
+        // No answer: the lane is lost, and the name is asked about again.
+        let Some(frame) = answer else { return };
+        let learned = handshake::learned(&frame);
         let mut all = self.learned.borrow_mut();
         if all.len() >= LEARNED_MAX {
             all.clear();

@@ -88,6 +88,15 @@ pub(super) struct Inner {
     pub(super) throttled: Vec<Rc<Session>>,
 }
 
+impl Inner {
+    /// Wakes the sessions that wait for a shorter log, once it is half as long.
+    pub(super) fn let_go(&mut self) {
+        if !self.throttled.is_empty() && self.log.len() < LOG_MAX / 2 {
+            self.throttled.drain(..).for_each(|session| session.wake.notify_one());
+        }
+    }
+}
+
 /// A split MGET as the session prepared it.
 pub(crate) struct MgetRequest {
     pub(crate) slot: u64,

@@ -71,7 +71,7 @@ impl Lane {
 async fn run(ctx: Rc<Ctx>, lane: Rc<Lane>) {
     let mut backoff = Backoff::new(ctx.config.upstream.retry.base_delay, ctx.config.upstream.retry.max_delay);
     loop {
-        match open(&ctx, &lane).await {
+        match open_or_give_up_waiting(&ctx, &lane).await {
             Ok(link) => {
                 backoff.reset();
                 let why = serve(&ctx, &lane, link).await;
@@ -81,17 +81,27 @@ async fn run(ctx: Rc<Ctx>, lane: Rc<Lane>) {
                 lane.set_availability(Availability::Refused(reply.clone()));
                 lane.fail_all(&ctx, &format!("NEARSIDE upstream refused the sidecar: {reply}"));
                 ctx.lane_refused(&lane, &reply);
+                ctx.flush_dirty();
                 return;
             }
             Err(Failure::Gone(why)) => {
-                ctx.upstream_gone(&why);
-                lane.set_availability(Availability::Gone(why.clone()));
-                lane.fail_all(&ctx, &format!("NEARSIDE upstream unavailable: {why}"));
-                ctx.flush_dirty();
+                lane.gone(&ctx, &why);
                 sleep(backoff.next()).await;
             }
         }
     }
+}
+
+/// Opens the connection. Commands wait for that at most `connect_timeout`; the attempt itself may take longer (a server
+/// that is busy with a script answers late, but it answers).
+async fn open_or_give_up_waiting(ctx: &Rc<Ctx>, lane: &Rc<Lane>) -> Result<LaneLink, Failure> {
+    let limit = ctx.config.upstream.connect_timeout;
+    let mut opening = std::pin::pin!(open(ctx, lane));
+    tokio::select! {
+        result = &mut opening => return result,
+        () = sleep(limit) => lane.gone(ctx, &format!("no connection within {limit:?}")),
+    }
+    opening.await
 }
 
 enum Failure {
@@ -196,6 +206,14 @@ fn write_out(ctx: &Ctx, lane: &Lane, wr: &WriteHalf) -> std::io::Result<bool> {
 }
 
 impl Lane {
+    /// Upstream cannot be reached: whoever waits is told, and so is whoever asks from now on.
+    fn gone(&self, ctx: &Rc<Ctx>, why: &str) {
+        ctx.upstream_gone(why);
+        self.set_availability(Availability::Gone(why.to_owned()));
+        self.fail_all(ctx, &format!("NEARSIDE upstream unavailable: {why}"));
+        ctx.flush_dirty();
+    }
+
     /// R1: alive from the answer to CLIENT TRACKING on, under a number no other connection has had.
     fn came_up(&self, ctx: &Rc<Ctx>, link: &LaneLink) {
         let now = clock::now();
@@ -341,6 +359,7 @@ impl Lane {
                 return Err("a reply from upstream that nothing asked for".to_owned());
             };
             inner.log.answer(waiter.len as usize);
+            inner.let_go();
             waiter
         };
         // R4. Nothing can look between here and the end of this frame's effects: there is one thread and no await.

@@ -218,10 +218,28 @@ impl Session {
             self.own_info(ctx, b.now, mute);
             return None;
         }
-        match router::route(spec, req, &view) {
+        let step = self.take(ctx, b, req, spec, mute, router::route(spec, req, &view));
+        if matches!(step, Some(Step::Suspend(_))) {
+            // It is looked at again when its turn comes, and asks again then.
+            self.unmute(mute);
+        }
+        step
+    }
+
+    fn take(
+        self: &Rc<Self>,
+        ctx: &Rc<Ctx>,
+        b: &mut Batch,
+        req: &Request<'_>,
+        spec: &'static Spec,
+        mute: bool,
+        route: Route,
+    ) -> Option<Step> {
+        match route {
             Route::Cached(epoch) if spec.kind == Kind::Get => self.get(ctx, b, req, mute, Ok(epoch)),
             Route::Cached(epoch) => self.mget(ctx, b, req, mute, Ok(epoch)),
             Route::Fetch(why) if spec.kind == Kind::Get => self.get(ctx, b, req, mute, Err(why)),
+            Route::Fetch(Bypass::CacheOff | Bypass::TrackingRefused) => self.forward(ctx, b, req, spec, mute, None),
             Route::Fetch(why) => self.mget(ctx, b, req, mute, Err(why)),
             Route::Lane => self.forward(ctx, b, req, spec, mute, None),
             Route::Write => self.forward(ctx, b, req, spec, mute, Some(Effect::Write)),
@@ -245,7 +263,7 @@ impl Session {
         let view = self.view(ctx, b, req, &STRANGER);
         let owned = || Owned::of(req);
         match router::route_stranger(what, &view) {
-            Route::Learn => Some(Step::Suspend(Work::Learn(owned()))),
+            Route::Learn => self.lane_stop(b, req, false).unwrap_or_else(|| Some(Step::Suspend(Work::Learn(owned())))),
             Route::Pinned(why) => Some(Step::Suspend(Work::Pinned(why, owned()))),
             Route::Opaque => {
                 let mute = self.special.get() && self.state.borrow_mut().mute();

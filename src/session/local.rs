@@ -55,19 +55,12 @@ impl Session {
                 None
             }
             Now::Close => Some(Step::Close),
-            Now::Wait => {
-                // `mute` is asked again when its turn comes.
-                self.unmute(mute);
-                Some(Step::Suspend(Work::Local(spec, Owned::of(req))))
-            }
-            Now::Upstream => {
-                self.unmute(mute);
-                Some(Step::Suspend(Work::Pinned(crate::command::Why::Verify, Owned::of(req))))
-            }
+            Now::Wait => Some(Step::Suspend(Work::Local(spec, Owned::of(req)))),
+            Now::Upstream => Some(Step::Suspend(Work::Pinned(crate::command::Why::Verify, Owned::of(req)))),
         }
     }
 
-    fn unmute(&self, mute: bool) {
+    pub(super) fn unmute(&self, mute: bool) {
         let mut state = self.state.borrow_mut();
         if mute && state.replies == Replies::On {
             state.replies = Replies::SkipNext;

@@ -306,7 +306,9 @@ impl Client {
             let outbox = session.outbox.borrow();
             (!outbox.ready.is_empty(), outbox.outstanding())
         };
-        if (self.eof || ctx.draining.get()) && outstanding == 0 && !unsent && self.rbuf.is_empty() {
+        // What is left of a request at the end of the stream is no request.
+        let nothing_to_come = self.eof || (ctx.draining.get() && self.rbuf.is_empty());
+        if want_input && nothing_to_come && outstanding == 0 && !unsent {
             return false;
         }
         session.waiting.set(!want_input || self.eof || ctx.draining.get());

@@ -603,6 +603,10 @@ impl Pin {
             _ if spec.is_some_and(|s| keys::blocks(s, req)) => What::Blocking,
             _ => What::Command,
         };
+        if matches!(what, What::Multi) {
+            // From here on, not from its +OK on: what the client has pipelined behind it is queued too.
+            self.queue = Some(Vec::new());
+        }
         let mut expect = Expect::of(what, mute);
         self.begin(ctx, client, spec, req, &mut expect);
         expect
@@ -924,10 +928,16 @@ impl Pin {
         let hold = settle(ctx, &expect) && !(matches!(expect.what, What::Blocking) && reply::is_null(frame));
         let session = &client.session;
         match expect.what {
-            What::Multi if !failed => self.queue = Some(Vec::new()),
+            What::Multi if failed => self.queue = None,
             What::Queued(queued) if frame.starts_with(b"+QUEUED") => {
                 if let Some(queue) = self.queue.as_mut() {
                     queue.push(queued);
+                }
+            }
+            // Its MULTI was refused, so it was executed at once.
+            What::Queued(queued) if !failed => {
+                for key in &queued.keys {
+                    ctx.l1.invalidate(key);
                 }
             }
             What::Exec(_) => {
