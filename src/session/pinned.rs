@@ -187,8 +187,9 @@ impl Client {
             }
         };
         let mut pin = Pin::new(conn, why);
-        if let Some(first) = first {
-            pin.request(ctx, self, &first.request());
+        match first {
+            Some(first) => pin.request(ctx, self, &first.request()),
+            None => pin.upload = Some(Upload::new(self)),
         }
         let end = pin.run(ctx, self).await;
         *session.pinned.borrow_mut() = Shown::default();
