@@ -279,7 +279,7 @@ impl Ctx {
     pub(crate) fn flush_dirty(&self) {
         let mut dirty = std::mem::take(&mut *self.dirty.borrow_mut());
         for session in dirty.drain(..) {
-            session.flush(self);
+            session.flush_for(self);
         }
         let mut place = self.dirty.borrow_mut();
         if place.is_empty() {

@@ -152,8 +152,17 @@ impl Session {
         ctx.mark_dirty(self);
     }
 
-    /// Writes what the client's socket takes now. Called once per batch by whoever completed something.
-    pub(crate) fn flush(self: &Rc<Self>, ctx: &Ctx) {
+    /// Once per batch, by whoever has completed something for this client: writes, and wakes the client's own task where
+    /// that has to go on.
+    pub(crate) fn flush_for(self: &Rc<Self>, ctx: &Ctx) {
+        self.flush(ctx);
+        if self.waiting.get() || !self.outbox.borrow().ready.is_empty() {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Writes what the client's socket takes now.
+    fn flush(self: &Rc<Self>, ctx: &Ctx) {
         self.dirty.set(false);
         let mut outbox = self.outbox.borrow_mut();
         let writer = self.writer.borrow();
@@ -174,9 +183,6 @@ impl Session {
         if left > ctx.config.listen.output_limit {
             drop(outbox);
             return self.drop_for(ctx, Dropped::OutputLimit, "it did not read its replies (listen.output_limit)");
-        }
-        if !outbox.ready.is_empty() || self.waiting.get() {
-            self.wake.notify_one();
         }
         drop(outbox);
         if left > BACKPRESSURE {
