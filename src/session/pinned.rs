@@ -10,6 +10,7 @@ use std::rc::Rc;
 
 use bytes::{Buf, BytesMut};
 use tokio::io::AsyncReadExt;
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
 
 use super::dispatch::{Owned, Work};
@@ -307,6 +308,7 @@ impl Client {
                     return false;
                 }
             }
+            yield_now().await;
         }
     }
 }
@@ -387,6 +389,10 @@ impl Pin {
             }
             if let Some(end) = self.wait(ctx, client).await {
                 return end;
+            }
+            if self.streaming || self.upload.is_some() {
+                // A stream never waits for long, and would keep the thread to itself for megabytes on end.
+                yield_now().await;
             }
         }
     }
