@@ -22,7 +22,7 @@ use crate::command::{Effect, Kind, Need, Request, Spec, Why, keys};
 use crate::observe::clock;
 use crate::observe::reasons::{Bypass, Dropped, Flush, Peer, Source};
 use crate::resp::reply::{self, Frame, FrameScanner};
-use crate::resp::request::Scan;
+use crate::resp::request::{ProtocolError, Scan};
 use crate::resp::{Proto, build};
 use crate::upstream::Credential;
 use crate::upstream::handshake::ServerInfo;
@@ -78,6 +78,8 @@ struct Pin {
     upload: Option<Upload>,
     /// A local command that waits until all before it is answered.
     local: Option<Owned>,
+    /// What the client sent is no request: it is told so behind the replies it is owed, then closed.
+    broken: Option<ProtocolError>,
     /// The client said QUIT.
     quit: bool,
 }
@@ -336,6 +338,7 @@ impl Pin {
             streaming_mute: false,
             upload: None,
             local: None,
+            broken: None,
             quit: false,
         }
     }
@@ -360,6 +363,7 @@ impl Pin {
             && self.staged.is_empty()
             && self.out.is_empty()
             && self.local.is_none()
+            && self.broken.is_none()
             && self.conn.link.rbuf.is_empty()
     }
 
@@ -401,7 +405,11 @@ impl Pin {
     async fn wait(&mut self, ctx: &Rc<Ctx>, client: &mut Client) -> Option<End> {
         let session = client.session.clone();
         let unsent = !session.outbox.borrow().ready.is_empty();
-        let from_client = !client.eof && self.local.is_none() && self.out.len() < CHUNK && client.rbuf.len() < CHUNK;
+        let from_client = !client.eof
+            && self.local.is_none()
+            && self.broken.is_none()
+            && self.out.len() < CHUNK
+            && client.rbuf.len() < CHUNK;
         let from_upstream = self.hold.is_none() && session.buffered() < BACKPRESSURE;
         let hold = self.hold.clone();
         if self.conn.link.rbuf.capacity() - self.conn.link.rbuf.len() < 4096 {
@@ -457,16 +465,20 @@ impl Pin {
                 return Some(end);
             }
             // What comes after the state is over belongs on the lane (and may hit).
-            if self.local.is_some() || self.quit || self.out.len() >= CHUNK || self.is_over() || client.rbuf.is_empty()
+            if self.local.is_some()
+                || self.broken.is_some()
+                || self.quit
+                || self.out.len() >= CHUNK
+                || self.is_over()
+                || client.rbuf.is_empty()
             {
                 return None;
             }
             if self.upload.is_some() {
-                match self.upload(ctx, client) {
-                    Ok(true) => continue,
-                    Ok(false) => return None,
-                    Err(end) => return Some(end),
+                if self.upload(ctx, client) {
+                    continue;
                 }
+                return None;
             }
             if self.waits_for_state(client) {
                 return None;
@@ -487,9 +499,8 @@ impl Pin {
                     continue;
                 }
                 Scan::Error(e) => {
-                    client.session.protocol_error(ctx, &e);
-                    self.quit = true;
-                    return Some(End::Close);
+                    self.broken = Some(e);
+                    continue;
                 }
             };
             client.rbuf.advance(len);
@@ -711,6 +722,11 @@ impl Pin {
         if !self.expect.is_empty() || self.hold.is_some() || self.streaming {
             return None;
         }
+        if let Some(e) = self.broken.take() {
+            client.session.protocol_error(ctx, &e);
+            self.quit = true;
+            return Some(End::Close);
+        }
         let owned = self.local.take()?;
         let req = owned.request();
         let Lookup::Known(spec) = table::lookup(&req) else { return None };
@@ -752,15 +768,14 @@ impl Pin {
     }
 
     /// Moves a piece of a large request up. True: something happened.
-    fn upload(&mut self, ctx: &Rc<Ctx>, client: &mut Client) -> Result<bool, End> {
-        let Some(upload) = self.upload.as_mut() else { return Ok(false) };
+    fn upload(&mut self, ctx: &Rc<Ctx>, client: &mut Client) -> bool {
+        let Some(upload) = self.upload.as_mut() else { return false };
         let step = client.scanner.stream(&client.rbuf, &mut |i, arg| upload.saw(i, arg));
         let step = match step {
             Ok(step) => step,
             Err(e) => {
-                client.session.protocol_error(ctx, &e);
-                self.quit = true;
-                return Err(End::Close);
+                self.broken = Some(e);
+                return true;
             }
         };
         if step.done {
@@ -774,7 +789,7 @@ impl Pin {
         if client.rbuf.is_empty() && client.rbuf.capacity() > BACKPRESSURE {
             client.rbuf = BytesMut::new();
         }
-        Ok(step.take > 0 || step.done)
+        step.take > 0 || step.done
     }
 
     fn uploaded(&mut self, ctx: &Rc<Ctx>, upload: Upload) -> Expect {
