@@ -607,7 +607,7 @@ impl Pin {
             Kind::Select => select_db(req).map_or(What::Command, What::Select),
             Kind::Client => match spec.map(|s| s.name) {
                 Some("client|tracking") => What::Tracking(req.is(2, "on")),
-                Some("client|getredir") => What::Redirect,
+                Some("client|getredir" | "client|trackinginfo") => What::Redirect,
                 _ => What::Command,
             },
             Kind::BlockingPop | Kind::Wait => What::Blocking,
@@ -978,9 +978,7 @@ impl Pin {
                 session.forget_lane();
             }
             What::Redirect if !failed => {
-                let mut own = BytesMut::new();
-                build::integer(&mut own, super::inspect::own_id(ctx, reply::integer(frame).unwrap_or(-1)));
-                self.deliver(expect.mute, &own);
+                self.deliver(expect.mute, &super::inspect::own_redirect(ctx, frame));
                 return Ok(hold);
             }
             What::Subscription { .. } if !failed => {

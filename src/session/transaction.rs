@@ -52,7 +52,7 @@ pub(super) enum What {
     Select(u32),
     /// CLIENT TRACKING ON or OFF.
     Tracking(bool),
-    /// CLIENT GETREDIR, whose id is one of ours.
+    /// CLIENT GETREDIR or TRACKINGINFO, whose id is one of ours.
     Redirect,
 }
 
