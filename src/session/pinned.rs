@@ -13,8 +13,10 @@ use tokio::io::AsyncReadExt;
 use tokio::time::{Instant, sleep_until};
 
 use super::dispatch::{Owned, Work};
-use super::local::Local;
-use super::transaction::{Expect, PubSub, Queued, Role, Subscriptions, Walk, What, confirms, is_subscription, pubsub};
+use super::local::{Local, greeting};
+use super::transaction::{
+    Expect, Greeting, PubSub, Queued, Role, Subscriptions, Walk, What, confirms, is_subscription, pubsub,
+};
 use super::{BACKPRESSURE, Client, read_some};
 use crate::coherence::{Ends, Hold};
 use crate::command::table::{self, Lookup};
@@ -515,7 +517,7 @@ impl Pin {
     fn waits_for_state(&self, _client: &Client) -> bool {
         match self.expect.back().map(|e| &e.what) {
             Some(What::Blocking | What::Exec(_) | What::Discard | What::Unwatch) => true,
-            Some(What::Hello { .. } | What::Auth(_) | What::Select(_) | What::Tracking(_)) => true,
+            Some(What::Hello(_) | What::Auth(_) | What::Select(_) | What::Tracking(_)) => true,
             Some(What::Subscription { .. }) => true,
             Some(What::Command) => !self.sticky && !self.is_stateful(),
             _ => false,
@@ -602,7 +604,7 @@ impl Pin {
             kind if is_subscription(kind) => {
                 What::Subscription { kind, left: (req.argc() > 1).then(|| req.argc() - 1) }
             }
-            Kind::Hello => What::Hello { proto: hello_proto(req, self.conn.proto) },
+            Kind::Hello => What::Hello(greeting(req, self.conn.proto)),
             Kind::Auth => What::Auth(credential(req)),
             Kind::Select => select_db(req).map_or(What::Command, What::Select),
             Kind::Client => match spec.map(|s| s.name) {
@@ -667,7 +669,7 @@ impl Pin {
             // Refused inside MULTI, by upstream's own words.
             Some(Kind::Multi | Kind::Watch) => return Expect::of(What::Command, mute),
             Some(kind) if is_subscription(kind) => Role::Subscription { kind, words: req.argc() - 1 },
-            Some(Kind::Hello) => Role::Hello { proto: hello_proto(req, self.conn.proto) },
+            Some(Kind::Hello) => Role::Hello(greeting(req, self.conn.proto)),
             Some(Kind::Auth) => Role::Auth(credential(req)),
             Some(Kind::Select) => select_db(req).map_or(Role::Plain, Role::Select),
             _ => Role::Plain,
@@ -964,8 +966,8 @@ impl Pin {
             What::Watch if !failed => self.watching = true,
             What::Monitor if !failed => self.monitor = true,
             What::Tracking(on) if !failed => self.tracking = on,
-            What::Hello { proto } if !failed => {
-                let own = self.said_hello(client, proto, frame);
+            What::Hello(greeting) if !failed => {
+                let own = self.said_hello(ctx, client, greeting, frame);
                 self.deliver(expect.mute, &own);
                 return Ok(hold);
             }
@@ -976,6 +978,8 @@ impl Pin {
             What::Select(db) if !failed => {
                 session.state.borrow_mut().db = db;
                 session.forget_lane();
+                // The other database may have a lane.
+                self.sticky = false;
             }
             What::Redirect if !failed => {
                 self.deliver(expect.mute, &super::inspect::own_redirect(ctx, frame));
@@ -990,9 +994,19 @@ impl Pin {
         Ok(hold)
     }
 
-    fn said_hello(&mut self, client: &Client, proto: Proto, frame: &[u8]) -> BytesMut {
+    fn said_hello(&mut self, ctx: &Ctx, client: &Client, greeting: Greeting, frame: &[u8]) -> BytesMut {
+        let Greeting { proto, credential, name } = greeting;
         self.conn.proto = proto;
-        client.session.state.borrow_mut().proto = proto;
+        if let Some(credential) = credential {
+            client.session.authenticated(ctx, credential);
+            self.sticky = false;
+        }
+        let mut state = client.session.state.borrow_mut();
+        state.proto = proto;
+        if let Some(name) = name {
+            state.name = name;
+        }
+        drop(state);
         let mut own = BytesMut::new();
         match ServerInfo::parse(frame) {
             Some(info) => super::local::hello_reply(&mut own, &info, proto, client.session.id),
@@ -1082,9 +1096,9 @@ impl Pin {
                 let req = Request { raw, args };
                 own = client.session.local_in_exec(ctx, &req);
             }
-            Some(Role::Hello { proto }) if !reply::is_error(frame) => {
-                let proto = *proto;
-                own = self.said_hello(client, proto, frame);
+            Some(Role::Hello(greeting)) if !reply::is_error(frame) => {
+                let greeting = greeting.clone();
+                own = self.said_hello(ctx, client, greeting, frame);
             }
             Some(Role::Auth(c)) if !reply::is_error(frame) => client.session.authenticated(ctx, c.clone()),
             Some(Role::Select(db)) if !reply::is_error(frame) => {
@@ -1225,14 +1239,6 @@ fn is_own(spec: &Spec) -> bool {
 
 fn is_monitor_line(frame: &[u8]) -> bool {
     frame.len() > 2 && frame[0] == b'+' && frame[1].is_ascii_digit() && memchr::memchr(b'[', frame).is_some()
-}
-
-fn hello_proto(req: &Request<'_>, now: Proto) -> Proto {
-    match req.argc() {
-        1 => now,
-        _ if req.arg(1) == b"3" => Proto::Resp3,
-        _ => Proto::Resp2,
-    }
 }
 
 fn credential(req: &Request<'_>) -> Credential {
