@@ -7,6 +7,7 @@ use std::rc::Rc;
 use super::Session;
 use crate::command::Request;
 use crate::resp::Proto;
+use crate::resp::reply;
 use crate::worker::Ctx;
 
 /// One client as CLIENT LIST prints it (without the line end). Fields that make no sense for a sidecar's client (argument
@@ -206,8 +207,24 @@ pub(super) fn translate_redirect(ctx: &Ctx, req: &Request<'_>) -> Option<Vec<Vec
     Some(words)
 }
 
+/// The reply to CLIENT GETREDIR or TRACKINGINFO, with the id of the client here.
+pub(super) fn own_redirect(ctx: &Ctx, frame: &[u8]) -> Vec<u8> {
+    const FIELD: &[u8] = b"$8\r\nredirect\r\n";
+    let at = if frame.first() == Some(&b':') {
+        Some(0)
+    } else {
+        memchr::memmem::find(frame, FIELD).map(|at| at + FIELD.len())
+    };
+    let Some((at, upstream)) = at.and_then(|at| Some((at, reply::integer(&frame[at..])?))) else {
+        return frame.to_vec();
+    };
+    let line = memchr::memchr(b'\n', &frame[at..]).map_or(frame.len(), |end| at + end + 1);
+    let own = format!(":{}\r\n", own_id(ctx, upstream));
+    [&frame[..at], own.as_bytes(), &frame[line..]].concat()
+}
+
 /// The client here whose pinned connection has this id upstream; special values (-1, 0) stay.
-pub(super) fn own_id(ctx: &Ctx, upstream: i64) -> i64 {
+fn own_id(ctx: &Ctx, upstream: i64) -> i64 {
     let found = ctx.sessions.borrow().values().find(|s| s.pinned.borrow().id == upstream).map(|s| s.id as i64);
     if upstream <= 0 { upstream } else { found.unwrap_or(upstream) }
 }

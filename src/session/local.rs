@@ -7,6 +7,7 @@ use bytes::BytesMut;
 
 use super::dispatch::{Owned, Step, Work};
 use super::state::{Replies, is_plain};
+use super::transaction::Greeting;
 use super::{Session, inspect};
 use crate::command::{Kind, Request, Spec};
 use crate::observe::clock;
@@ -418,6 +419,13 @@ struct Hello<'a> {
     proto: Proto,
     credential: Option<(&'a [u8], &'a [u8])>,
     name: Option<&'a [u8]>,
+}
+
+/// For a connection of the session's own, which carries the HELLO to upstream. Of one that is malformed upstream says so.
+pub(super) fn greeting(req: &Request<'_>, now: Proto) -> Greeting {
+    let hello = Hello::parse(req, now).unwrap_or(Hello { proto: now, credential: None, name: None });
+    let credential = |(user, password): (&[u8], &[u8])| Credential { user: user.into(), password: password.into() };
+    Greeting { proto: hello.proto, credential: hello.credential.map(credential), name: hello.name.map(<[u8]>::to_vec) }
 }
 
 impl<'a> Hello<'a> {

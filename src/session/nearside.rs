@@ -8,6 +8,7 @@ use bytes::BytesMut;
 use super::Session;
 use super::dispatch::Batch;
 use crate::cache::{self, Value};
+use crate::coherence::Lane;
 use crate::command::table::{self, Lookup};
 use crate::command::{Effect, Request, keys};
 use crate::config::{AdminResp, CacheMode};
@@ -167,7 +168,7 @@ impl Session {
             ("reason", route.reason().to_owned()),
             ("effect", format!("{effect:?}").to_ascii_lowercase()),
             ("may_be_sent_again", yes(spec.is_some_and(|s| s.resend))),
-            ("in_l1", yes(named.first().is_some_and(|k| ctx.l1.get(k).is_some()))),
+            ("in_l1", yes(named.first().is_some_and(|key| holds(ctx, &lane, key)))),
             ("not_stored_because", lane.uncached().unwrap_or_default()),
         ];
         let proto = self.proto();
@@ -216,6 +217,11 @@ impl Session {
             }
         });
     }
+}
+
+/// Only entries of the asker's own lane count: that another user has a key cached is not for everybody to know.
+fn holds(ctx: &Ctx, lane: &Lane, key: &[u8]) -> bool {
+    ctx.l1.get(key).is_some_and(|forms| forms.entries.iter().any(|e| e.lane == lane.id))
 }
 
 impl Refusal {

@@ -14,8 +14,10 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
 
 use super::dispatch::{Owned, Work};
-use super::local::Local;
-use super::transaction::{Expect, PubSub, Queued, Role, Subscriptions, Walk, What, confirms, is_subscription, pubsub};
+use super::local::{Local, greeting};
+use super::transaction::{
+    Expect, Greeting, PubSub, Queued, Role, Subscriptions, Walk, What, confirms, is_subscription, pubsub,
+};
 use super::{BACKPRESSURE, Client, read_some};
 use crate::coherence::{Ends, Hold};
 use crate::command::table::{self, Lookup};
@@ -23,7 +25,7 @@ use crate::command::{Effect, Kind, Need, Request, Spec, Why, keys};
 use crate::observe::clock;
 use crate::observe::reasons::{Bypass, Dropped, Flush, Peer, Source};
 use crate::resp::reply::{self, Frame, FrameScanner};
-use crate::resp::request::Scan;
+use crate::resp::request::{ProtocolError, Scan};
 use crate::resp::{Proto, build};
 use crate::upstream::Credential;
 use crate::upstream::handshake::ServerInfo;
@@ -79,6 +81,8 @@ struct Pin {
     upload: Option<Upload>,
     /// A local command that waits until all before it is answered.
     local: Option<Owned>,
+    /// What the client sent is no request: it is told so behind the replies it is owed, then closed.
+    broken: Option<ProtocolError>,
     /// The client said QUIT.
     quit: bool,
 }
@@ -339,6 +343,7 @@ impl Pin {
             streaming_mute: false,
             upload: None,
             local: None,
+            broken: None,
             quit: false,
         }
     }
@@ -363,6 +368,7 @@ impl Pin {
             && self.staged.is_empty()
             && self.out.is_empty()
             && self.local.is_none()
+            && self.broken.is_none()
             && self.conn.link.rbuf.is_empty()
     }
 
@@ -408,7 +414,11 @@ impl Pin {
     async fn wait(&mut self, ctx: &Rc<Ctx>, client: &mut Client) -> Option<End> {
         let session = client.session.clone();
         let unsent = !session.outbox.borrow().ready.is_empty();
-        let from_client = !client.eof && self.local.is_none() && self.out.len() < CHUNK && client.rbuf.len() < CHUNK;
+        let from_client = !client.eof
+            && self.local.is_none()
+            && self.broken.is_none()
+            && self.out.len() < CHUNK
+            && client.rbuf.len() < CHUNK;
         let from_upstream = self.hold.is_none() && session.buffered() < BACKPRESSURE;
         let hold = self.hold.clone();
         if self.conn.link.rbuf.capacity() - self.conn.link.rbuf.len() < 4096 {
@@ -464,16 +474,20 @@ impl Pin {
                 return Some(end);
             }
             // What comes after the state is over belongs on the lane (and may hit).
-            if self.local.is_some() || self.quit || self.out.len() >= CHUNK || self.is_over() || client.rbuf.is_empty()
+            if self.local.is_some()
+                || self.broken.is_some()
+                || self.quit
+                || self.out.len() >= CHUNK
+                || self.is_over()
+                || client.rbuf.is_empty()
             {
                 return None;
             }
             if self.upload.is_some() {
-                match self.upload(ctx, client) {
-                    Ok(true) => continue,
-                    Ok(false) => return None,
-                    Err(end) => return Some(end),
+                if self.upload(ctx, client) {
+                    continue;
                 }
+                return None;
             }
             if self.waits_for_state(client) {
                 return None;
@@ -494,9 +508,8 @@ impl Pin {
                     continue;
                 }
                 Scan::Error(e) => {
-                    client.session.protocol_error(ctx, &e);
-                    self.quit = true;
-                    return Some(End::Close);
+                    self.broken = Some(e);
+                    continue;
                 }
             };
             client.rbuf.advance(len);
@@ -511,7 +524,7 @@ impl Pin {
     fn waits_for_state(&self, _client: &Client) -> bool {
         match self.expect.back().map(|e| &e.what) {
             Some(What::Blocking | What::Exec(_) | What::Discard | What::Unwatch) => true,
-            Some(What::Hello { .. } | What::Auth(_) | What::Select(_) | What::Tracking(_)) => true,
+            Some(What::Hello(_) | What::Auth(_) | What::Select(_) | What::Tracking(_)) => true,
             Some(What::Subscription { .. }) => true,
             Some(What::Command) => !self.sticky && !self.is_stateful(),
             _ => false,
@@ -598,12 +611,12 @@ impl Pin {
             kind if is_subscription(kind) => {
                 What::Subscription { kind, left: (req.argc() > 1).then(|| req.argc() - 1) }
             }
-            Kind::Hello => What::Hello { proto: hello_proto(req, self.conn.proto) },
+            Kind::Hello => What::Hello(greeting(req, self.conn.proto)),
             Kind::Auth => What::Auth(credential(req)),
             Kind::Select => select_db(req).map_or(What::Command, What::Select),
             Kind::Client => match spec.map(|s| s.name) {
                 Some("client|tracking") => What::Tracking(req.is(2, "on")),
-                Some("client|getredir") => What::Redirect,
+                Some("client|getredir" | "client|trackinginfo") => What::Redirect,
                 _ => What::Command,
             },
             Kind::BlockingPop | Kind::Wait => What::Blocking,
@@ -663,7 +676,7 @@ impl Pin {
             // Refused inside MULTI, by upstream's own words.
             Some(Kind::Multi | Kind::Watch) => return Expect::of(What::Command, mute),
             Some(kind) if is_subscription(kind) => Role::Subscription { kind, words: req.argc() - 1 },
-            Some(Kind::Hello) => Role::Hello { proto: hello_proto(req, self.conn.proto) },
+            Some(Kind::Hello) => Role::Hello(greeting(req, self.conn.proto)),
             Some(Kind::Auth) => Role::Auth(credential(req)),
             Some(Kind::Select) => select_db(req).map_or(Role::Plain, Role::Select),
             _ => Role::Plain,
@@ -718,6 +731,11 @@ impl Pin {
         if !self.expect.is_empty() || self.hold.is_some() || self.streaming {
             return None;
         }
+        if let Some(e) = self.broken.take() {
+            client.session.protocol_error(ctx, &e);
+            self.quit = true;
+            return Some(End::Close);
+        }
         let owned = self.local.take()?;
         let req = owned.request();
         let Lookup::Known(spec) = table::lookup(&req) else { return None };
@@ -759,15 +777,14 @@ impl Pin {
     }
 
     /// Moves a piece of a large request up. True: something happened.
-    fn upload(&mut self, ctx: &Rc<Ctx>, client: &mut Client) -> Result<bool, End> {
-        let Some(upload) = self.upload.as_mut() else { return Ok(false) };
+    fn upload(&mut self, ctx: &Rc<Ctx>, client: &mut Client) -> bool {
+        let Some(upload) = self.upload.as_mut() else { return false };
         let step = client.scanner.stream(&client.rbuf, &mut |i, arg| upload.saw(i, arg));
         let step = match step {
             Ok(step) => step,
             Err(e) => {
-                client.session.protocol_error(ctx, &e);
-                self.quit = true;
-                return Err(End::Close);
+                self.broken = Some(e);
+                return true;
             }
         };
         if step.done {
@@ -781,7 +798,7 @@ impl Pin {
         if client.rbuf.is_empty() && client.rbuf.capacity() > BACKPRESSURE {
             client.rbuf = BytesMut::new();
         }
-        Ok(step.take > 0 || step.done)
+        step.take > 0 || step.done
     }
 
     fn uploaded(&mut self, ctx: &Rc<Ctx>, upload: Upload) -> Expect {
@@ -956,8 +973,8 @@ impl Pin {
             What::Watch if !failed => self.watching = true,
             What::Monitor if !failed => self.monitor = true,
             What::Tracking(on) if !failed => self.tracking = on,
-            What::Hello { proto } if !failed => {
-                let own = self.said_hello(client, proto, frame);
+            What::Hello(greeting) if !failed => {
+                let own = self.said_hello(ctx, client, greeting, frame);
                 self.deliver(expect.mute, &own);
                 return Ok(hold);
             }
@@ -968,11 +985,11 @@ impl Pin {
             What::Select(db) if !failed => {
                 session.state.borrow_mut().db = db;
                 session.forget_lane();
+                // The other database may have a lane.
+                self.sticky = false;
             }
             What::Redirect if !failed => {
-                let mut own = BytesMut::new();
-                build::integer(&mut own, super::inspect::own_id(ctx, reply::integer(frame).unwrap_or(-1)));
-                self.deliver(expect.mute, &own);
+                self.deliver(expect.mute, &super::inspect::own_redirect(ctx, frame));
                 return Ok(hold);
             }
             What::Subscription { .. } if !failed => {
@@ -984,9 +1001,19 @@ impl Pin {
         Ok(hold)
     }
 
-    fn said_hello(&mut self, client: &Client, proto: Proto, frame: &[u8]) -> BytesMut {
+    fn said_hello(&mut self, ctx: &Ctx, client: &Client, greeting: Greeting, frame: &[u8]) -> BytesMut {
+        let Greeting { proto, credential, name } = greeting;
         self.conn.proto = proto;
-        client.session.state.borrow_mut().proto = proto;
+        if let Some(credential) = credential {
+            client.session.authenticated(ctx, credential);
+            self.sticky = false;
+        }
+        let mut state = client.session.state.borrow_mut();
+        state.proto = proto;
+        if let Some(name) = name {
+            state.name = name;
+        }
+        drop(state);
         let mut own = BytesMut::new();
         match ServerInfo::parse(frame) {
             Some(info) => super::local::hello_reply(&mut own, &info, proto, client.session.id),
@@ -1076,9 +1103,9 @@ impl Pin {
                 let req = Request { raw, args };
                 own = client.session.local_in_exec(ctx, &req);
             }
-            Some(Role::Hello { proto }) if !reply::is_error(frame) => {
-                let proto = *proto;
-                own = self.said_hello(client, proto, frame);
+            Some(Role::Hello(greeting)) if !reply::is_error(frame) => {
+                let greeting = greeting.clone();
+                own = self.said_hello(ctx, client, greeting, frame);
             }
             Some(Role::Auth(c)) if !reply::is_error(frame) => client.session.authenticated(ctx, c.clone()),
             Some(Role::Select(db)) if !reply::is_error(frame) => {
@@ -1219,14 +1246,6 @@ fn is_own(spec: &Spec) -> bool {
 
 fn is_monitor_line(frame: &[u8]) -> bool {
     frame.len() > 2 && frame[0] == b'+' && frame[1].is_ascii_digit() && memchr::memchr(b'[', frame).is_some()
-}
-
-fn hello_proto(req: &Request<'_>, now: Proto) -> Proto {
-    match req.argc() {
-        1 => now,
-        _ if req.arg(1) == b"3" => Proto::Resp3,
-        _ => Proto::Resp2,
-    }
 }
 
 fn credential(req: &Request<'_>) -> Credential {

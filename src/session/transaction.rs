@@ -3,7 +3,7 @@
 
 use crate::coherence::Ends;
 use crate::command::{Effect, Kind, Request, Spec, keys};
-use crate::resp::reply;
+use crate::resp::{Proto, reply};
 use crate::upstream::Credential;
 
 /// The reply that comes next.
@@ -45,14 +45,12 @@ pub(super) enum What {
         left: Option<usize>,
     },
     Monitor,
-    Hello {
-        proto: crate::resp::Proto,
-    },
+    Hello(Greeting),
     Auth(Credential),
     Select(u32),
     /// CLIENT TRACKING ON or OFF.
     Tracking(bool),
-    /// CLIENT GETREDIR, whose id is one of ours.
+    /// CLIENT GETREDIR or TRACKINGINFO, whose id is one of ours.
     Redirect,
 }
 
@@ -76,11 +74,17 @@ pub(super) enum Role {
         kind: Kind,
         words: usize,
     },
-    Hello {
-        proto: crate::resp::Proto,
-    },
+    Hello(Greeting),
     Auth(Credential),
     Select(u32),
+}
+
+/// What a HELLO changes when it succeeds.
+#[derive(Clone)]
+pub(super) struct Greeting {
+    pub(super) proto: Proto,
+    pub(super) credential: Option<Credential>,
+    pub(super) name: Option<Vec<u8>>,
 }
 
 impl Queued {

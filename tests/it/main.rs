@@ -6,6 +6,8 @@ mod clients;
 mod config;
 /// A harness that lies would make every other test worthless.
 mod harness;
+/// What a client session does, seen from the client and from upstream.
+mod sessions;
 mod support;
 /// The rules of layout and layering hold because they are a test.
 mod tidy;
