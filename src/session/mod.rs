@@ -9,6 +9,8 @@ mod local;
 mod nearside;
 mod outbox;
 mod pinned;
+#[cfg(test)]
+mod probe;
 mod state;
 mod transaction;
 
@@ -36,6 +38,8 @@ use crate::resp::request::Scanner;
 use crate::worker::Ctx;
 
 pub(crate) use nearside::with_own_info;
+#[cfg(test)]
+pub(crate) use probe::Probe;
 
 use dispatch::Step;
 use outbox::Outbox;
