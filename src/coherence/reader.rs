@@ -526,6 +526,9 @@ impl Lane {
     }
 
     fn still_valid(&self, ctx: &Ctx, fetch: &MgetFetch) -> bool {
+        if fetch.parts.iter().all(|part| matches!(part, Part::Miss)) {
+            return true; // all of it is upstream's own answer
+        }
         let now = clock::now();
         fetch.epoch == self.epoch.get()
             && fetch.flush_gen == ctx.l1.flush_gen()
