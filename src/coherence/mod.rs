@@ -22,3 +22,6 @@ pub(crate) use hold::Hold;
 pub(crate) use lane::{Availability, GetRequest, Lane, MgetRequest};
 pub(crate) use loss::Redo;
 pub(crate) use wait::{Ends, Miss, Part, Refresh, RefreshKey, Relay};
+
+#[cfg(test)]
+mod tests;

@@ -215,7 +215,7 @@ impl Lane {
     }
 
     /// R1: alive from the answer to CLIENT TRACKING on, under a number no other connection has had.
-    fn came_up(&self, ctx: &Rc<Ctx>, link: &LaneLink) {
+    pub(super) fn came_up(&self, ctx: &Rc<Ctx>, link: &LaneLink) {
         let now = clock::now();
         *self.uncached.borrow_mut() = match &link.tracking {
             _ if !ctx.cache_serves() => Some(super::lane::MODE_OFF.to_owned()),
@@ -303,7 +303,7 @@ impl Lane {
     }
 
     /// One frame's effect.
-    fn apply(&self, ctx: &Rc<Ctx>, frame: &[u8], nested: &[std::ops::Range<usize>]) -> Result<(), String> {
+    pub(super) fn apply(&self, ctx: &Rc<Ctx>, frame: &[u8], nested: &[std::ops::Range<usize>]) -> Result<(), String> {
         if frame.first() == Some(&b'>') {
             return self.on_push(ctx, frame);
         }
@@ -526,6 +526,9 @@ impl Lane {
     }
 
     fn still_valid(&self, ctx: &Ctx, fetch: &MgetFetch) -> bool {
+        if fetch.parts.iter().all(|part| matches!(part, Part::Miss)) {
+            return true; // all of it is upstream's own answer
+        }
         let now = clock::now();
         fetch.epoch == self.epoch.get()
             && fetch.flush_gen == ctx.l1.flush_gen()

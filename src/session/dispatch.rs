@@ -90,6 +90,8 @@ pub(super) struct Batch {
     vouched: Result<u64, Bypass>,
     flush_gen: u64,
     hits: u64,
+    /// There are more requests behind the present one.
+    more: bool,
 }
 
 impl Batch {
@@ -98,7 +100,7 @@ impl Batch {
         ctx.now.set(now);
         let lane = session.lane(ctx);
         let vouched = lane.vouches(now, session.fence.get(), ctx.max_staleness);
-        Batch { now, lane, vouched, flush_gen: ctx.l1.flush_gen(), hits: 0 }
+        Batch { now, lane, vouched, flush_gen: ctx.l1.flush_gen(), hits: 0, more: false }
     }
 }
 
@@ -123,10 +125,12 @@ impl Client {
                 Scan::Nothing { len } => (len, None),
                 Scan::Request { len } => {
                     let req = Request { raw: &self.rbuf[at..at + len], args: self.scanner.args() };
+                    batch.more = at + len < self.rbuf.len();
                     (len, session.dispatch(ctx, &mut batch, &req))
                 }
                 Scan::Inline { len } => {
                     let req = Request { raw: self.scanner.inline(), args: self.scanner.args() };
+                    batch.more = at + len < self.rbuf.len();
                     (len, session.dispatch(ctx, &mut batch, &req))
                 }
                 Scan::Large => break Step::Suspend(Work::Large),
@@ -167,7 +171,7 @@ impl Batch {
 impl Session {
     fn is_throttled(&self) -> bool {
         let outbox = self.outbox.borrow();
-        self.closing.get() || outbox.bytes() > BACKPRESSURE || outbox.outstanding() >= OUTSTANDING_MAX
+        self.closing.get() || self.halted.get() || outbox.bytes() > BACKPRESSURE || outbox.outstanding() >= OUTSTANDING_MAX
     }
 
     pub(super) fn protocol_error(&self, ctx: &Ctx, error: &ProtocolError) {
@@ -393,7 +397,9 @@ impl Session {
             let key = req.arg(i + 1);
             let stripe = ctx.l1.stripe(key);
             self.note_named(stripe);
-            if let Some(e) = entry(i) {
+            // Not split where more of the session follows: a split may have to be read again, which must not overtake it.
+            if let Some(e) = entry(i).filter(|_| !b.more) {
+                self.halted.set(true);
                 ctx.metrics.patterns.hit(e.pattern);
                 let generation = ctx.l1.generation(stripe);
                 parts.push(Part::Hit { stripe, generation, deadline: e.deadline, value: e.value.clone() });

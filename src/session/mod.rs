@@ -9,6 +9,8 @@ mod local;
 mod nearside;
 mod outbox;
 mod pinned;
+#[cfg(test)]
+mod probe;
 mod state;
 mod transaction;
 
@@ -36,6 +38,8 @@ use crate::resp::request::Scanner;
 use crate::worker::Ctx;
 
 pub(crate) use nearside::with_own_info;
+#[cfg(test)]
+pub(crate) use probe::Probe;
 
 use dispatch::Step;
 use outbox::Outbox;
@@ -67,6 +71,8 @@ pub(crate) struct Session {
     blockers: Cell<u32>,
     /// Hashes of keys that outstanding commands name, six bits each (R22).
     named: Cell<u64>,
+    /// A split MGET is outstanding, which may have to be read again: nothing may be sent behind it (R26).
+    halted: Cell<bool>,
     dirty: Cell<bool>,
     /// The task waits for the outbox to empty or to shrink.
     waiting: Cell<bool>,
@@ -100,6 +106,7 @@ impl Session {
             fence: Cell::new(0),
             blockers: Cell::new(0),
             named: Cell::new(0),
+            halted: Cell::new(false),
             dirty: Cell::new(false),
             waiting: Cell::new(false),
             special: Cell::new(ctx.locks_out(peer.near)),
@@ -148,6 +155,7 @@ impl Session {
         }
         if self.outbox.borrow().outstanding() == 0 {
             self.named.set(0);
+            self.halted.set(false);
         }
         ctx.mark_dirty(self);
     }

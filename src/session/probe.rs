@@ -1,0 +1,65 @@
+//! A session without a client, for tests of what lies below it: requests go in as bytes, replies come out as bytes, and
+//! nothing happens in between that the test has not asked for. No reactor needs to run.
+
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+use std::rc::Rc;
+
+use bytes::BytesMut;
+
+use super::dispatch::Step;
+use super::{Client, Peering, Session};
+use crate::net::Stream;
+use crate::resp::request::Scanner;
+use crate::upstream::Profile;
+use crate::worker::Ctx;
+
+pub(crate) struct Probe {
+    client: Client,
+    peer: UnixStream,
+}
+
+impl Probe {
+    /// Must be called inside a tokio runtime.
+    pub(crate) fn new(ctx: &Ctx, profile: &Profile) -> Probe {
+        let (ours, peer) = UnixStream::pair().expect("a pair of sockets");
+        ours.set_nonblocking(true).and_then(|()| peer.set_nonblocking(true)).expect("sockets that do not block");
+        let ours = tokio::net::UnixStream::from_std(ours).expect("a socket");
+        let peering = Peering { addr: "test".to_owned(), laddr: "test".to_owned(), near: true, unix: true };
+        let (session, rd) = Session::new(ctx, Stream::Unix(ours), peering);
+        session.state.borrow_mut().db = profile.db;
+        session.state.borrow_mut().credential = profile.credential.clone();
+        let scanner = Scanner::new(1 << 20, 1 << 20);
+        Probe { client: Client { session, rd, rbuf: BytesMut::new(), scanner, eof: false }, peer }
+    }
+
+    pub(crate) fn session(&self) -> &Rc<Session> {
+        &self.client.session
+    }
+
+    /// Dispatches what one read of the client's socket brought.
+    #[track_caller]
+    pub(crate) fn feed(&mut self, ctx: &Rc<Ctx>, raw: &[u8]) {
+        self.client.rbuf.extend_from_slice(raw);
+        let step = self.client.process(ctx);
+        assert!(matches!(step, Step::NeedInput), "a request that needs more than the lane");
+    }
+
+    /// The replies so far: those that were written to its client, and those that were about to be.
+    pub(crate) fn output(&mut self) -> BytesMut {
+        let mut all = Vec::new();
+        // Ends with WouldBlock, when it has read what there is.
+        let _ = self.peer.read_to_end(&mut all);
+        all.extend_from_slice(&std::mem::take(&mut self.session().outbox.borrow_mut().ready));
+        BytesMut::from(&*all)
+    }
+
+    pub(crate) fn outstanding(&self) -> usize {
+        self.session().outbox.borrow().outstanding()
+    }
+
+    /// Forgets which keys outstanding commands name: what R22 forbids to forget.
+    pub(crate) fn forget_named(&self) {
+        self.session().named.set(0);
+    }
+}
