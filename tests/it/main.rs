@@ -6,6 +6,8 @@ mod clients;
 mod config;
 /// A harness that lies would make every other test worthless.
 mod harness;
+/// No old value is served: the hazards of the coherence protocol, one by one.
+mod hazards;
 mod support;
 /// The rules of layout and layering hold because they are a test.
 mod tidy;
