@@ -137,7 +137,9 @@ fn c20_a_first_fill_in_flight_counts() {
         }
         s.lane.expect(&["PING"]);
         c1.expect_silence(QUIET);
-        command[1..].iter().for_each(|_| drop(s.lane.reply(":-2\r\n")));
+        for _ in &command[1..] {
+            s.lane.reply(":-2\r\n");
+        }
         s.lane.invalidate(&["job:1"]).reply("+PONG\r\n");
         assert_eq!(c1.reply(), Reply::bulks(&["q", "1"]));
         s.miss(&mut c2, "job:1");
