@@ -121,6 +121,11 @@ impl Fake {
         self.claim("a connection beside the lane with a command", |link| !link.tracking && !link.calls.is_empty())
     }
 
+    /// `other`, where there may be none.
+    pub(crate) fn try_other(&self, within: Duration) -> Option<Conn> {
+        self.try_claim(within, |link| !link.tracking && !link.calls.is_empty())
+    }
+
     /// The next connection of any kind, as soon as it is accepted.
     #[track_caller]
     pub(crate) fn accept(&self) -> Conn {
@@ -139,13 +144,16 @@ impl Fake {
 
     #[track_caller]
     fn claim(&self, what: &str, fits: impl Fn(&Link) -> bool) -> Conn {
-        let number = self.hub.wait(PATIENCE, |state| {
+        self.try_claim(PATIENCE, fits).unwrap_or_else(|| panic!("no {what} within {PATIENCE:?}"))
+    }
+
+    fn try_claim(&self, within: Duration, fits: impl Fn(&Link) -> bool) -> Option<Conn> {
+        let number = self.hub.wait(within, |state| {
             let number = state.links.iter().position(|link| !link.claimed && fits(link))?;
             state.links[number].claimed = true;
             Some(number)
         });
-        let number = number.unwrap_or_else(|| panic!("no {what} within {PATIENCE:?}"));
-        Conn { hub: Arc::downgrade(&self.hub), number }
+        number.map(|number| Conn { hub: Arc::downgrade(&self.hub), number })
     }
 }
 
