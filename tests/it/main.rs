@@ -6,6 +6,8 @@ mod clients;
 mod config;
 /// A harness that lies would make every other test worthless.
 mod harness;
+/// What a redis-server answers is right: the same bytes must come through Nearside.
+mod oracle;
 mod support;
 /// The rules of layout and layering hold because they are a test.
 mod tidy;
