@@ -55,6 +55,7 @@ const DIFFERENCES: &[(&str, Compare, &str)] = &[
     ("PUBSUB CHANNELS", Compare::Unordered, "hash order"),
     ("FUNCTION LIST", Compare::Unordered, "hash order"),
     ("COMMAND", Compare::Unordered, "hash order"),
+    ("ACL CAT", Compare::Unordered, "hash order"),
     ("CONFIG GET", Compare::Unordered, "hash order"),
     ("LATENCY HISTOGRAM", Compare::Type, "durations, and which commands have run"),
     // What a server says about itself.

@@ -58,6 +58,12 @@ pub(super) enum Send {
 pub(super) enum Word {
     Plain(Vec<u8>),
     Kept(String),
+    /// A long value, made when it is sent.
+    Noise {
+        name: &'static str,
+        length: usize,
+        seed: u32,
+    },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -107,6 +113,7 @@ impl Word {
         match self {
             Word::Plain(bytes) => String::from_utf8_lossy(bytes).into_owned(),
             Word::Kept(name) => format!("${name}"),
+            Word::Noise { name, .. } => (*name).into(),
         }
     }
 }
@@ -191,25 +198,31 @@ impl Exchange {
 }
 
 fn word(bytes: Vec<u8>) -> Word {
-    /// Two values that differ, with every byte in them and no short period.
-    fn noise(length: usize, seed: u32) -> Vec<u8> {
-        let mut state = seed;
-        let mut next = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 24) as u8
-        };
-        (0..length).map(|_| next()).collect()
-    }
+    let noise = |name, length, seed| Word::Noise { name, length, seed };
     match bytes.as_slice() {
         b"@bin" => Word::Plain((0..=255).collect()),
-        b"@big" => Word::Plain(noise(2 << 20, 1)),
-        b"@big2" => Word::Plain(noise(2 << 20, 2)),
-        b"@key64k" => Word::Plain(noise(70_000, 3)),
+        b"@big" => noise("@big", 2 << 20, 1),
+        b"@big2" => noise("@big2", 2 << 20, 2),
+        b"@key64k" => noise("@key64k", 70_000, 3),
         [b'$', name @ ..] if name.first().is_some_and(u8::is_ascii_alphabetic) => {
             Word::Kept(String::from_utf8_lossy(name).into_owned())
         }
         _ => Word::Plain(bytes),
     }
+}
+
+/// Every byte occurs in it; its period is a prime, so it lines up with no buffer.
+fn noise(length: usize, seed: u32) -> Vec<u8> {
+    const PERIOD: usize = 4099;
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 24) as u8
+    };
+    let period: Vec<u8> = (0..PERIOD).map(|_| next()).collect();
+    let mut bytes = period.repeat(length / PERIOD + 1);
+    bytes.truncate(length);
+    bytes
 }
 
 /// Splits as redis-cli does.
@@ -262,14 +275,12 @@ pub(super) fn bytes(send: &Send, kept: &std::collections::HashMap<String, Vec<u8
         Send::Nothing => Vec::new(),
         Send::Raw(raw) => raw.clone(),
         Send::Words(words) => {
-            let words: Vec<&[u8]> = words
-                .iter()
-                .map(|word| match word {
-                    Word::Plain(bytes) => bytes.as_slice(),
-                    Word::Kept(name) => kept.get(name).unwrap_or_else(|| panic!("nothing kept as ${name}")),
-                })
-                .collect();
-            encode(&words)
+            let side = |word: &Word| match word {
+                Word::Plain(bytes) => bytes.clone(),
+                Word::Kept(name) => kept.get(name).cloned().unwrap_or_else(|| panic!("nothing kept as ${name}")),
+                Word::Noise { length, seed, .. } => noise(*length, *seed),
+            };
+            encode(&words.iter().map(side).collect::<Vec<Vec<u8>>>())
         }
     }
 }
