@@ -6,13 +6,12 @@ mod clients;
 mod config;
 /// A harness that lies would make every other test worthless.
 mod harness;
-<<<<<<< HEAD
-/// What a client session does, seen from the client and from upstream.
-mod sessions;
-=======
 /// No old value is served: the hazards of the coherence protocol, one by one.
 mod hazards;
->>>>>>> w-haz1
+/// Byte for byte what Redis itself answers.
+mod oracle;
+/// What a client session does, seen from the client and from upstream.
+mod sessions;
 mod support;
 /// The rules of layout and layering hold because they are a test.
 mod tidy;
