@@ -230,7 +230,8 @@ impl Ctx {
     pub(crate) fn needs_auth(&self, profile: &Profile) -> bool {
         let refused = self.refused.borrow();
         let noauth = |lane: &Rc<Lane>| matches!(lane.availability(), Availability::Refused(r) if r.contains("NOAUTH"));
-        refused.get(profile).is_some_and(|(_, lane)| noauth(lane))
+        // It was tried again after a while, and may have been let in.
+        refused.get(profile).is_some_and(|(_, lane)| noauth(lane)) && !self.has_live_lane(profile)
     }
 
     // ---- fences ----

@@ -111,6 +111,13 @@ impl Session {
         mute: bool,
         settled: bool,
     ) -> Now {
+        if !matches!(spec.kind, Kind::Auth | Kind::Reset | Kind::Quit | Kind::Nearside)
+            && !(spec.kind == Kind::Hello && has_auth(req))
+            && ctx.needs_auth(&self.state.borrow().profile())
+        {
+            // Upstream's own words, which differ from version to version.
+            return Now::Upstream;
+        }
         match spec.kind {
             Kind::Client => self.client(ctx, now, req, spec, mute),
             Kind::Nearside => {
@@ -145,13 +152,6 @@ impl Session {
         };
         if hello.credential.is_some() {
             return Now::Wait;
-        }
-        if ctx.needs_auth(&self.state.borrow().profile()) {
-            let text = "NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO <proto> \
-                        AUTH <user> <pass> option can be used to authenticate the client and select the RESP protocol \
-                        version at the same time";
-            self.answer_error(mute, text);
-            return Now::Done;
         }
         self.apply_hello(ctx, hello, mute);
         Now::Done
@@ -255,8 +255,8 @@ impl Session {
         if !self.state.borrow().locked {
             return false;
         }
-        let way_in = matches!(spec.kind, Kind::Auth | Kind::Quit | Kind::Reset)
-            || (spec.kind == Kind::Hello && (2..req.argc()).any(|i| req.is(i, "auth")));
+        let way_in =
+            matches!(spec.kind, Kind::Auth | Kind::Quit | Kind::Reset) || (spec.kind == Kind::Hello && has_auth(req));
         if way_in {
             return false;
         }
@@ -412,6 +412,10 @@ impl Session {
         }
         Now::Done
     }
+}
+
+fn has_auth(hello: &Request<'_>) -> bool {
+    (2..hello.argc()).any(|i| hello.is(i, "auth"))
 }
 
 /// A HELLO that is well formed.
