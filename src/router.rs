@@ -85,16 +85,27 @@ impl Route {
 const REFUSED: &str = "ERR this command is not proxied: replication needs a connection to Redis itself";
 const NO_SHUTDOWN: &str = "ERR SHUTDOWN is refused by this sidecar: set commands.shutdown to true to let it pass";
 
+/// Why a command is never forwarded, on whatever connection.
+pub(crate) fn refused(spec: &Spec, allow_shutdown: bool) -> Option<&'static str> {
+    match spec.need {
+        Need::Refuse => Some(REFUSED),
+        _ if spec.kind == Kind::Shutdown && !allow_shutdown => Some(NO_SHUTDOWN),
+        _ => None,
+    }
+}
+
 /// The route of a command the table has.
 pub(crate) fn route(spec: &Spec, req: &Request<'_>, view: &View) -> Route {
     if !keys::arity_ok(spec, req.argc()) {
         // Upstream words the error, and executes nothing.
         return Route::Lane;
     }
+    if let Some(why) = refused(spec, view.allow_shutdown) {
+        return Route::Refuse(why);
+    }
     match spec.need {
-        Need::Refuse => return Route::Refuse(REFUSED),
+        Need::Refuse => {}
         Need::Local => return Route::Local,
-        Need::Pinned(_) if spec.kind == Kind::Shutdown && !view.allow_shutdown => return Route::Refuse(NO_SHUTDOWN),
         Need::Pinned(why) => return Route::Pinned(why),
         Need::LaneUnlessBlock if keys::blocks(spec, req) => return Route::Pinned(Why::Blocking),
         Need::LaneUnlessBlock | Need::Lane => {}

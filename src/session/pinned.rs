@@ -27,6 +27,7 @@ use crate::observe::reasons::{Bypass, Dropped, Flush, Peer, Source};
 use crate::resp::reply::{self, Frame, FrameScanner};
 use crate::resp::request::{ProtocolError, Scan};
 use crate::resp::{Proto, build};
+use crate::router;
 use crate::upstream::Credential;
 use crate::upstream::handshake::ServerInfo;
 use crate::upstream::pinned::Dedicated;
@@ -547,8 +548,14 @@ impl Pin {
         if matches!(spec.map(|s| s.kind), Some(Kind::Get | Kind::Mget)) {
             ctx.metrics.bypass.inc(self.bypass);
         }
-        let restricted = self.subs.any() && self.conn.proto == Proto::Resp2;
         let known = spec.filter(|s| keys::arity_ok(s, req.argc()));
+        if let Some(why) = known.and_then(|s| self.refusal(ctx, s)) {
+            let mute = session.state.borrow_mut().mute();
+            build::command(&mut self.out, &[b"NEARSIDE"]);
+            self.expect.push_back(Expect::of(What::Refused(why), mute));
+            return;
+        }
+        let restricted = self.subs.any() && self.conn.proto == Proto::Resp2;
         if let Some(spec) = known.filter(|_| !restricted) {
             if self.queue.is_some() && self.stands_in(client, spec, req) {
                 return;
@@ -567,6 +574,13 @@ impl Pin {
         let expect = self.expectation(ctx, client, known, req, mute);
         self.translate_and_send(ctx, known, req);
         self.expect.push_back(expect);
+    }
+
+    /// What upstream must not see: what is never proxied, and inside MULTI what is the sidecar's own.
+    fn refusal(&self, ctx: &Ctx, spec: &Spec) -> Option<&'static str> {
+        let own = self.queue.is_some() && spec.kind == Kind::Nearside;
+        let own = own.then_some("ERR NEARSIDE is not allowed inside MULTI");
+        own.or_else(|| router::refused(spec, ctx.config.commands.shutdown))
     }
 
     /// Inside MULTI: a command that we answer ourselves is queued upstream as a PING, so that EXEC's array has its place.
@@ -987,6 +1001,12 @@ impl Pin {
                 session.forget_lane();
                 // The other database may have a lane.
                 self.sticky = false;
+            }
+            What::Refused(why) => {
+                let mut own = BytesMut::new();
+                build::error(&mut own, why);
+                self.deliver(expect.mute, &own);
+                return Ok(hold);
             }
             What::Redirect if !failed => {
                 self.deliver(expect.mute, &super::inspect::own_redirect(ctx, frame));

@@ -48,6 +48,8 @@ pub(super) enum What {
     Hello(Greeting),
     Auth(Credential),
     Select(u32),
+    /// Not proxied, so not forwarded: a stand-in went in its place that upstream refuses, which aborts an open MULTI.
+    Refused(&'static str),
     /// CLIENT TRACKING ON or OFF.
     Tracking(bool),
     /// CLIENT GETREDIR or TRACKINGINFO, whose id is one of ours.
