@@ -171,7 +171,10 @@ impl Batch {
 impl Session {
     fn is_throttled(&self) -> bool {
         let outbox = self.outbox.borrow();
-        self.closing.get() || self.halted.get() || outbox.bytes() > BACKPRESSURE || outbox.outstanding() >= OUTSTANDING_MAX
+        self.closing.get()
+            || self.halted.get()
+            || outbox.bytes() > BACKPRESSURE
+            || outbox.outstanding() >= OUTSTANDING_MAX
     }
 
     pub(super) fn protocol_error(&self, ctx: &Ctx, error: &ProtocolError) {
@@ -215,7 +218,8 @@ impl Session {
             if self.refused_by_protection(spec, req) {
                 return None;
             }
-            spec.kind != Kind::Client && self.state.borrow_mut().mute()
+            // CLIENT REPLY OFF and SKIP speak of the commands behind them.
+            spec.name != "client|reply" && self.state.borrow_mut().mute()
         };
         let view = self.view(ctx, b, req, spec);
         if spec.kind == Kind::Info && super::nearside::is_own_info(req) {

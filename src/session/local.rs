@@ -272,8 +272,6 @@ impl Session {
     // ---- CLIENT ----
 
     fn client(self: &Rc<Self>, ctx: &Rc<Ctx>, now: u64, req: &Request<'_>, spec: &'static Spec, mute: bool) -> Now {
-        // CLIENT REPLY OFF and SKIP speak of the commands behind them; all others obey what is in force.
-        let mute = mute || (spec.name != "client|reply" && self.special.get() && self.state.borrow_mut().mute());
         match spec.name {
             "client|id" => self.answer(mute, |out| build::integer(out, self.id as i64)),
             "client|getname" => {

@@ -148,7 +148,10 @@ impl Client {
                             self.finish(ctx).await;
                             return false;
                         }
-                        Local::Upstream => Some(super::dispatch::Step::Suspend(Work::Pinned(Why::Verify, req))),
+                        Local::Upstream => {
+                            self.session.unmute(mute);
+                            Some(super::dispatch::Step::Suspend(Work::Pinned(Why::Verify, req)))
+                        }
                     }
                 }
             };

@@ -315,9 +315,7 @@ impl World {
                 (words, keys.clone(), What::Read)
             }
             Ask::Set(k, None) => (of(&["SET", &name(k), &id]), vec![*k], What::Write(id)),
-            Ask::Set(k, Some(ms)) => {
-                (of(&["SET", &name(k), &id, "PX", &ms.to_string()]), vec![*k], What::Write(id))
-            }
+            Ask::Set(k, Some(ms)) => (of(&["SET", &name(k), &id, "PX", &ms.to_string()]), vec![*k], What::Write(id)),
             Ask::Mset(a, b) => (of(&["MSET", &name(a), &id, &name(b), &id]), vec![*a, *b], What::Write(id)),
             Ask::Del(k) => (of(&["DEL", &name(k), &id]), vec![*k], What::Write(id)),
             Ask::Script(k) => (of(&["EVAL", &format!("{} {id}", name(k)), "0"]), vec![*k], What::Write(id)),
@@ -328,7 +326,9 @@ impl World {
     fn judge_all(&mut self) -> Result<(), String> {
         for i in 0..self.clients.len() {
             let output = self.clients[i].probe.output();
-            if !output.is_empty() { println!("client {i}: {}", output.escape_ascii()); }
+            if !output.is_empty() {
+                println!("client {i}: {}", output.escape_ascii());
+            }
             self.clients[i].input.extend_from_slice(&output);
             while let Some(frame) = first_frame(&mut self.clients[i].input) {
                 let asked = self.clients[i].asked.pop_front().ok_or("a reply that nobody asked for")?;
@@ -353,7 +353,8 @@ impl World {
                 let array = frame.first() == Some(&b'*');
                 let one = [frame];
                 let parts: Vec<&[u8]> = if array { reply::elements(frame).collect() } else { one.to_vec() };
-                let text = |f: &&[u8]| reply::bulk(f).filter(|b| !b.is_empty()).map(|b| String::from_utf8_lossy(b).into());
+                let text =
+                    |f: &&[u8]| reply::bulk(f).filter(|b| !b.is_empty()).map(|b| String::from_utf8_lossy(b).into());
                 let values: Vec<Option<String>> = parts.iter().map(text).collect();
                 self.judge_read(client, asked, &values)
             }
@@ -692,7 +693,11 @@ impl World {
         }
         for w in &self.wires {
             let inner = w.lane.inner.borrow();
-            if !inner.fifo.is_empty() || !inner.flights.is_empty() || !inner.refreshing.is_empty() || inner.log.len() > 0 {
+            if !inner.fifo.is_empty()
+                || !inner.flights.is_empty()
+                || !inner.refreshing.is_empty()
+                || inner.log.len() > 0
+            {
                 return Err(format!("lane {} remembers commands that are answered", w.lane.id));
             }
             self.check_entries(w)?;
