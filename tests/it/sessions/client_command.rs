@@ -158,6 +158,18 @@ fn replies_can_be_switched_off_and_skipped() {
         "CLIENT REPLY SKIP",
         "SELECT 2",
         "CLIENT REPLY NONSENSE",
+        "CLIENT REPLY SKIP",
+        "CLIENT KILL USER nobody",
+        "GET k",
+        "GET none",
+        "CLIENT REPLY SKIP",
+        "SELECT 3",
+        "CLIENT REPLY SKIP",
+        "CLIENT REPLY NONSENSE",
+        "CLIENT REPLY SKIP",
+        "BLPOP q 0.01",
+        "CLIENT REPLY SKIP",
+        "NOSUCH2 command",
         "ECHO end",
     ];
     let script = lines.join("\r\n") + "\r\n";
