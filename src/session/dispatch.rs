@@ -48,6 +48,8 @@ pub(super) enum Step {
     NeedInput,
     /// Too much is outstanding: wait until it is less.
     Throttled,
+    /// The lane has too much to send: it wakes the session when it may go on.
+    LaneFull,
     Suspend(Work),
     Close,
 }
@@ -113,7 +115,7 @@ impl Client {
         let session = self.session.clone();
         let mut batch = Batch::new(ctx, &session);
         if batch.lane.is_full(&session) {
-            return Step::Throttled;
+            return Step::LaneFull;
         }
         let mut at = 0;
         let step = loop {
@@ -169,7 +171,7 @@ impl Batch {
 }
 
 impl Session {
-    fn is_throttled(&self) -> bool {
+    pub(super) fn is_throttled(&self) -> bool {
         let outbox = self.outbox.borrow();
         self.closing.get()
             || self.halted.get()

@@ -300,7 +300,13 @@ impl Client {
             let step = self.process(ctx);
             self.session.flush(ctx);
             let go_on = match step {
-                Step::NeedInput | Step::Throttled => self.wait(ctx, matches!(step, Step::NeedInput)).await,
+                // The flush has made room: nobody else would wake us.
+                Step::Throttled if !self.session.is_throttled() => {
+                    tokio::task::yield_now().await;
+                    true
+                }
+                Step::NeedInput => self.wait(ctx, true).await,
+                Step::Throttled | Step::LaneFull => self.wait(ctx, false).await,
                 Step::Close => {
                     self.finish(ctx).await;
                     false
@@ -325,8 +331,8 @@ impl Client {
         if want_input && nothing_to_come && outstanding == 0 && !unsent {
             return false;
         }
-        session.waiting.set(!want_input || self.eof || ctx.draining.get());
         let may_read = want_input && !self.eof && session.buffered() < BACKPRESSURE;
+        session.waiting.set(!may_read || ctx.draining.get());
         let idle = ctx.config.listen.idle_timeout;
         let go_on = tokio::select! {
             read = read_some(&mut self.rd, &mut self.rbuf, ctx), if may_read => self.was_read(ctx, read),
