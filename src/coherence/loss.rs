@@ -7,10 +7,11 @@ use std::collections::{HashSet, VecDeque};
 use std::rc::Rc;
 
 use super::lane::{Availability, Inner, Lane};
-use super::wait::{Fetch, Waiter, Waiting};
+use super::wait::{Fetch, MgetFetch, Waiter, Waiting};
 use crate::observe::clock;
 use crate::observe::reasons::{ErrorType, Flush, Link};
 use crate::resp::build;
+use crate::resp::downgrade::Form;
 use crate::session::Session;
 use crate::worker::Ctx;
 
@@ -131,7 +132,7 @@ impl Lane {
             // Hits taken under the old epoch are void: the client's whole MGET goes up.
             Waiting::Mget(fetch) => {
                 let Some(session) = fetch.session.borrow_mut().take() else { return };
-                let relay = super::Relay::plain(session, fetch.slot, crate::resp::downgrade::Form::Bulk, true);
+                let relay = super::Relay::plain(session, fetch.slot, Form::Bulk, true);
                 let raw = fetch.raw.clone();
                 let waiter = Waiter { t_sent: now, len: raw.len() as u32, attempts, kind: Waiting::Relay(relay) };
                 self.resend(now, &raw, waiter);
@@ -177,6 +178,19 @@ impl Lane {
             Waiting::Fence(hold) => hold.passed(ctx),
             _ => {}
         }
+    }
+
+    /// The hits of a split MGET have turned out void: the client's whole MGET goes up. What its session has in flight behind
+    /// it goes with it and in order, or a later read would be older than this one. All of that are reads that R26 lets
+    /// through: a session sends nothing else while an MGET of hits and misses is outstanding.
+    pub(super) fn ask_again(&self, session: &Rc<Session>, fetch: &MgetFetch) {
+        let behind = detach(&mut self.inner.borrow_mut(), session);
+        if behind.is_empty() {
+            let relay = super::Relay::plain(session.clone(), fetch.slot, Form::Bulk, true);
+            return self.relay(clock::now(), &fetch.raw, relay);
+        }
+        let first = Redo { slot: fetch.slot, raw: fetch.raw.to_vec() };
+        session.redo(std::iter::once(first).chain(behind).collect());
     }
 
     /// Decision 10: the frame at the front is large. Where R26 allows, every session that waits for it asks again on a

@@ -519,7 +519,7 @@ impl Lane {
         }
         if !self.still_valid(ctx, fetch) {
             ctx.metrics.discarded.inc(Discard::Push);
-            return self.relay(clock::now(), &fetch.raw, Relay::plain(session, fetch.slot, Form::Bulk, true));
+            return self.ask_again(&session, fetch);
         }
         let answer = assemble(fetch, &replies);
         session.complete(ctx, fetch.slot, &answer, Form::Bulk);

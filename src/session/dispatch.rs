@@ -58,6 +58,8 @@ pub(super) enum Work {
     AwaitLane(Owned),
     /// Ask upstream what this name is.
     Learn(Owned),
+    /// May not be sent while what is outstanding may have to be sent again.
+    Behind(Owned),
     /// The session needs a connection of its own, and this is its first command there.
     Pinned(Why, Owned),
     /// A local command that has to ask upstream, or must come after everything before it.
@@ -265,13 +267,14 @@ impl Session {
         match router::route_stranger(what, &view) {
             Route::Learn => self.lane_stop(b, req, false).unwrap_or_else(|| Some(Step::Suspend(Work::Learn(owned())))),
             Route::Pinned(why) => Some(Step::Suspend(Work::Pinned(why, owned()))),
-            Route::Opaque => {
+            route => {
+                let effect = (route == Route::Opaque).then_some(Effect::Opaque);
                 let mute = self.special.get() && self.state.borrow_mut().mute();
-                self.forward(ctx, b, req, &STRANGER, mute, Some(Effect::Opaque))
-            }
-            _ => {
-                let mute = self.special.get() && self.state.borrow_mut().mute();
-                self.forward(ctx, b, req, &STRANGER, mute, None)
+                let step = self.forward(ctx, b, req, &STRANGER, mute, effect);
+                if matches!(step, Some(Step::Suspend(_))) {
+                    self.unmute(mute);
+                }
+                step
             }
         }
     }
@@ -405,6 +408,9 @@ impl Session {
             }
         }
         let slot = self.outbox.borrow_mut().reserve(self.proto(), mute, false, asked(b, epoch));
+        if misses.len() < parts.len() {
+            self.split.set(Some(slot));
+        }
         b.lane.note_read(b.now);
         let request = MgetRequest { slot, raw: req.raw.into(), parts, misses, epoch: b.lane.epoch() };
         b.lane.mget(ctx, b.now, self, request);
@@ -455,6 +461,9 @@ impl Session {
         if let Some(stop) = self.lane_stop(b, req, mute) {
             return stop;
         }
+        if !spec.resend && self.awaits_split() {
+            return Some(Step::Suspend(Work::Behind(Owned::of(req))));
+        }
         let asked = match spec.effect {
             _ if spec.keys == Keys::None => Asked::other(b.now),
             Effect::Read => Asked::read(b.now, Timed::ReadBypass),
@@ -476,6 +485,15 @@ impl Session {
         ctx.metrics.commands.inc(if relay.write { Class::Write } else { Class::Read });
         b.lane.relay(b.now, req.raw, relay);
         None
+    }
+
+    fn awaits_split(&self) -> bool {
+        let Some(slot) = self.split.get() else { return false };
+        let awaits = self.outbox.borrow().head().is_some_and(|head| head <= slot);
+        if !awaits {
+            self.split.set(None);
+        }
+        awaits
     }
 
     /// R14, R15, R16: the L1's side of a write, in the same step as its sending.

@@ -67,6 +67,9 @@ pub(crate) struct Session {
     blockers: Cell<u32>,
     /// Hashes of keys that outstanding commands name, six bits each (R22).
     named: Cell<u64>,
+    /// The slot of the newest split MGET that has hits in it: while it is outstanding nothing is sent behind it that may not
+    /// be sent again (R26), for it may have to be.
+    split: Cell<Option<u64>>,
     dirty: Cell<bool>,
     /// The task waits for the outbox to empty or to shrink.
     waiting: Cell<bool>,
@@ -100,6 +103,7 @@ impl Session {
             fence: Cell::new(0),
             blockers: Cell::new(0),
             named: Cell::new(0),
+            split: Cell::new(None),
             dirty: Cell::new(false),
             waiting: Cell::new(false),
             special: Cell::new(ctx.locks_out(peer.near)),

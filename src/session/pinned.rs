@@ -119,6 +119,12 @@ impl Client {
                     ctx.learn(&self.session.lane(ctx), req.request().arg(0)).await;
                     self.again(ctx, &req)
                 }
+                Work::Behind(req) => {
+                    if !self.settled(ctx).await {
+                        return false;
+                    }
+                    self.again(ctx, &req)
+                }
                 Work::Pinned(why, req) => {
                     if !(self.settled(ctx).await && self.pinned(ctx, why, Some(req)).await) {
                         return false;
