@@ -208,6 +208,10 @@ impl Ctx {
             "upstream refuses a lane, this user is served uncached on connections of its own: {reply}");
         self.lanes.borrow_mut().remove(&lane.profile);
         lane.retire(&self.status);
+        // NOAUTH only says that clients bring credentials of their own; any other refusal leaves nothing to cache through.
+        if lane.profile == self.default_profile && !reply.contains("NOAUTH") {
+            self.status.set_coherence(Coherence::None);
+        }
         let mut refused = self.refused.borrow_mut();
         if refused.len() >= LEARNED_MAX {
             refused.clear();

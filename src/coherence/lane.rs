@@ -366,7 +366,8 @@ impl Lane {
     /// One more PING for `hold` to wait for, where this lane has anything that a hit could come from.
     pub(crate) fn fence(&self, now: u64, hold: &Rc<Hold>) {
         let mut inner = self.inner.borrow_mut();
-        if !self.is_live() || (!self.populated.get() && inner.flights.is_empty()) {
+        // Whatever is outstanding may yet be stored: a fetch is a flight only until GET's answer, an MGET never is one.
+        if !self.is_live() || (!self.populated.get() && inner.fifo.is_empty()) {
             return;
         }
         hold.expect();

@@ -11,6 +11,7 @@ use super::wait::{Fetch, Waiter, Waiting};
 use crate::observe::clock;
 use crate::observe::reasons::{ErrorType, Flush, Link};
 use crate::resp::build;
+use crate::resp::downgrade::Form;
 use crate::session::Session;
 use crate::worker::Ctx;
 
@@ -131,7 +132,7 @@ impl Lane {
             // Hits taken under the old epoch are void: the client's whole MGET goes up.
             Waiting::Mget(fetch) => {
                 let Some(session) = fetch.session.borrow_mut().take() else { return };
-                let relay = super::Relay::plain(session, fetch.slot, crate::resp::downgrade::Form::Bulk, true);
+                let relay = super::Relay::plain(session, fetch.slot, Form::Bulk, true);
                 let raw = fetch.raw.clone();
                 let waiter = Waiter { t_sent: now, len: raw.len() as u32, attempts, kind: Waiting::Relay(relay) };
                 self.resend(now, &raw, waiter);

@@ -128,7 +128,12 @@ impl Status {
                 why => format!("upstream: {why}"),
             });
         }
-        if matches!(self.coherence(), Coherence::Pubsub | Coherence::Ttl) {
+        let weak = match self.coherence() {
+            Coherence::Pubsub | Coherence::Ttl => true,
+            Coherence::None => self.mode() == Mode::Serve,
+            Coherence::Probing | Coherence::Tracking => false,
+        };
+        if weak {
             reasons.push(format!("coherence: {}", self.coherence().as_str()));
         }
         reasons.extend(self.lane_troubles());
@@ -235,6 +240,10 @@ mod tests {
         assert!(status.degraded().is_empty());
         status.set_coherence(Coherence::Ttl);
         assert_eq!(status.degraded(), ["coherence: ttl"]);
+        status.set_coherence(Coherence::None);
+        assert_eq!(status.degraded(), ["coherence: none"]);
+        status.set_mode(Mode::Off);
+        assert!(status.degraded().is_empty(), "switched off is no fault");
     }
 
     #[test]

@@ -275,13 +275,14 @@ impl Session {
         match router::route_stranger(what, &view) {
             Route::Learn => self.lane_stop(b, req, false).unwrap_or_else(|| Some(Step::Suspend(Work::Learn(owned())))),
             Route::Pinned(why) => Some(Step::Suspend(Work::Pinned(why, owned()))),
-            Route::Opaque => {
+            route => {
+                let effect = (route == Route::Opaque).then_some(Effect::Opaque);
                 let mute = self.special.get() && self.state.borrow_mut().mute();
-                self.forward(ctx, b, req, &STRANGER, mute, Some(Effect::Opaque))
-            }
-            _ => {
-                let mute = self.special.get() && self.state.borrow_mut().mute();
-                self.forward(ctx, b, req, &STRANGER, mute, None)
+                let step = self.forward(ctx, b, req, &STRANGER, mute, effect);
+                if matches!(step, Some(Step::Suspend(_))) {
+                    self.unmute(mute);
+                }
+                step
             }
         }
     }
