@@ -16,43 +16,34 @@ impl Dice {
     }
 }
 
-/// Own writes race foreign ones; behind a barrier, what the L1 serves is what upstream has. Answers how many of the
-/// compared reads were hits.
+/// Own writes race foreign ones, which also execute between a write and the reads that refresh the L1 behind it: the lane
+/// reaches upstream in pieces. Behind a barrier, what the L1 serves is what upstream has. Answers the share of hits.
 fn raced_writes(on_write: &str, own: impl Fn(&mut Client, &str, &str)) -> f64 {
-    let redis = Redis::start();
-    let proxy = Proxy::to(&redis).set("cache.on_write", on_write).start();
-    wait_tracking(&proxy);
-    let (mut writer, mut reader, mut foreign) = (proxy.client(), proxy.client(), redis.client());
+    let s = Stand::with(|proxy| proxy.set("cache.on_write", on_write));
+    s.relay.split(LANE, Dir::Up, 24);
+    let (mut writer, mut reader, mut foreign) = (s.proxy.client(), s.proxy.client(), s.redis.client());
     let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
-    let end = Instant::now() + soak(secs(2), secs(60));
-    let (mut round, before) = (0, proxy.stat("hits"));
+    let end = Instant::now() + soak(secs(3), secs(60));
+    let (mut round, before) = (0, s.proxy.stat("hits"));
     while Instant::now() < end {
         round += 1;
         let key = format!("k{}", dice.below(4));
         if dice.below(2) == 0 {
             reader.cmd(&["GET", &key]);
         }
-        // Zero to two foreign writes, sent before, with or after our own.
-        let mut strangers = dice.below(3);
-        let mut stranger = |foreign: &mut Client| {
-            if strangers > 0 {
-                strangers -= 1;
-                foreign.send_cmd(&["SET", &key, &format!("theirs{round}.{strangers}")]);
-                1
-            } else {
-                0
-            }
-        };
-        let mut owed = if dice.below(2) == 0 { stranger(&mut foreign) } else { 0 };
+        let strangers = dice.below(3);
         own(&mut writer, &key, &format!("ours{round}"));
-        owed += stranger(&mut foreign) + stranger(&mut foreign);
+        for stranger in 0..strangers {
+            std::thread::sleep(Duration::from_micros(dice.below(1000))); // the race
+            foreign.send_cmd(&["SET", &key, &format!("theirs{round}.{stranger}")]);
+        }
         writer.reply();
-        (0..owed).for_each(|_| drop(foreign.reply()));
+        (0..strangers).for_each(|_| drop(foreign.reply()));
         barrier(&mut writer);
         let (served, truth) = (reader.cmd(&["GET", &key]), foreign.cmd(&["GET", &key]));
         assert_eq!(served, truth, "round {round}, {on_write}: {key}");
     }
-    let hits = proxy.stat("hits") - before;
+    let hits = s.proxy.stat("hits") - before;
     assert!(round > 100, "{round} rounds prove nothing");
     hits / f64::from(round)
 }
