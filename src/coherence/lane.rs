@@ -63,6 +63,9 @@ pub(crate) struct Lane {
     /// Wakes sessions that wait for `Starting` to end.
     pub(crate) changed: Notify,
     pub(super) kill: RefCell<Option<String>>,
+    /// Upstream is no master any more: nothing more is sent on this connection, which ends when what it has been sent is
+    /// answered, at this time at the latest, for this reason (decision 9).
+    pub(super) leaving: RefCell<Option<(u64, String)>>,
     /// When a cacheable read was last asked of it, hits included (R5).
     pub(super) last_read: Cell<u64>,
     pub(super) last_sent: Cell<u64>,
@@ -126,6 +129,7 @@ impl Lane {
             wake: Notify::new(),
             changed: Notify::new(),
             kill: RefCell::new(None),
+            leaving: RefCell::new(None),
             last_read: Cell::new(0),
             last_sent: Cell::new(0),
             last_byte: Cell::new(0),

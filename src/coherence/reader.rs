@@ -180,16 +180,20 @@ async fn serve(ctx: &Rc<Ctx>, lane: &Rc<Lane>, link: LaneLink) -> String {
             _ = tick.tick() => lane.tick(ctx),
         }
         let killed = lane.kill.borrow_mut().take();
-        if let Some(why) = killed {
+        if let Some(why) = killed.or_else(|| lane.has_left()) {
             break why;
         }
     };
     *lane.kill.borrow_mut() = None;
+    *lane.leaving.borrow_mut() = None;
     ended
 }
 
 /// Writes what the kernel takes; true where it took less than there is.
 fn write_out(ctx: &Ctx, lane: &Lane, wr: &WriteHalf) -> std::io::Result<bool> {
+    if lane.leaving.borrow().is_some() {
+        return Ok(false);
+    }
     let mut inner = lane.inner.borrow_mut();
     while !inner.log.unwritten().is_empty() {
         match wr.try_write(inner.log.unwritten()) {
@@ -373,7 +377,7 @@ impl Lane {
             Waiting::Refresh(refresh) => self.on_refresh(ctx, &refresh, frame),
             Waiting::RefreshTtl(refresh, i) => self.on_refresh_ttl(ctx, &refresh, i, frame),
             Waiting::Fence(hold) => hold.passed(ctx),
-            Waiting::RoleCheck => return self.on_role_check(frame),
+            Waiting::RoleCheck => return self.on_role_check(ctx, frame),
             Waiting::Ask(tx) => drop(tx.send(frame.to_vec())),
             Waiting::Track(on) => self.on_track(ctx, on, frame),
             Waiting::Ping | Waiting::Dropped => {}
@@ -410,7 +414,7 @@ impl Lane {
             hold.release(ctx);
         }
         if demoted {
-            return Err("upstream answered a write with -READONLY: it is no master any more".to_owned());
+            self.leave(ctx, "upstream answered a write with -READONLY: it is no master any more".to_owned());
         }
         Ok(())
     }
@@ -612,17 +616,37 @@ impl Lane {
     }
 
     /// R5: the server behind the connection is still the same one, and still what it was.
-    fn on_role_check(&self, frame: &[u8]) -> Result<(), String> {
+    fn on_role_check(&self, ctx: &Ctx, frame: &[u8]) -> Result<(), String> {
         match ServerInfo::parse(frame) {
             Some(info) if info.id != self.upstream_id.get() => {
                 Err(format!("upstream's client id changed from {} to {}", self.upstream_id.get(), info.id))
             }
             Some(info) if info.role != *self.upstream_role.borrow() => {
-                Err(format!("upstream's role changed to {}", info.role))
+                self.leave(ctx, format!("upstream's role changed to {}", info.role));
+                Ok(())
             }
             // An error (-BUSY, -LOADING, NOPERM) says nothing about the role.
             _ => Ok(()),
         }
+    }
+
+    /// A role change (decision 9): nothing is stored or served any more, and nothing more is sent; what upstream has been
+    /// sent it may still answer, for B.
+    fn leave(&self, ctx: &Ctx, why: String) {
+        let mut leaving = self.leaving.borrow_mut();
+        if leaving.is_none() {
+            *self.uncached.borrow_mut() = Some(why.clone());
+            *leaving = Some((clock::now() + ctx.max_staleness, why));
+        }
+    }
+
+    /// Why the connection is to end now, if it is being left and nothing is worth waiting for.
+    fn has_left(&self) -> Option<String> {
+        let leaving = self.leaving.borrow();
+        let (limit, why) = leaving.as_ref()?;
+        let inner = self.inner.borrow();
+        let answered = inner.fifo.is_empty() || inner.log.unsent(0);
+        (answered || clock::now() >= *limit).then(|| why.clone())
     }
 
     /// Every B/4: the lease, the idle keepalive, timeouts, and whether the lane is stuck.

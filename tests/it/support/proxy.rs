@@ -216,6 +216,11 @@ impl Proxy {
         self.lines.lock().iter().any(|line| line.contains(text))
     }
 
+    /// How many lines with `text` have been logged, among the last `LINES_KEPT`.
+    pub(crate) fn count_logged(&self, text: &str) -> usize {
+        self.lines.lock().iter().filter(|line| line.contains(text)).count()
+    }
+
     #[track_caller]
     pub(crate) fn wait_logged(&self, text: &str) {
         eventually(PATIENCE, &format!("a log line with {text:?}"), || self.logged(text));

@@ -20,6 +20,9 @@ const CHUNK: usize = 64 * 1024;
 /// Chunks that a stalled or delayed link holds (up to 16 MiB), before its sender feels it: as a network's buffers would.
 const CHUNKS_HELD: usize = 256;
 
+/// Between two pieces: long enough that the receiver reads the first one by itself.
+const PIECE_APART: Duration = Duration::from_micros(100);
+
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Dir {
     /// From the sidecar to upstream: requests.
@@ -65,6 +68,8 @@ struct Gate {
     /// Bytes are read and lost; neither side is told.
     hole: bool,
     delay: Duration,
+    /// Bytes delivered at once; 0: as they came.
+    piece: usize,
 }
 
 struct Link {
@@ -113,6 +118,11 @@ impl Relay {
     /// Adds to the time of travel; what left earlier still arrives first.
     pub(crate) fn delay(&self, scope: Scope, dir: Dir, by: Duration) {
         self.each(scope, |gates| gates[dir as usize].delay = by);
+    }
+
+    /// Delivers in pieces of so many bytes, each on its own: what was sent in one write is no longer read in one.
+    pub(crate) fn split(&self, scope: Scope, dir: Dir, piece: usize) {
+        self.each(scope, |gates| gates[dir as usize].piece = piece);
     }
 
     /// Loses everything in both directions and closes nothing: a half-open link. There is no way back for a link,
@@ -271,7 +281,7 @@ impl Link {
         let mut lost = false;
         while let Ok((received, bytes)) = waiting.recv() {
             match self.wait_turn(dir, received) {
-                Turn::Deliver if to.write_all(&bytes).is_ok() => {
+                Turn::Deliver(piece) if write_pieces(&mut to, &bytes, piece).is_ok() => {
                     self.bytes[dir as usize].fetch_add(bytes.len() as u64, Relaxed);
                 }
                 Turn::Lose => lost = true,
@@ -279,7 +289,7 @@ impl Link {
             }
         }
         // The end of a stream travels like its bytes: a stalled link holds it, a hole swallows it.
-        if !lost && matches!(self.wait_turn(dir, Instant::now()), Turn::Deliver) {
+        if !lost && matches!(self.wait_turn(dir, Instant::now()), Turn::Deliver(_)) {
             self.cut();
         }
     }
@@ -296,7 +306,7 @@ impl Link {
             }
             let left = (received + gate.delay).saturating_duration_since(Instant::now());
             if !gate.stalled && left.is_zero() {
-                return Turn::Deliver;
+                return Turn::Deliver(gate.piece);
             }
             let wait = if gate.stalled { Duration::from_secs(3600) } else { left };
             gates = self.changed.wait_timeout(gates, wait).unwrap_or_else(|poisoned| poisoned.into_inner()).0;
@@ -304,8 +314,20 @@ impl Link {
     }
 }
 
+fn write_pieces(to: &mut impl Write, bytes: &[u8], piece: usize) -> std::io::Result<()> {
+    if piece == 0 {
+        return to.write_all(bytes);
+    }
+    for part in bytes.chunks(piece) {
+        to.write_all(part)?;
+        std::thread::sleep(PIECE_APART);
+    }
+    Ok(())
+}
+
 enum Turn {
-    Deliver,
+    /// In pieces of so many bytes; 0: whole.
+    Deliver(usize),
     Lose,
     Dead,
 }
