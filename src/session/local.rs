@@ -111,10 +111,9 @@ impl Session {
         mute: bool,
         settled: bool,
     ) -> Now {
-        if !matches!(spec.kind, Kind::Auth | Kind::Reset | Kind::Quit | Kind::Nearside)
-            && !(spec.kind == Kind::Hello && has_auth(req))
-            && ctx.needs_auth(&self.state.borrow().profile())
-        {
+        let way_in = matches!(spec.kind, Kind::Auth | Kind::Reset | Kind::Quit | Kind::Nearside)
+            || (spec.kind == Kind::Hello && has_auth(req));
+        if !way_in && ctx.needs_auth(&self.state.borrow().profile()) {
             // Upstream's own words, which differ from version to version.
             return Now::Upstream;
         }

@@ -66,7 +66,9 @@ impl Server {
 
     pub(super) fn closed(&mut self, conn: Conn) {
         self.connections.remove(&conn);
-        self.trackers.values_mut().for_each(|all| drop(all.remove(&conn)));
+        self.trackers.values_mut().for_each(|all| {
+            all.remove(&conn);
+        });
     }
 
     /// The version that a key has in a state.
