@@ -161,6 +161,19 @@ impl Client {
 }
 
 impl Batch {
+    /// A local command may have changed the profile: what stands behind it in the same read belongs on another lane, and
+    /// under another fence (R18).
+    fn follow(&mut self, ctx: &Rc<Ctx>, session: &Rc<Session>) {
+        let lane = session.lane(ctx);
+        if !Rc::ptr_eq(&lane, &self.lane) {
+            if self.hits > 0 {
+                self.lane.note_read(self.now);
+            }
+            self.lane = lane;
+        }
+        self.vouched = self.lane.vouches(self.now, session.fence.get(), ctx.max_staleness);
+    }
+
     fn account(&self, ctx: &Ctx, session: &Session) {
         session.last.set(self.now);
         let Some(hits) = std::num::NonZeroU64::new(self.hits) else { return };
@@ -256,7 +269,11 @@ impl Session {
             Route::Opaque => self.forward(ctx, b, req, spec, mute, Some(Effect::Opaque)),
             Route::SwapDb => self.forward(ctx, b, req, spec, mute, Some(Effect::SwapDb)),
             Route::Pinned(why) => Some(Step::Suspend(Work::Pinned(why, Owned::of(req)))),
-            Route::Local => self.local(ctx, b.now, req, spec, mute),
+            Route::Local => {
+                let step = self.local(ctx, b.now, req, spec, mute);
+                b.follow(ctx, self);
+                step
+            }
             Route::Learn => Some(Step::Suspend(Work::Learn(Owned::of(req)))),
             Route::Refuse(text) => {
                 self.answer_error(mute, text);
