@@ -51,7 +51,7 @@ fn digit(byte: u8) -> Option<usize> {
 }
 
 /// Redis's `string2ll`: a decimal number with nothing around it. No plus sign, no spaces, no leading zero, no `-0`.
-fn integer(text: &[u8]) -> Option<i64> {
+pub(crate) fn integer(text: &[u8]) -> Option<i64> {
     let digits = text.strip_prefix(b"-").unwrap_or(text);
     let canonical = match digits {
         [b'0'] => text.len() == 1,

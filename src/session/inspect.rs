@@ -184,8 +184,9 @@ pub(super) fn victims(ctx: &Ctx, order: &Kill<'_>, me: &Session, now: u64) -> Ve
     ctx.sessions.borrow().values().filter(|s| matches(s)).cloned().collect()
 }
 
-fn number(word: &[u8]) -> Option<u64> {
-    std::str::from_utf8(word).ok()?.parse().ok()
+/// As Redis reads a number: nothing around it.
+pub(super) fn number(word: &[u8]) -> Option<u64> {
+    u64::try_from(crate::resp::integer(word)?).ok()
 }
 
 /// CLIENT TRACKING ... REDIRECT <id>: the id is one of ours, upstream knows that client's pinned connection by another. None:

@@ -227,7 +227,7 @@ impl Session {
 
     /// SELECT of a database whose lane is up needs nobody's leave; upstream judges all others.
     fn select(&self, ctx: &Ctx, req: &Request<'_>, mute: bool) -> Now {
-        let db = std::str::from_utf8(req.arg(1)).ok().and_then(|s| s.parse::<u32>().ok());
+        let db = crate::resp::integer(req.arg(1)).and_then(|n| u32::try_from(n).ok());
         let mut profile = self.state.borrow().profile();
         let same = db == Some(profile.db);
         let Some(db) = db else { return Now::Upstream };
@@ -365,7 +365,7 @@ impl Session {
 
     /// The blocked command waits upstream, so upstream ends it, by the id it knows.
     fn unblock(self: &Rc<Self>, ctx: &Rc<Ctx>, now: u64, req: &Request<'_>, mute: bool) -> Now {
-        let Some(id) = std::str::from_utf8(req.arg(2)).ok().and_then(|s| s.parse::<u64>().ok()) else {
+        let Some(id) = inspect::number(req.arg(2)) else {
             return Now::Upstream;
         };
         if req.argc() > 4 || (req.argc() == 4 && !req.is(3, "timeout") && !req.is(3, "error")) {
@@ -434,8 +434,7 @@ impl<'a> Hello<'a> {
     fn parse(req: &Request<'a>, now: Proto) -> Result<Hello<'a>, String> {
         let mut hello = Hello { proto: now, credential: None, name: None };
         if req.argc() > 1 {
-            let version = std::str::from_utf8(req.arg(1)).ok().and_then(|s| s.parse::<i64>().ok());
-            hello.proto = match version {
+            hello.proto = match crate::resp::integer(req.arg(1)) {
                 None => return Err("ERR Protocol version is not an integer or out of range".to_owned()),
                 Some(2) => Proto::Resp2,
                 Some(3) => Proto::Resp3,

@@ -1277,5 +1277,5 @@ fn credential(req: &Request<'_>) -> Credential {
 }
 
 fn select_db(req: &Request<'_>) -> Option<u32> {
-    std::str::from_utf8(req.arg(1)).ok()?.parse().ok()
+    u32::try_from(crate::resp::integer(req.arg(1))?).ok()
 }
