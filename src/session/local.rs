@@ -132,7 +132,7 @@ impl Session {
             Kind::Select => self.select(ctx, req, mute),
             Kind::Auth => Now::Wait,
             Kind::Reset => {
-                self.reset(ctx, mute);
+                self.reset(ctx);
                 Now::Done
             }
             _ => Now::Upstream,
@@ -243,10 +243,11 @@ impl Session {
         Now::Done
     }
 
-    pub(super) fn reset(&self, ctx: &Ctx, mute: bool) {
+    /// Answered whatever CLIENT REPLY said: RESET ends that first.
+    pub(super) fn reset(&self, ctx: &Ctx) {
         self.state.borrow_mut().reset(&ctx.default_profile, ctx.locks_out(self.near));
         self.changed_profile();
-        self.answer(mute, |out| build::simple(out, "RESET"));
+        self.answer(false, |out| build::simple(out, "RESET"));
     }
 
     /// Protected mode (DESIGN 3): true when the command was answered with why it is not served.

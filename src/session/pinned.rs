@@ -760,7 +760,7 @@ impl Pin {
         let mute = session.state.borrow_mut().mute();
         match spec.kind {
             Kind::Reset => {
-                session.reset(ctx, mute);
+                session.reset(ctx);
                 self.queue = None;
                 self.watching = false;
                 self.subs = Subscriptions::default();
