@@ -727,8 +727,9 @@ impl Pin {
     }
 
     fn translate_and_send(&mut self, ctx: &Rc<Ctx>, spec: Option<&'static Spec>, req: &Request<'_>) {
-        if spec.is_some_and(|s| s.kind == Kind::Wait) {
-            // WAIT counts from the connection's own last write; this one brings it up to the lanes' (fact 46).
+        // WAIT counts from the connection's own last write; this one brings it up to the lanes' (fact 46). Inside MULTI it
+        // would be an element too many, and WAIT does not wait there.
+        if self.queue.is_none() && spec.is_some_and(|s| s.kind == Kind::Wait) {
             build::command(&mut self.out, &[b"PUBLISH", b"nearside:wait", b""]);
             let mut expect = Expect::of(What::Command, true);
             expect.hold = false;
