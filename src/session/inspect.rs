@@ -224,6 +224,16 @@ pub(super) fn own_redirect(ctx: &Ctx, frame: &[u8]) -> Vec<u8> {
     [&frame[..at], own.as_bytes(), &frame[line..]].concat()
 }
 
+/// CLIENT UNBLOCK <id> inside MULTI: the id is one of ours, upstream knows that client's pinned connection by another.
+pub(super) fn translate_unblock(ctx: &Ctx, req: &Request<'_>) -> Option<Vec<Vec<u8>>> {
+    let own = number(req.arg(2))?;
+    let upstream = ctx.sessions.borrow().get(&own).map(|s| s.pinned.borrow().clone()).filter(|p| p.blocked);
+    let mut words: Vec<Vec<u8>> = (0..req.argc()).map(|i| req.arg(i).to_vec()).collect();
+    // 2^62 is no client's id; upstream then answers 0.
+    words[2] = upstream.map_or(1 << 62, |p| p.id).to_string().into_bytes();
+    Some(words)
+}
+
 /// The client here whose pinned connection has this id upstream; special values (-1, 0) stay.
 fn own_id(ctx: &Ctx, upstream: i64) -> i64 {
     let found = ctx.sessions.borrow().values().find(|s| s.pinned.borrow().id == upstream).map(|s| s.id as i64);

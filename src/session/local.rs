@@ -412,6 +412,23 @@ impl Session {
     }
 }
 
+/// Whether a CLIENT command inside MULTI can be answered here at EXEC. Others upstream queues, or refuses at once.
+pub(super) fn answers(ctx: &Ctx, req: &Request<'_>, spec: &Spec) -> bool {
+    let on_or_off = req.argc() > 2 && (req.is(2, "on") || req.is(2, "off"));
+    let since_7_2 = ctx.server.borrow().at_least(7, 2);
+    match spec.name {
+        "client|no-evict" => on_or_off,
+        "client|no-touch" => since_7_2 && on_or_off,
+        "client|setinfo" => since_7_2 && (req.is(2, "lib-name") || req.is(2, "lib-ver")),
+        "client|reply" => on_or_off || req.is(2, "skip"),
+        "client|kill" => inspect::Kill::parse(ctx, req).is_some(),
+        "client|list" => inspect::list(ctx, req, clock::now()).is_some(),
+        // Upstream does it, by the id it knows.
+        "client|unblock" => false,
+        _ => true,
+    }
+}
+
 fn has_auth(hello: &Request<'_>) -> bool {
     (2..hello.argc()).any(|i| hello.is(i, "auth"))
 }

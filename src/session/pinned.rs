@@ -560,7 +560,7 @@ impl Pin {
         }
         let restricted = self.subs.any() && self.conn.proto == Proto::Resp2;
         if let Some(spec) = known.filter(|_| !restricted) {
-            if self.queue.is_some() && self.stands_in(client, spec, req) {
+            if self.queue.is_some() && self.stands_in(ctx, client, spec, req) {
                 return;
             }
             let at_once = matches!(spec.kind, Kind::Reset | Kind::Quit);
@@ -587,8 +587,8 @@ impl Pin {
     }
 
     /// Inside MULTI: a command that we answer ourselves is queued upstream as a PING, so that EXEC's array has its place.
-    fn stands_in(&mut self, client: &Client, spec: &'static Spec, req: &Request<'_>) -> bool {
-        let ours = matches!(spec.kind, Kind::Client) && spec.need == Need::Local;
+    fn stands_in(&mut self, ctx: &Ctx, client: &Client, spec: &'static Spec, req: &Request<'_>) -> bool {
+        let ours = spec.kind == Kind::Client && spec.need == Need::Local && super::local::answers(ctx, req, spec);
         if !ours {
             return false;
         }
@@ -735,9 +735,12 @@ impl Pin {
             expect.hold = false;
             self.expect.push_back(expect);
         }
-        if spec.is_some_and(|s| s.name == "client|tracking")
-            && let Some(words) = super::inspect::translate_redirect(ctx, req)
-        {
+        let translated = match spec.map(|s| s.name) {
+            Some("client|tracking") => super::inspect::translate_redirect(ctx, req),
+            Some("client|unblock") if self.queue.is_some() => super::inspect::translate_unblock(ctx, req),
+            _ => None,
+        };
+        if let Some(words) = translated {
             let words: Vec<&[u8]> = words.iter().map(|w| w.as_slice()).collect();
             return build::command(&mut self.out, &words);
         }
