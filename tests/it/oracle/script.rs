@@ -104,7 +104,10 @@ impl Exchange {
             Send::Words(words) => words.iter().all(|w| matches!(w, Word::Plain(bytes) if bytes.len() < SMALL)),
             _ => false,
         };
-        plain && self.keep.is_none() && self.replies != Replies::UntilClosed
+        // Redis refuses it when replies are pending; a sidecar has waited for them before it passes it on.
+        let particular =
+            self.words().first().is_some_and(|w| w == "SCRIPT") && self.words().get(1).is_some_and(|w| w == "DEBUG");
+        plain && !particular && self.keep.is_none() && self.replies != Replies::UntilClosed
     }
 }
 
