@@ -274,3 +274,14 @@ fn a_script_waits_for_lanes_that_have_a_refresh_in_flight() {
     let (script, get) = (Step::Ask(0, vec![Ask::Script(2)]), Step::Ask(3, vec![Ask::Get(2)]));
     is_coherent(Layout::TwoUsers, &[set, Step::Execute(1, 3), script, Step::Settle(0), Step::Deliver(1, 3), get]);
 }
+
+/// C72: `GETSET k v` with a large old value, `upstream.request_timeout` over before its reply came.
+#[test]
+fn a_write_that_timed_out_ends_with_its_large_reply() {
+    let mut world = World::new(Layout::OneLane, false, None);
+    world.step(&Step::Ask(0, vec![Ask::Set(2, None)])).expect("coherent");
+    world.step(&Step::Execute(0, 3)).expect("coherent");
+    world.time_out_before_a_large_reply(0);
+    world.settle().expect("coherent");
+    world.check_at_rest().expect("nothing is pending");
+}

@@ -623,6 +623,15 @@ impl World {
         Ok(())
     }
 
+    /// Whoever waits on a lane is told that it has taken too long; then the next frame begins, and is too large to keep.
+    pub(super) fn time_out_before_a_large_reply(&mut self, wire: usize) {
+        let lane = self.wires[wire].lane.clone();
+        lane.time_out(&self.ctx, u64::MAX);
+        assert!(lane.reissue_front(&self.ctx), "nobody waits for it");
+        self.wires[wire].down.pop_front().expect("a reply");
+        lane.apply(&self.ctx, b"_\r\n", &[]).expect("a reply");
+    }
+
     fn cut(&mut self, wire: usize, executed: usize) {
         let Some(conn) = self.wires[wire].conn else { return };
         self.execute(wire, executed);
@@ -679,7 +688,8 @@ impl World {
         self.check_at_rest()
     }
 
-    fn settle(&mut self) -> Result<(), String> {
+    /// Everything on its way arrives.
+    pub(super) fn settle(&mut self) -> Result<(), String> {
         for _ in 0..6 {
             while !self.orphans.is_empty() {
                 self.orphan();
@@ -709,7 +719,7 @@ impl World {
         }
     }
 
-    fn check_at_rest(&self) -> Result<(), String> {
+    pub(super) fn check_at_rest(&self) -> Result<(), String> {
         for (i, c) in self.clients.iter().enumerate() {
             if !c.asked.is_empty() || c.own.is_some() || c.probe.outstanding() > 0 {
                 return Err(format!("session {i} still waits for {} replies", c.asked.len()));
