@@ -354,7 +354,11 @@ impl Lane {
         self.send(inner, now, &raw, Waiting::Refresh(refresh.clone()));
         for (i, key) in keys.iter().enumerate() {
             self.send(inner, now, &pttl(&key.key), Waiting::RefreshTtl(refresh.clone(), i));
-            inner.refreshing.entry(key.token.stripe).or_default().push(refresh.clone());
+            let of_stripe = inner.refreshing.entry(key.token.stripe).or_default();
+            // Once, also where two keys share the stripe: one push is one bump, and excuses no second one.
+            if of_stripe.last().is_none_or(|last| !Rc::ptr_eq(last, &refresh)) {
+                of_stripe.push(refresh.clone());
+            }
         }
     }
 

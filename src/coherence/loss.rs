@@ -3,6 +3,7 @@
 //! command that its session has in flight is such a read too (`[LRANGE q 0 -1, DEL q]` must never answer from after the
 //! DEL). Writes are never sent twice: their fate is unknown and the client is told so.
 
+use std::cell::RefMut;
 use std::collections::{HashSet, VecDeque};
 use std::rc::Rc;
 
@@ -204,7 +205,16 @@ impl Lane {
             let redo = detach(&mut inner, session);
             session.redo(redo);
         }
-        // A refresh or a miss that is too large to keep is simply not kept; nobody may wait for it any more.
+        self.drop_front(inner);
+        true
+    }
+
+    /// Nobody waits for the front frame any more. A refresh or a miss that is too large to keep is simply not kept; a
+    /// client's command still ends its writes and its hold when the frame is over.
+    fn drop_front(&self, mut inner: RefMut<'_, Inner>) {
+        if matches!(inner.fifo[0].kind, Waiting::Relay(_)) {
+            return;
+        }
         let was = std::mem::replace(&mut inner.fifo[0].kind, Waiting::Dropped);
         if let Waiting::Fetch(fetch) = &was
             && inner.flights.get(&fetch.key).is_some_and(|f| Rc::ptr_eq(f, fetch))
@@ -215,7 +225,6 @@ impl Lane {
         if let Waiting::Refresh(refresh) = was {
             self.forget_refresh(&refresh);
         }
-        true
     }
 
     /// A reply that may not be asked for twice has outgrown `listen.buffers_max`: its client is dropped, the lane lives.

@@ -37,12 +37,12 @@ impl Probe {
         &self.client.session
     }
 
-    /// Dispatches what one read of the client's socket brought.
+    /// Dispatches what one read of the client's socket brought, and what had to wait for replies before.
     #[track_caller]
     pub(crate) fn feed(&mut self, ctx: &Rc<Ctx>, raw: &[u8]) {
         self.client.rbuf.extend_from_slice(raw);
         let step = self.client.process(ctx);
-        assert!(matches!(step, Step::NeedInput), "a request that needs more than the lane");
+        assert!(matches!(step, Step::NeedInput | Step::Throttled), "a request that needs more than the lane");
     }
 
     /// The replies so far: those that were written to its client, and those that were about to be.

@@ -111,6 +111,8 @@ pub(super) enum Step {
     Execute(usize, usize),
     /// So many frames reach a lane.
     Deliver(usize, usize),
+    /// Everything on its way on a lane arrives.
+    Settle(usize),
     /// Milliseconds pass.
     Pass(u64),
     Ping(usize),
@@ -253,12 +255,19 @@ impl World {
             Step::Foreign(what) => self.foreign(what),
             Step::Execute(wire, n) => self.execute(*wire % self.wires.len(), *n),
             Step::Deliver(wire, n) => self.deliver(*wire % self.wires.len(), *n)?,
+            Step::Settle(wire) => {
+                let wire = *wire % self.wires.len();
+                self.execute(wire, usize::MAX);
+                self.deliver(wire, usize::MAX)?;
+            }
             Step::Pass(ms) => self.set_now(self.now + ms * MS),
             Step::Ping(wire) => self.wires[*wire % self.wires.len()].lane.ping(self.now, Waiting::Ping),
             Step::Cut(wire, executed) => self.cut(*wire % self.wires.len(), *executed),
             Step::Reconnect(wire) => self.connect(*wire % self.wires.len()),
             Step::Orphan => self.orphan(),
-            Step::Drop(key) => drop(self.ctx.l1.invalidate(self.names[*key].as_bytes())),
+            Step::Drop(key) => {
+                self.ctx.l1.invalidate(self.names[*key].as_bytes());
+            }
             Step::Flush => self.ctx.l1.flush(),
         }
         self.ctx.release_overdue_holds(self.now);
@@ -297,9 +306,14 @@ impl World {
             let idle = i == 0 && c.asked.is_empty();
             self.clients[client].asked.push_back(Asked { keys, what, at: self.now, idle, floor });
         }
+        self.feed(client, &raw);
+    }
+
+    /// Gives a session bytes, or with none lets it go on with those it has.
+    fn feed(&mut self, client: usize, raw: &[u8]) {
         self.break_before_asking(client);
         let saved = self.hide_pending();
-        self.clients[client].probe.feed(&self.ctx, &raw);
+        self.clients[client].probe.feed(&self.ctx, raw);
         self.show_pending(&saved);
     }
 
@@ -315,7 +329,9 @@ impl World {
                 (words, keys.clone(), What::Read)
             }
             Ask::Set(k, None) => (of(&["SET", &name(k), &id]), vec![*k], What::Write(id)),
-            Ask::Set(k, Some(ms)) => (of(&["SET", &name(k), &id, "PX", &ms.to_string()]), vec![*k], What::Write(id)),
+            Ask::Set(k, Some(ms)) => {
+                (of(&["SET", &name(k), &id, "PX", &ms.to_string()]), vec![*k], What::Write(id))
+            }
             Ask::Mset(a, b) => (of(&["MSET", &name(a), &id, &name(b), &id]), vec![*a, *b], What::Write(id)),
             Ask::Del(k) => (of(&["DEL", &name(k), &id]), vec![*k], What::Write(id)),
             Ask::Script(k) => (of(&["EVAL", &format!("{} {id}", name(k)), "0"]), vec![*k], What::Write(id)),
@@ -325,10 +341,8 @@ impl World {
     /// Reads what has come for every client.
     fn judge_all(&mut self) -> Result<(), String> {
         for i in 0..self.clients.len() {
+            self.feed(i, &[]);
             let output = self.clients[i].probe.output();
-            if !output.is_empty() {
-                println!("client {i}: {}", output.escape_ascii());
-            }
             self.clients[i].input.extend_from_slice(&output);
             while let Some(frame) = first_frame(&mut self.clients[i].input) {
                 let asked = self.clients[i].asked.pop_front().ok_or("a reply that nobody asked for")?;
@@ -353,8 +367,7 @@ impl World {
                 let array = frame.first() == Some(&b'*');
                 let one = [frame];
                 let parts: Vec<&[u8]> = if array { reply::elements(frame).collect() } else { one.to_vec() };
-                let text =
-                    |f: &&[u8]| reply::bulk(f).filter(|b| !b.is_empty()).map(|b| String::from_utf8_lossy(b).into());
+                let text = |f: &&[u8]| reply::bulk(f).filter(|b| !b.is_empty()).map(|b| String::from_utf8_lossy(b).into());
                 let values: Vec<Option<String>> = parts.iter().map(text).collect();
                 self.judge_read(client, asked, &values)
             }
@@ -384,11 +397,12 @@ impl World {
         let prefix = if asked.idle { c.cursor } else { 0 };
         let floor = own.max(sidecar).max(lease).max(prefix);
         let explains = |state: &State| places.iter().zip(values).all(|(p, v)| self.server.at(p, *state).id == *v);
-        let Some(state) = (floor..=self.server.state()).find(explains) else {
+        let ceiling = self.before_later_writes(client);
+        let Some(state) = (floor..=ceiling).find(explains) else {
             let any: Vec<State> = (0..=self.server.state()).filter(explains).collect();
             return Err(format!(
-                "session {client} read {:?} as {values:?}, true in states {any:?} only; needed at least {floor} \
-                 (own {own}, sidecar {sidecar}, lease {lease}, prefix {prefix}) of {}",
+                "session {client} read {:?} as {values:?}, true in states {any:?} only; needed {floor} (own {own}, \
+                 sidecar {sidecar}, lease {lease}, prefix {prefix}) to {ceiling} of {}",
                 asked.keys,
                 self.server.state()
             ));
@@ -408,6 +422,19 @@ impl World {
             *seen = (*seen).max(from);
         }
         Ok(())
+    }
+
+    /// The newest state before the first write that this session has sent behind what it is being told (C64).
+    fn before_later_writes(&self, client: usize) -> State {
+        let c = &self.clients[client];
+        let db = self.wires[c.wire].db;
+        let changed = |asked: &Asked| {
+            let What::Write(id) = &asked.what else { return None };
+            let state = *self.server.executed.get(id)?;
+            let place = (db, self.names[asked.keys[0]].clone());
+            (self.server.at(&place, state).id.as_ref() == Some(id)).then(|| state - 1)
+        };
+        c.asked.iter().filter_map(changed).min().unwrap_or(self.server.state())
     }
 
     // ---- connections of a session's own ----
@@ -533,7 +560,6 @@ impl World {
 
     /// Executes a command and puts its pushes on the wires; returns its reply.
     fn at_server(&mut self, conn: Option<Conn>, db: u32, words: &[String]) -> Vec<u8> {
-        println!("{conn:?} {words:?}");
         let out = self.server.execute(conn, db, words, self.now);
         for (conn, frame) in out.pushes {
             if let Some(wire) = self.wires.iter_mut().find(|w| w.conn == Some(conn)) {
@@ -597,6 +623,15 @@ impl World {
         Ok(())
     }
 
+    /// Whoever waits on a lane is told that it has taken too long; then the next frame begins, and is too large to keep.
+    pub(super) fn time_out_before_a_large_reply(&mut self, wire: usize) {
+        let lane = self.wires[wire].lane.clone();
+        lane.time_out(&self.ctx, u64::MAX);
+        assert!(lane.reissue_front(&self.ctx), "nobody waits for it");
+        self.wires[wire].down.pop_front().expect("a reply");
+        lane.apply(&self.ctx, b"_\r\n", &[]).expect("a reply");
+    }
+
     fn cut(&mut self, wire: usize, executed: usize) {
         let Some(conn) = self.wires[wire].conn else { return };
         self.execute(wire, executed);
@@ -647,12 +682,14 @@ impl World {
     /// Lets everything come to rest; then every request is answered, and what the L1 holds is what the server holds.
     pub(super) fn rest(&mut self) -> Result<(), String> {
         self.settle()?;
+        self.check_at_rest()?;
         self.ask_everything();
         self.settle()?;
         self.check_at_rest()
     }
 
-    fn settle(&mut self) -> Result<(), String> {
+    /// Everything on its way arrives.
+    pub(super) fn settle(&mut self) -> Result<(), String> {
         for _ in 0..6 {
             while !self.orphans.is_empty() {
                 self.orphan();
@@ -682,7 +719,7 @@ impl World {
         }
     }
 
-    fn check_at_rest(&self) -> Result<(), String> {
+    pub(super) fn check_at_rest(&self) -> Result<(), String> {
         for (i, c) in self.clients.iter().enumerate() {
             if !c.asked.is_empty() || c.own.is_some() || c.probe.outstanding() > 0 {
                 return Err(format!("session {i} still waits for {} replies", c.asked.len()));
@@ -693,11 +730,7 @@ impl World {
         }
         for w in &self.wires {
             let inner = w.lane.inner.borrow();
-            if !inner.fifo.is_empty()
-                || !inner.flights.is_empty()
-                || !inner.refreshing.is_empty()
-                || inner.log.len() > 0
-            {
+            if !inner.fifo.is_empty() || !inner.flights.is_empty() || !inner.refreshing.is_empty() || inner.log.len() > 0 {
                 return Err(format!("lane {} remembers commands that are answered", w.lane.id));
             }
             self.check_entries(w)?;
