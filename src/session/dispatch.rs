@@ -135,6 +135,7 @@ impl Client {
                     batch.more = at + len < self.rbuf.len();
                     (len, session.dispatch(ctx, &mut batch, &req))
                 }
+                Scan::Large if session.refused_unread() => break Step::Close,
                 Scan::Large => break Step::Suspend(Work::Large),
                 Scan::Error(e) => {
                     session.protocol_error(ctx, &e);

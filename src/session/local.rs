@@ -35,6 +35,9 @@ enum Now {
     Upstream,
 }
 
+const DENIED: &str = "DENIED Nearside runs in protected mode: it listens beyond this host and this client has not authenticated. \
+                      Remedies: 1) authenticate with AUTH as a user of the upstream; 2) listen on loopback or a unix socket only \
+                      (listen.tcp, listen.unix); 3) set listen.protected to false if the network is trusted.";
 const BAD_NAME: &str = "ERR Client names cannot contain spaces, newlines or special characters.";
 const NOT_PRINTABLE: &str = "cannot contain spaces, newlines or special characters.";
 
@@ -260,13 +263,17 @@ impl Session {
         if way_in {
             return false;
         }
-        self.answer_error(
-            false,
-            "DENIED Nearside runs in protected mode: it listens beyond this host and this client has not authenticated. \
-             Remedies: 1) authenticate with AUTH as a user of the upstream; 2) listen on loopback or a unix socket only \
-             (listen.tcp, listen.unix); 3) set listen.protected to false if the network is trusted.",
-        );
+        self.answer_error(false, DENIED);
         true
+    }
+
+    /// The same for a request too large to look at; its client cannot stay, as nobody reads the rest.
+    pub(super) fn refused_unread(&self) -> bool {
+        let locked = self.state.borrow().locked;
+        if locked {
+            self.answer_error(false, DENIED);
+        }
+        locked
     }
 
     // ---- CLIENT ----

@@ -341,9 +341,13 @@ impl Client {
                 true
             }
             () = session.wake.notified() => true,
-            () = tokio::time::sleep(idle.unwrap_or_default()), if idle.is_some() && outstanding == 0 => {
-                session.drop_for(ctx, Dropped::IdleTimeout, "idle for listen.idle_timeout");
-                false
+            () = tokio::time::sleep(idle.unwrap_or_default()), if idle.is_some() => {
+                // Replies do not wake this task, so what is outstanding is asked now.
+                let is_idle = session.outbox.borrow().outstanding() == 0;
+                if is_idle {
+                    session.drop_for(ctx, Dropped::IdleTimeout, "idle for listen.idle_timeout");
+                }
+                !is_idle
             }
         };
         session.waiting.set(false);

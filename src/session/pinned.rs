@@ -425,6 +425,7 @@ impl Pin {
             && client.rbuf.len() < CHUNK;
         let from_upstream = self.hold.is_none() && session.buffered() < BACKPRESSURE;
         let hold = self.hold.clone();
+        let idle = ctx.config.listen.idle_timeout.filter(|_| self.is_idle());
         if self.conn.link.rbuf.capacity() - self.conn.link.rbuf.len() < 4096 {
             self.conn.link.rbuf.reserve(if self.streaming { CHUNK } else { 16 * 1024 });
         }
@@ -454,8 +455,16 @@ impl Pin {
                 }
             }
             () = session.wake.notified() => {}
+            () = tokio::time::sleep(idle.unwrap_or_default()), if idle.is_some() => {
+                session.drop_for(ctx, Dropped::IdleTimeout, "idle for listen.idle_timeout");
+            }
         }
         None
+    }
+
+    /// As in Redis: an open MULTI or WATCH does not keep a silent client, what it waits for does.
+    fn is_idle(&self) -> bool {
+        self.expect.is_empty() && !self.subs.any() && !self.monitor && !self.streaming && self.hold.is_none()
     }
 
     fn show(&self, client: &Client) {

@@ -1,5 +1,7 @@
 //! Everything that is tested from outside, in one binary: real servers, real sockets, real bytes.
 
+/// `NEARSIDE`, `INFO nearside` and who may use what of it.
+mod admin;
 /// Real client libraries and tools must not notice the sidecar.
 mod clients;
 /// Command line and configuration: streams and exit codes.
@@ -10,6 +12,8 @@ mod faults;
 mod harness;
 /// No old value is served: the hazards of the coherence protocol, one by one.
 mod hazards;
+/// Memory and other clients stay what they were, whatever one client does.
+mod limits;
 /// Byte for byte what Redis itself answers.
 mod oracle;
 /// What a client session does, seen from the client and from upstream.
