@@ -86,8 +86,8 @@ fn c07_logical_expiry() {
     let real = Real::start();
     real.redis.cmd(&["DEBUG", "SET-ACTIVE-EXPIRE", "0"]);
     let mut c1 = real.proxy.client();
-    real.redis.cmd(&["SET", "k", "v", "PX", "400"]);
-    let gone = Instant::now() + Duration::from_millis(400);
+    real.redis.cmd(&["SET", "k", "v", "PX", "1000"]);
+    let gone = Instant::now() + Duration::from_millis(1000);
     assert_eq!(c1.cmd(&["GET", "k"]), Reply::bulk("v"));
     wait_served(&mut c1, "k");
     sleep_until(gone);
@@ -126,8 +126,8 @@ fn c09_expired_during_a_pause() {
     let real = Real::start();
     real.redis.cmd(&["DEBUG", "SET-ACTIVE-EXPIRE", "0"]);
     let (mut c1, mut w) = (real.proxy.client(), real.redis.client());
-    w.cmd(&["SET", "k", "v", "PX", "300"]);
-    let gone = Instant::now() + Duration::from_millis(300);
+    w.cmd(&["SET", "k", "v", "PX", "1000"]);
+    let gone = Instant::now() + Duration::from_millis(1000);
     assert_eq!(c1.cmd(&["GET", "k"]), Reply::bulk("v"));
     w.cmd(&["CLIENT", "PAUSE", "60000", "WRITE"]);
     sleep_until(gone);

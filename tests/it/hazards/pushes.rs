@@ -48,6 +48,24 @@ fn c29_own_flush_against_the_push() {
     }
 }
 
+/// What is read between FLUSHALL and its OK may be from before it.
+#[test]
+fn c29_fetch_between_an_own_flush_and_its_reply() {
+    let mut s = Scripted::start();
+    let (mut c1, mut c2) = (s.proxy.client(), s.proxy.client());
+    c1.send_cmd(&["FLUSHALL"]);
+    let mut pinned = s.fake.other();
+    pinned.expect(&["FLUSHALL"]);
+    c2.send_cmd(&["GET", "k"]);
+    s.lane.expect(&["GET", "k"]).expect(&["PTTL", "k"]);
+    pinned.reply("+OK\r\n");
+    assert_eq!(c1.reply(), Reply::ok());
+    s.lane.reply(bulk("old")).reply(":-1\r\n");
+    assert_eq!(c2.reply(), Reply::bulk("old"));
+    eventually(PATIENCE, "the refusal", || s.proxy.stat("fills_discarded_flush") == 1.0);
+    assert!(!is_stored(&mut c2, "k"));
+}
+
 #[test]
 fn c30_null_push_while_fetching() {
     let mut s = Scripted::start();

@@ -196,10 +196,11 @@ fn c13_join_rule_after_a_transaction() {
     c1.send_cmd(&["GET", "k"]);
     s.lane.expect(&["GET", "k"]).expect(&["PTTL", "k"]);
     transaction(&s, &mut c2, &["SET", "k", "2"], "+OK\r\n");
-    for client in [&mut c2, &mut c3] {
-        client.send_cmd(&["GET", "k"]);
-    }
+    // c3 is not fenced; what keeps it from the flight is the flight's token.
+    c3.send_cmd(&["GET", "k"]);
     s.lane.expect(&["GET", "k"]).expect(&["PTTL", "k"]);
+    c2.send_cmd(&["GET", "k"]);
+    eventually(PATIENCE, "c2 to join c3", || s.proxy.stat("coalesced") == 1.0);
     s.lane.reply(bulk("1")).reply(":-1\r\n").reply(bulk("2"));
     assert_eq!(c1.reply(), Reply::bulk("1"));
     assert_eq!((c2.reply(), c3.reply()), (Reply::bulk("2"), Reply::bulk("2")));
@@ -273,6 +274,8 @@ fn c15_fetch_between_exec_sent_and_answered() {
     s.miss(&mut c1, "k");
     s.lane.reply(bulk("3"));
     assert_eq!(c1.reply(), Reply::bulk("3"));
+    // Everything before this reply has had its effect; c1's own PTTL is not answered.
+    assert!(!is_stored(&mut c2, "k"));
 }
 
 /// The same for a fetch that was under way when EXEC was sent.
