@@ -6,6 +6,8 @@ mod clients;
 mod config;
 /// Links, servers and the sidecar itself fail; what clients read stays within what is promised.
 mod faults;
+/// The documents say what the tree has.
+mod docs;
 /// A harness that lies would make every other test worthless.
 mod harness;
 /// No old value is served: the hazards of the coherence protocol, one by one.
