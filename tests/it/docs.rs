@@ -54,6 +54,34 @@ fn every_dependency_has_its_reason_in_the_readme() {
     assert!(missing.is_empty(), "no reason in README for {missing:?}");
 }
 
+fn all_of(dir: &str) -> String {
+    let (mut all, mut open) = (String::new(), vec![Path::new(ROOT).join(dir)]);
+    while let Some(dir) = open.pop() {
+        for entry in fs::read_dir(dir).expect("a directory") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                open.push(path);
+            } else if path.extension().is_some_and(|ext| ext == "rs") {
+                all.push_str(&fs::read_to_string(&path).expect("a source"));
+            }
+        }
+    }
+    all
+}
+
+/// A guarantee without its test is a promise that nobody keeps.
+#[test]
+fn every_test_the_guarantees_name_exists() {
+    let readme = read("README.md");
+    let section = readme.split("## Guarantees").nth(1).and_then(|s| s.split("\n## ").next()).expect("the section");
+    let cells = section.lines().filter(|line| line.starts_with("| ")).filter_map(|line| line.rsplit(" | ").next());
+    let names: BTreeSet<&str> = cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)).collect();
+    assert!(names.len() > 30, "{names:?}");
+    let sources = all_of("src") + &all_of("tests/it");
+    let missing: Vec<&&str> = names.iter().filter(|name| !sources.contains(&format!("fn {name}("))).collect();
+    assert!(missing.is_empty(), "README names {missing:?}, which are no tests");
+}
+
 /// `[text](target)`, without those that leave the tree.
 fn links(text: &str) -> impl Iterator<Item = &str> {
     let targets = text.split("](").skip(1).filter_map(|rest| Some(rest.split_once(')')?.0));
@@ -93,17 +121,7 @@ fn every_item_the_architecture_names_exists() {
     let code = text.split('`').skip(1).step_by(2).filter(|c| c.contains("::") && !c.contains(' '));
     let names: BTreeSet<&str> = code.filter_map(|c| c.rsplit("::").next()).collect();
     assert!(names.len() > 20, "{names:?}");
-    let mut sources = String::new();
-    let mut open = vec![Path::new(ROOT).join("src")];
-    while let Some(dir) = open.pop() {
-        for entry in fs::read_dir(dir).expect("a directory of src") {
-            let path = entry.expect("an entry").path();
-            match path.is_dir() {
-                true => open.push(path),
-                false => sources.push_str(&fs::read_to_string(&path).expect("a source")),
-            }
-        }
-    }
+    let sources = all_of("src");
     let declared = |name: &str| {
         let forms = [format!("fn {name}("), format!("fn {name}<"), format!("struct {name}"), format!("{name}(")];
         forms.iter().any(|form| sources.contains(form)) || sources.contains(&format!("mod {name};"))

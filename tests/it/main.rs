@@ -4,10 +4,10 @@
 mod clients;
 /// Command line and configuration: streams and exit codes.
 mod config;
-/// Links, servers and the sidecar itself fail; what clients read stays within what is promised.
-mod faults;
 /// The documents say what the tree has.
 mod docs;
+/// Links, servers and the sidecar itself fail; what clients read stays within what is promised.
+mod faults;
 /// A harness that lies would make every other test worthless.
 mod harness;
 /// No old value is served: the hazards of the coherence protocol, one by one.
