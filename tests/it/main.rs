@@ -6,6 +6,8 @@ mod admin;
 mod clients;
 /// Command line and configuration: streams and exit codes.
 mod config;
+/// The documents say what the tree has.
+mod docs;
 /// Links, servers and the sidecar itself fail; what clients read stays within what is promised.
 mod faults;
 /// A harness that lies would make every other test worthless.
