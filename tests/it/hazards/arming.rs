@@ -89,7 +89,7 @@ fn c28_the_refusal_shows() {
     assert!(real.proxy.get("/health").body.contains("lanes: 1 of 2 untracked"));
     let why = limited.cmd(&["NEARSIDE", "EXPLAIN", "GET", "k"]).get("not_stored_because").text();
     assert!(why.contains("NOPERM"), "{why}");
-    assert!(real.proxy.logged("served uncached"));
+    real.proxy.wait_logged("served uncached");
 }
 
 /// What the limited user writes is gone from everybody's L1 when it is told OK, whether the push has come or not.

@@ -5,6 +5,9 @@ use std::time::{Duration, Instant};
 use super::{Real, Scripted, bulk, fill, is_served, is_stored, sleep_until, wait_served};
 use crate::support::{Dir, PATIENCE, Reply, Scope, eventually, fake};
 
+/// Redis counts whole milliseconds, and a key lives through the one in which it expires.
+const GRAIN: Duration = Duration::from_millis(2);
+
 #[test]
 fn c01_basic() {
     let real = Real::start();
@@ -87,7 +90,7 @@ fn c07_logical_expiry() {
     real.redis.cmd(&["DEBUG", "SET-ACTIVE-EXPIRE", "0"]);
     let mut c1 = real.proxy.client();
     real.redis.cmd(&["SET", "k", "v", "PX", "1000"]);
-    let gone = Instant::now() + Duration::from_millis(1000);
+    let gone = Instant::now() + Duration::from_millis(1000) + GRAIN;
     assert_eq!(c1.cmd(&["GET", "k"]), Reply::bulk("v"));
     wait_served(&mut c1, "k");
     sleep_until(gone);
@@ -106,7 +109,7 @@ fn c08_expiry_edge() {
     real.relay.delay(Scope::Existing, Dir::Up, travel);
     real.relay.delay(Scope::Existing, Dir::Down, travel);
     assert_eq!(real.redis.cmd(&["SET", "k", "v", "PX", "1200"]), Reply::ok());
-    let expired = Instant::now() + Duration::from_millis(1200);
+    let expired = Instant::now() + Duration::from_millis(1200) + GRAIN;
     assert_eq!(c1.cmd(&["GET", "k"]), Reply::bulk("v"));
     wait_served(&mut c1, "k");
     // By the time of receipt the entry would be served up to 100 ms too long, and only then told of the expiry.
@@ -127,7 +130,7 @@ fn c09_expired_during_a_pause() {
     real.redis.cmd(&["DEBUG", "SET-ACTIVE-EXPIRE", "0"]);
     let (mut c1, mut w) = (real.proxy.client(), real.redis.client());
     w.cmd(&["SET", "k", "v", "PX", "1000"]);
-    let gone = Instant::now() + Duration::from_millis(1000);
+    let gone = Instant::now() + Duration::from_millis(1000) + GRAIN;
     assert_eq!(c1.cmd(&["GET", "k"]), Reply::bulk("v"));
     w.cmd(&["CLIENT", "PAUSE", "60000", "WRITE"]);
     sleep_until(gone);
