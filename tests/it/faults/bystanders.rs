@@ -146,6 +146,8 @@ fn c70_busy_upstream() {
     let start = Instant::now();
     sleeper.send_cmd(&["DEBUG", "SLEEP", "8"]);
     wait_busy(&redis);
+    // A heartbeat is the lane's oldest command: age alone would be held against it.
+    eventually(PATIENCE, "a heartbeat to be outstanding", || proxy.stat("in_flight") > 0.0);
     let value = "v".repeat(1024);
     let names: Vec<String> = (0..512).map(|i| format!("k{i}")).collect();
     let writes: Vec<[&str; 3]> = names.iter().map(|name| ["SET", name, &value]).collect();

@@ -165,7 +165,7 @@ fn wall_ms_of(now: Instant) -> impl Fn(Instant) -> i64 {
 
 #[test]
 fn c48_ping_is_answered_misconf() {
-    let b = ms(200);
+    let b = ms(300);
     let dir = tempfile::tempdir().expect("a directory to lose");
     let path = dir.path().display().to_string();
     let redis = Redis::builder().args(&["--save", "3600 1", "--dir", &path]).start();
@@ -176,16 +176,15 @@ fn c48_ping_is_answered_misconf() {
     dir.close().expect("the directory is empty");
     redis.cmd(&["BGSAVE"]);
     eventually(PATIENCE, "the save to fail", || redis.cmd(&["PING"]).text().starts_with("MISCONF"));
-    let (before, mut reads) = (proxy.stats(), 0);
-    let end = Instant::now() + b * 6;
+    let before = (proxy.stat("bypass_lease"), proxy.stat("lane_epoch"));
+    let end = Instant::now() + b * 8;
     while Instant::now() < end {
         assert_eq!(c.cmd(&["GET", "k"]), Reply::bulk("1"));
-        reads += 1;
     }
-    let after = proxy.stats();
-    let hits = after["hits"].parse::<u64>().unwrap() - before["hits"].parse::<u64>().unwrap();
-    assert!(hits * 10 >= reads * 9, "{hits} hits in {reads} reads: an error in its place proves as much as a PONG");
-    assert_eq!(after["lane_epoch"], before["lane_epoch"]);
+    // An error in its place proves as much as a PONG. One lapse is the machine's.
+    let lapses = proxy.stat("bypass_lease") - before.0;
+    assert!(lapses <= 1.0, "the lease lapsed {lapses} times in 8 B");
+    assert_eq!(proxy.stat("lane_epoch"), before.1);
     redis.cmd(&["CONFIG", "SET", "stop-writes-on-bgsave-error", "no"]);
     redis.cmd(&["SET", "k", "2"]);
     barrier(&mut c);
