@@ -442,6 +442,80 @@ fn differing(expected: &[u8], got: &[u8]) -> (String, String) {
     (view(expected), view(got))
 }
 
+// ---- pipelines that arrive in pieces ----
+
+/// A pipeline with something of everything, which leaves the same data whenever it has run: bytes, and how many frames
+/// answer them.
+fn pieces() -> Vec<(Vec<u8>, usize)> {
+    let inline = |text: &str, frames| (text.as_bytes().to_vec(), frames);
+    let words = |line: &str| (encode(&line.split(' ').collect::<Vec<_>>()), 1);
+    let mut all = vec![words("DEL c:a c:b c:l")];
+    all.push((encode(&[b"SET".as_slice(), b"c:a", b"v\r\n$3\r\nabc\r\n\0"]), 1));
+    all.extend(["GET c:a", "GET c:a", "MGET c:a c:none c:a"].map(words));
+    all.extend([inline("GET c:a\r\n", 1), inline("\r\n", 0), inline("set c:b \"\\x00 \\r\\n\"\n", 1)]);
+    all.extend(["GET c:b", "GET", "NOSUCH x", "CLIENT SETNAME cut", "CLIENT GETNAME"].map(words));
+    all.extend(["SELECT 1", "SET c:a one", "GET c:a", "SELECT 0", "GET c:a"].map(words));
+    all.extend(["RPUSH c:l 1 2", "BLPOP c:l 0", "GET c:a"].map(words));
+    all.extend(["MULTI", "SET c:a tx", "GET c:a", "HGETALL c:none", "EXEC", "GET c:a"].map(words));
+    all.extend(["WATCH c:a", "GET c:a", "UNWATCH", "EVAL return{1,{2}} 0"].map(words));
+    all.extend([inline("*0\r\n", 0), inline("*-1\r\n", 0)]);
+    all.extend(["LRANGE c:l 0 -1", "GET c:none", "DEL c:a c:b c:l"].map(words));
+    all
+}
+
+/// Sends the pipeline in two writes, for each byte at which it can be cut. The first write starts with a PING of its own
+/// and the second waits for all that the first one brings: so the proxy has read the one without the other, and no luck
+/// is needed.
+#[track_caller]
+fn cut_everywhere(resp3: bool, mode: &str) {
+    let (direct, upstream) = (Redis::start(), Redis::start());
+    let proxy = Proxy::to(&upstream).set("cache.mode", mode).start();
+    let connect = |socket| if resp3 { Client::unix(socket).hello3() } else { Client::unix(socket) };
+    let read = |client: &mut Client, frames: usize| (0..frames).map(|_| client.read_reply_raw()).collect::<Vec<_>>();
+    let pieces = pieces();
+    let whole: Vec<u8> = pieces.iter().flat_map(|(bytes, _)| bytes.clone()).collect();
+    let frames: usize = pieces.iter().map(|(_, frames)| frames).sum();
+    let mut redis = connect(direct.socket());
+    redis.send(&whole);
+    let expected = read(&mut redis, frames);
+    let mut client = connect(proxy.socket());
+    for cut in 0..=whole.len() {
+        let place = format!("cut before byte {cut}: {}", shown(&whole[cut.saturating_sub(30)..cut]));
+        let _at = At(&place);
+        client.send(&[b"PING\r\n", &whole[..cut]].concat());
+        assert_eq!(client.read_reply_raw(), b"+PONG\r\n");
+        let mut got = read(&mut client, answered(&pieces, cut));
+        client.send(&whole[cut..]);
+        got.extend(read(&mut client, frames - got.len()));
+        let differs = expected.iter().zip(&got).position(|(a, b)| a != b);
+        assert!(differs.is_none(), "{place}: reply {differs:?}: {:?}", differs.map(|i| shown(&got[i])));
+    }
+}
+
+/// How many frames the pieces bring that end before `cut`.
+fn answered(pieces: &[(Vec<u8>, usize)], cut: usize) -> usize {
+    let ends = pieces.iter().scan(0, |end, (bytes, frames)| {
+        *end += bytes.len();
+        Some((*end, *frames))
+    });
+    ends.take_while(|(end, _)| *end <= cut).map(|(_, frames)| frames).sum()
+}
+
+#[test]
+fn a_pipeline_cut_anywhere_over_resp2() {
+    cut_everywhere(false, "serve");
+}
+
+#[test]
+fn a_pipeline_cut_anywhere_over_resp3() {
+    cut_everywhere(true, "serve");
+}
+
+#[test]
+fn a_pipeline_cut_anywhere_with_the_cache_off() {
+    cut_everywhere(false, "off");
+}
+
 // ---- the scripts' own completeness ----
 
 /// The canonical names (`client|kill`) of all commands in a server's COMMAND.
