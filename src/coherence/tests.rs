@@ -174,8 +174,7 @@ fn what_a_lost_connection_has_read_is_not_served() {
 fn a_refresh_dies_with_an_exec_on_another_connection() {
     let [send, execute, answer] = whole(1, 2, Own::Write);
     let set = Step::Ask(0, vec![Ask::Set(2, None)]);
-    let steps =
-        [set, send, Step::Execute(0, 3), execute, answer, Step::Deliver(0, 3), Step::Ask(2, vec![Ask::Get(2)])];
+    let steps = [set, send, Step::Execute(0, 3), execute, answer, Step::Deliver(0, 3), Step::Ask(2, vec![Ask::Get(2)])];
     needs(Broken::Carry, Layout::OneLane, &steps);
 }
 
@@ -263,8 +262,7 @@ fn a_script_waits_for_lanes_that_have_an_mget_in_flight() {
 fn a_script_waits_for_lanes_that_have_read_a_value_and_not_its_ttl() {
     let first = Step::Ask(1, vec![Ask::Get(2)]);
     let (script, get) = (Step::Ask(0, vec![Ask::Script(2)]), Step::Ask(3, vec![Ask::Get(2)]));
-    let steps =
-        [first, Step::Execute(1, 2), Step::Deliver(1, 1), script, Step::Settle(0), Step::Deliver(1, 1), get];
+    let steps = [first, Step::Execute(1, 2), Step::Deliver(1, 1), script, Step::Settle(0), Step::Deliver(1, 1), get];
     is_coherent(Layout::TwoUsers, &steps);
 }
 

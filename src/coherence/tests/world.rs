@@ -329,9 +329,7 @@ impl World {
                 (words, keys.clone(), What::Read)
             }
             Ask::Set(k, None) => (of(&["SET", &name(k), &id]), vec![*k], What::Write(id)),
-            Ask::Set(k, Some(ms)) => {
-                (of(&["SET", &name(k), &id, "PX", &ms.to_string()]), vec![*k], What::Write(id))
-            }
+            Ask::Set(k, Some(ms)) => (of(&["SET", &name(k), &id, "PX", &ms.to_string()]), vec![*k], What::Write(id)),
             Ask::Mset(a, b) => (of(&["MSET", &name(a), &id, &name(b), &id]), vec![*a, *b], What::Write(id)),
             Ask::Del(k) => (of(&["DEL", &name(k), &id]), vec![*k], What::Write(id)),
             Ask::Script(k) => (of(&["EVAL", &format!("{} {id}", name(k)), "0"]), vec![*k], What::Write(id)),
@@ -367,7 +365,8 @@ impl World {
                 let array = frame.first() == Some(&b'*');
                 let one = [frame];
                 let parts: Vec<&[u8]> = if array { reply::elements(frame).collect() } else { one.to_vec() };
-                let text = |f: &&[u8]| reply::bulk(f).filter(|b| !b.is_empty()).map(|b| String::from_utf8_lossy(b).into());
+                let text =
+                    |f: &&[u8]| reply::bulk(f).filter(|b| !b.is_empty()).map(|b| String::from_utf8_lossy(b).into());
                 let values: Vec<Option<String>> = parts.iter().map(text).collect();
                 self.judge_read(client, asked, &values)
             }
@@ -730,7 +729,11 @@ impl World {
         }
         for w in &self.wires {
             let inner = w.lane.inner.borrow();
-            if !inner.fifo.is_empty() || !inner.flights.is_empty() || !inner.refreshing.is_empty() || inner.log.len() > 0 {
+            if !inner.fifo.is_empty()
+                || !inner.flights.is_empty()
+                || !inner.refreshing.is_empty()
+                || inner.log.len() > 0
+            {
                 return Err(format!("lane {} remembers commands that are answered", w.lane.id));
             }
             self.check_entries(w)?;
