@@ -495,3 +495,19 @@ fn a_script_is_answered_after_b_though_its_pong_never_comes() {
     lane.expect(&["EVAL", "return 1", "0"]).reply(":1\r\n");
     assert_eq!(client.reply(), Reply::Int(1));
 }
+
+/// Found by the soak, which was told of an EXEC without MULTI.
+#[test]
+fn a_transaction_that_gets_no_connection_executes_nothing() {
+    let redis = Redis::start();
+    let relay = Relay::to(&redis);
+    let proxy = Proxy::upstream(&relay.url()).start();
+    let mut client = proxy.client();
+    assert_eq!(client.cmd(&["INCR", "before"]), Reply::Int(1));
+    relay.refuse();
+    let words: [&[&str]; 3] = [&["MULTI"], &["INCR", "k"], &["EXEC"]];
+    client.send(&words.iter().flat_map(|w| encode(w)).collect::<Vec<u8>>());
+    assert!(client.reply().text().starts_with("NEARSIDE upstream unavailable"));
+    assert_eq!(client.expect_closed(), b"");
+    assert_eq!(redis.cmd(&["GET", "k"]), Reply::Nil);
+}
