@@ -177,7 +177,10 @@ async fn serve(ctx: &Rc<Ctx>, lane: &Rc<Lane>, link: LaneLink) -> String {
             },
             () = lane.wake.notified() => {}
             _ = s.wr.writable(), if blocked => {}
-            _ = tick.tick() => lane.tick(ctx),
+            _ = tick.tick() => {
+                lane.tick(ctx);
+                ctx.flush_dirty();
+            }
         }
         let killed = lane.kill.borrow_mut().take();
         if let Some(why) = killed.or_else(|| lane.has_left()) {

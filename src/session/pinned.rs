@@ -191,6 +191,12 @@ impl Client {
                 let text = format!("NEARSIDE upstream unavailable: {e}");
                 session.answer_error(session.state.borrow_mut().mute(), &text);
                 session.flush(ctx);
+                // What follows in the pipeline counts on the MULTI or WATCH: it must not be executed without.
+                if matches!(why, Why::Transaction | Why::Watch) {
+                    session.drop_for(ctx, Dropped::Upstream, "there is no upstream connection for its transaction");
+                    self.flushed(ctx).await;
+                    return false;
+                }
                 // The rest of a large request cannot be told from new ones without reading it.
                 return first.is_some();
             }

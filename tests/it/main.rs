@@ -4,6 +4,8 @@
 mod admin;
 /// Real client libraries and tools must not notice the sidecar.
 mod clients;
+/// Everything at once, with foreign writers and a bad network: C59, and what a quiet lane must not hold back.
+mod coherence_soak;
 /// Command line and configuration: streams and exit codes.
 mod config;
 /// The documents say what the tree has.
