@@ -2,7 +2,7 @@
 //! follows upstream, and nothing to debug by in production.
 
 use crate::sessions::{run, warm};
-use crate::support::{Client, PATIENCE, Proxy, Redis, Relay, Reply, eventually, http};
+use crate::support::{Client, Dir, PATIENCE, Proxy, Redis, Relay, Reply, Scope, eventually, http};
 
 /// The names that dashboards are built on (DESIGN 8).
 const REQUIRED: [&str; 8] = [
@@ -201,13 +201,14 @@ fn a_slow_upstream_does_not_slow_the_side_port() {
     let redis = Redis::start();
     let relay = Relay::to(&redis);
     let proxy = Proxy::upstream(&relay.url()).start();
-    relay.stall(crate::support::Scope::All, crate::support::Dir::Down);
     let mut client = proxy.client();
+    assert_eq!(run(&mut client, "PING"), Reply::status("PONG"), "its lane is there");
+    relay.stall(Scope::All, Dir::Down);
     client.send_cmd(&["GET", "k"]);
     eventually(PATIENCE, "it to wait", || proxy.metric("nearside_upstream_in_flight") > 0.0);
     assert_eq!(proxy.get("/health/live").status, 200);
     assert_eq!(proxy.get("/health/ready").status, 200);
-    relay.resume(crate::support::Scope::All, crate::support::Dir::Down);
+    relay.resume(Scope::All, Dir::Down);
     assert_eq!(client.reply(), Reply::Nil);
 }
 
