@@ -347,13 +347,15 @@ impl Session {
         {
             b.hits += 1;
             ctx.metrics.patterns.hit(entry.pattern);
+            ctx.metrics.patterns.candidate(entry.pattern, Method::Get);
             self.answer_hit(mute, &entry.value);
             return None;
         }
         if let Some(stop) = self.lane_stop(b, req, mute) {
             return stop;
         }
-        let pattern = self.note_lookup(ctx, b, key, epoch, Method::Get);
+        let pattern = self.note_lookup(ctx, b, key, epoch);
+        ctx.metrics.patterns.candidate(pattern, Method::Get);
         let stripe = ctx.l1.stripe(key);
         let slot = self.outbox.borrow_mut().reserve(self.proto(), mute, false, asked(b, epoch));
         let get = GetRequest {
@@ -378,9 +380,8 @@ impl Session {
     }
 
     /// Counts a key that was not served from the L1: a miss where the L1 was asked, else a bypass.
-    fn note_lookup(&self, ctx: &Ctx, b: &Batch, key: &[u8], epoch: Result<u64, Bypass>, method: Method) -> PatternId {
+    fn note_lookup(&self, ctx: &Ctx, b: &Batch, key: &[u8], epoch: Result<u64, Bypass>) -> PatternId {
         let pattern = ctx.metrics.patterns.id(key);
-        ctx.metrics.patterns.candidate(pattern, method);
         match epoch {
             Ok(_) => ctx.metrics.patterns.miss(pattern),
             Err(why) => ctx.metrics.bypass.inc(why),
@@ -408,7 +409,10 @@ impl Session {
             let forms: &Arc<Forms> = found[i].as_ref()?;
             cache::usable(forms, epoch.ok()?, b.flush_gen, b.now)
         };
+        // One request, whatever it names: its first key's family stands for it.
+        let family = || entry(0).map_or_else(|| ctx.metrics.patterns.id(req.arg(1)), |e| e.pattern);
         if (0..found.len()).all(|i| entry(i).is_some()) {
+            ctx.metrics.patterns.candidate(family(), Method::Mget);
             self.answer_mget(ctx, b.now, mute, (0..found.len()).filter_map(entry));
             b.hits += 1;
             return None;
@@ -416,6 +420,7 @@ impl Session {
         if let Some(stop) = self.lane_stop(b, req, mute) {
             return stop;
         }
+        ctx.metrics.patterns.candidate(family(), Method::Mget);
         let mut parts = Vec::with_capacity(found.len());
         let mut misses = Vec::new();
         for i in 0..found.len() {
@@ -429,7 +434,7 @@ impl Session {
                 let generation = ctx.l1.generation(stripe);
                 parts.push(Part::Hit { stripe, generation, deadline: e.deadline, value: e.value.clone() });
             } else {
-                let pattern = self.note_lookup(ctx, b, key, epoch, Method::Mget);
+                let pattern = self.note_lookup(ctx, b, key, epoch);
                 let token = if b.lane.caches() { ctx.l1.token(key, b.lane.epoch()) } else { None };
                 misses.push(Miss { key: key.into(), token, pattern, value: None });
                 parts.push(Part::Miss);

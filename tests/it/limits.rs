@@ -60,47 +60,56 @@ impl<'p> Rss<'p> {
     }
 }
 
-/// The pattern's byte at `at`, so that a piece lost or doubled shows.
-fn byte(at: u64) -> u8 {
-    (at % 251) as u8
-}
+/// Bytes written or read at once.
+const PIECE: usize = 256 * 1024;
 
-/// Writes `length` bytes of a value in pieces; `at` is called now and then.
-fn write_value(to: &mut dyn Write, length: u64, mut at: impl FnMut(u64)) {
-    let mut sent = 0;
-    while sent < length {
-        let piece: Vec<u8> = (sent..length.min(sent + 256 * 1024)).map(byte).collect();
-        to.write_all(&piece).expect("a piece");
-        sent += piece.len() as u64;
-        at(sent);
-    }
-}
+/// A value in which a piece lost or doubled shows: its byte at `at` is `at % 251`.
+struct Pattern(Vec<u8>);
 
-/// Reads a value of `length` bytes without keeping it.
-#[track_caller]
-fn read_value(from: &mut dyn Read, length: u64, mut at: impl FnMut(u64)) {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n") {
-        let mut one = [0];
-        from.read_exact(&mut one).expect("the reply's head");
-        head.push(one[0]);
+impl Pattern {
+    fn new() -> Pattern {
+        Pattern((0..PIECE + 251).map(|at| (at % 251) as u8).collect())
     }
-    assert_eq!(head.escape_ascii().to_string(), format!("${length}\\r\\n"));
-    let mut piece = vec![0; 256 * 1024];
-    let mut got = 0;
-    while got < length {
-        let want = usize::try_from(length - got).map_or(piece.len(), |left| left.min(piece.len()));
-        let n = from.read(&mut piece[..want]).expect("a piece");
-        assert_ne!(n, 0, "closed after {got} bytes");
-        for (i, b) in piece[..n].iter().enumerate() {
-            assert_eq!(*b, byte(got + i as u64), "byte {}", got + i as u64);
+
+    fn at(&self, at: u64, length: usize) -> &[u8] {
+        &self.0[(at % 251) as usize..][..length]
+    }
+
+    /// Writes a value of `length` bytes in pieces; `then` is called after each.
+    fn write(&self, to: &mut dyn Write, length: u64, mut then: impl FnMut(u64)) {
+        let mut sent = 0;
+        while sent < length {
+            let piece = PIECE.min((length - sent) as usize);
+            to.write_all(self.at(sent, piece)).expect("a piece");
+            sent += piece as u64;
+            then(sent);
         }
-        got += n as u64;
-        at(got);
     }
-    let mut end = [0; 2];
-    from.read_exact(&mut end).expect("the reply's end");
-    assert_eq!(&end, b"\r\n");
+
+    /// Reads a value of `length` bytes without keeping it.
+    #[track_caller]
+    fn read(&self, from: &mut dyn Read, length: u64, mut then: impl FnMut(u64)) {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n") {
+            let mut one = [0];
+            from.read_exact(&mut one).expect("the reply's head");
+            head.push(one[0]);
+        }
+        assert_eq!(head.escape_ascii().to_string(), format!("${length}\\r\\n"));
+        let mut piece = vec![0; PIECE];
+        let mut got = 0;
+        while got < length {
+            let want = PIECE.min((length - got) as usize);
+            let n = from.read(&mut piece[..want]).expect("a piece");
+            assert_ne!(n, 0, "closed after {got} bytes");
+            assert!(piece[..n] == *self.at(got, n), "the {n} bytes from {got} on are not the value's");
+            got += n as u64;
+            then(got);
+        }
+        let mut end = [0; 2];
+        from.read_exact(&mut end).expect("the reply's end");
+        assert_eq!(&end, b"\r\n");
+    }
 }
 
 /// SET and GET of one value; in the middle of each the sender or reader rests while others are served.
@@ -113,9 +122,9 @@ fn a_value_passes(length: u64) {
     let mut stream = UnixStream::connect(proxy.socket()).expect("a connection");
     stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
     write!(stream, "*3\r\n$3\r\nSET\r\n$3\r\nbig\r\n${length}\r\n").expect("the head");
-    let each = length / 4 / (256 * 1024) * (256 * 1024);
-    write_value(&mut stream, length, |sent| {
-        if sent % each == 0 {
+    let pattern = Pattern::new();
+    pattern.write(&mut stream, length, |sent| {
+        if sent % (length / 4) == 0 {
             bystander.is_served();
             rss.check("during SET");
         }
@@ -129,7 +138,7 @@ fn a_value_passes(length: u64) {
     for round in ["first", "second"] {
         stream.write_all(b"GET big\r\n").expect("a request");
         let mut quarter = length / 4;
-        read_value(&mut stream, length, |got| {
+        pattern.read(&mut stream, length, |got| {
             if got >= quarter {
                 quarter += length / 4;
                 bystander.is_served();

@@ -16,6 +16,10 @@ mod faults;
 mod harness;
 /// No old value is served: the hazards of the coherence protocol, one by one.
 mod hazards;
+/// The side port follows what happens on the others.
+mod http;
+/// Sockets, signals, draining, exit codes.
+mod lifecycle;
 /// Memory and other clients stay what they were, whatever one client does.
 mod limits;
 /// Byte for byte what Redis itself answers.

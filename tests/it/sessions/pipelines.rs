@@ -144,8 +144,9 @@ fn a_client_that_closes_its_side_gets_its_replies_first() {
     let relay = Relay::to(&redis);
     let proxy = Proxy::upstream(&relay.url()).start();
     redis.cmd(&["SET", "k", "v"]);
-    relay.stall(Scope::Existing, Dir::Down);
     let mut client = proxy.client();
+    assert_eq!(run(&mut client, "PING"), Reply::status("PONG"), "its lane is there");
+    relay.stall(Scope::Existing, Dir::Down);
     client.send(b"PING\r\nGET k\r\nMULTI\r\nGET k\r\nEXEC\r\n");
     client.finish_writing();
     eventually(PATIENCE, "the requests to be on their way", || proxy.stat("in_flight") > 0.0);
