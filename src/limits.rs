@@ -13,6 +13,9 @@ pub(crate) const INLINE_MAX: usize = 64 * 1024;
 /// `proto-max-bulk-len`, Redis's default: the longest single argument.
 pub(crate) const BULK_MAX: usize = 512 << 20;
 
-/// How deep a reply may nest before it is called garbage. Redis itself nests at most seven levels, Lua replies end at
-/// about 200 (`LUAI_MAXCCALLS`).
-pub(crate) const DEPTH_MAX: usize = 256;
+/// How deep a reply may nest before it is called garbage. Redis itself nests at most seven levels, but a script's table that
+/// contains itself is sent until Lua's stack of 8,000 slots (`LUAI_MAXCSTACK`) is full. A level costs 24 bytes here.
+pub(crate) const DEPTH_MAX: usize = 16 * 1024;
+
+/// How deep a reply may nest that is decoded, by recursion: only replies to our own questions are, and pushes.
+pub(crate) const DECODED_DEPTH_MAX: usize = 256;

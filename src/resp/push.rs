@@ -183,7 +183,7 @@ mod tests {
 
     #[test]
     fn what_is_not_one_frame_is_nothing() {
-        let deep = b"*1\r\n".repeat(crate::limits::DEPTH_MAX + 1);
+        let deep = b"*1\r\n".repeat(crate::limits::DECODED_DEPTH_MAX + 1);
         for bytes in [&b""[..], b"+OK", b"+OK\r\n+OK\r\n", b"*2\r\n:1\r\n", b"?\r\n", b",x\r\n", &deep] {
             assert_eq!(decode(bytes), None, "{}", bytes.escape_ascii());
         }
@@ -191,7 +191,7 @@ mod tests {
 
     #[test]
     fn the_deepest_frame_allowed_is_decoded() {
-        let mut frame = b"*1\r\n".repeat(crate::limits::DEPTH_MAX);
+        let mut frame = b"*1\r\n".repeat(crate::limits::DECODED_DEPTH_MAX);
         frame.extend_from_slice(b":1\r\n");
         assert!(decode(&frame).is_some());
     }

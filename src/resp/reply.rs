@@ -9,7 +9,7 @@ use bytes::{BufMut, BytesMut};
 use memchr::memchr;
 use smallvec::{SmallVec, smallvec};
 
-use crate::limits::{DEPTH_MAX, LARGE};
+use crate::limits::{DECODED_DEPTH_MAX, DEPTH_MAX, LARGE};
 
 /// A status, error or number line is held until whole up to this many bytes; a longer one (a script may return a status of
 /// any length) is passed on in parts, so that streaming it needs no more memory than this.
@@ -24,6 +24,9 @@ const LENGTH_MAX: i64 = 1 << 40;
 /// Nesting that needs no allocation. Redis itself nests at most seven levels.
 const LEVELS_INLINE: usize = 8;
 
+/// Room for nesting that a connection keeps from one frame to the next.
+const LEVELS_KEPT: usize = 64;
+
 /// Bytes in which the fast path looks for the end of a line.
 const SHORT_LINE: usize = 64;
 
@@ -36,8 +39,8 @@ pub(crate) enum BadFrame {
     Length { kind: u8, text: String },
     #[error("bulk of type '{}' is longer or shorter than it says", char::from(*.0))]
     BulkEnd(u8),
-    #[error("reply nests deeper than {DEPTH_MAX} levels")]
-    TooDeep,
+    #[error("reply nests deeper than {0} levels")]
+    TooDeep(usize),
 }
 
 /// How far `advance` got.
@@ -89,6 +92,7 @@ pub(crate) struct Boundary {
     /// Embedded pushes, outermost ones only.
     pushes: Vec<Range<usize>>,
     keep_pushes: bool,
+    depth_max: usize,
 }
 
 impl Boundary {
@@ -100,6 +104,7 @@ impl Boundary {
             taken: 0,
             pushes: Vec::new(),
             keep_pushes: false,
+            depth_max: DEPTH_MAX,
         }
     }
 
@@ -108,6 +113,9 @@ impl Boundary {
     /// Forgets the frame and starts the next one.
     pub(crate) fn reset(&mut self) {
         self.levels.clear();
+        if self.levels.capacity() > LEVELS_KEPT {
+            self.levels = SmallVec::new();
+        }
         self.levels.push(Self::TOP);
         self.part = Part::Header;
         self.searched = 0;
@@ -238,8 +246,8 @@ impl Boundary {
             _ => LevelKind::Element,
         };
         // The bottom level stands for the frame itself.
-        if self.levels.len() > DEPTH_MAX {
-            return Err(BadFrame::TooDeep);
+        if self.levels.len() > self.depth_max {
+            return Err(BadFrame::TooDeep(self.depth_max));
         }
         let pairs = matches!(kind, b'%' | b'|');
         let left = n.unwrap_or(0) as u64 * if pairs { 2 } else { 1 };
@@ -474,10 +482,10 @@ fn piece(rest: &[u8], embedded: bool) -> Option<(usize, usize, bool)> {
     }
 }
 
-/// Whether `bytes` are exactly one frame, nested no deeper than the guard allows.
+/// Whether `bytes` are exactly one frame, nested no deeper than may be decoded.
 pub(super) fn is_frame(bytes: &[u8]) -> bool {
     let whole = Advance { take: bytes.len(), done: true };
-    Boundary::new().advance(bytes) == Ok(whole)
+    Boundary { depth_max: DECODED_DEPTH_MAX, ..Boundary::new() }.advance(bytes) == Ok(whole)
 }
 
 /// A header line with a length: type, length (0 for a null), and that of the line.

@@ -163,7 +163,7 @@ pub(crate) async fn lane(
 ) -> Result<LaneLink, HandshakeError> {
     let mut link = Link::new(stream);
     let hello = hello3(&mut link, profile).await?;
-    introduce(&mut link, profile, name).await?;
+    introduce(&mut link, profile, Proto::Resp3, name).await?;
     let again = link.demand("HELLO", &[b"HELLO"]).await?;
     let info = ServerInfo::parse(&hello).ok_or_else(|| unreadable(&hello))?;
     let second = ServerInfo::parse(&again);
@@ -191,12 +191,31 @@ async fn hello3(link: &mut Link, profile: &Profile) -> Result<Vec<u8>, Handshake
 }
 
 /// The name by which upstream's CLIENT LIST explains itself (its refusal is no reason to give up), and the database.
-async fn introduce(link: &mut Link, profile: &Profile, name: &str) -> Result<(), HandshakeError> {
+async fn introduce(link: &mut Link, profile: &Profile, proto: Proto, name: &str) -> Result<(), HandshakeError> {
     link.ask(&[b"CLIENT", b"SETNAME", name.as_bytes()]).await?;
-    if profile.db != 0 {
-        link.demand("SELECT", &[b"SELECT", profile.db.to_string().as_bytes()]).await?;
+    if profile.db == 0 {
+        return Ok(());
     }
+    let refused = match link.demand("SELECT", &[b"SELECT", profile.db.to_string().as_bytes()]).await {
+        Err(e @ HandshakeError::Refused { .. }) if profile.credential.is_some() => e,
+        other => return other.map(drop),
+    };
+    if !select_first(link, profile, proto).await? {
+        return Err(refused);
+    }
+    link.ask(&[b"CLIENT", b"SETNAME", name.as_bytes()]).await?;
     Ok(())
+}
+
+/// A user without the right to SELECT stays in the database where it said AUTH: this takes the client's own way there. False:
+/// upstream does not let anybody select who has not authenticated.
+async fn select_first(link: &mut Link, profile: &Profile, proto: Proto) -> Result<bool, HandshakeError> {
+    for words in [&[&b"RESET"[..]][..], &[b"SELECT", profile.db.to_string().as_bytes()]] {
+        if reply::is_error(&link.ask(words).await?) {
+            return Ok(false);
+        }
+    }
+    authenticate(link, profile, proto).await.map(|()| true)
 }
 
 /// The handshake of a connection that is lent to one session, in that session's protocol. Returns its id upstream (0 where
@@ -218,6 +237,13 @@ pub(crate) async fn set_up(
     proto: Proto,
     name: &str,
 ) -> Result<i64, HandshakeError> {
+    authenticate(link, profile, proto).await?;
+    introduce(link, profile, proto, name).await?;
+    let id = link.ask(&[b"CLIENT", b"ID"]).await?;
+    Ok(reply::integer(&id).unwrap_or(0))
+}
+
+async fn authenticate(link: &mut Link, profile: &Profile, proto: Proto) -> Result<(), HandshakeError> {
     match (proto, &profile.credential) {
         (Proto::Resp3, _) => {
             hello3(link, profile).await?;
@@ -230,9 +256,7 @@ pub(crate) async fn set_up(
         }
         (Proto::Resp2, None) => {}
     }
-    introduce(link, profile, name).await?;
-    let id = link.ask(&[b"CLIENT", b"ID"]).await?;
-    Ok(reply::integer(&id).unwrap_or(0))
+    Ok(())
 }
 
 /// What `COMMAND INFO <name>` says of a name that the static table does not have.

@@ -262,7 +262,7 @@ fn depth_is_guarded() {
     assert_eq!(FrameScanner::new().scan(&bytes), Ok(Frame::Incomplete));
     for deeper in [b"*1\r\n", b">1\r\n", b"|1\r\n", b"%1\r\n", b"*0\r\n"] {
         let bytes = [bytes.clone(), deeper.to_vec()].concat();
-        assert_eq!(FrameScanner::new().scan(&bytes), Err(BadFrame::TooDeep));
+        assert_eq!(FrameScanner::new().scan(&bytes), Err(BadFrame::TooDeep(DEPTH_MAX)));
     }
 }
 
