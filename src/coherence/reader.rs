@@ -612,10 +612,8 @@ impl Lane {
         };
         self.status.set_link(link);
         self.status.set_epoch(self.epoch.get());
-        if self.profile == ctx.default_profile {
-            let mode = if self.caches() { Coherence::Tracking } else { Coherence::None };
-            ctx.status.set_coherence(mode);
-        }
+        let tracks = self.caches() || ctx.lanes.borrow().values().any(|lane| lane.is_live() && lane.caches());
+        ctx.status.set_coherence(if tracks { Coherence::Tracking } else { Coherence::None });
     }
 
     /// R5: the server behind the connection is still the same one, and still what it was.

@@ -533,6 +533,8 @@ impl Session {
             stripes.push(stripe);
         });
         if refreshes {
+            // Who has it stored means to read it: the lease is kept young for that, so that the first GET is a hit.
+            b.lane.note_read(b.now);
             relay.refresh = Some(self.refresh(ctx, b, req, spec, &stripes));
         }
         relay.ends = Ends::from_vec(stripes);
