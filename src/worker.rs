@@ -2,9 +2,11 @@
 //! here is single-threaded; only `l1`, `metrics` and `status` are shared with other threads.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
+
+use dashmap::DashMap;
 
 use crate::cache::{L1, Large};
 use crate::coherence::{Availability, Hold, Lane};
@@ -58,7 +60,8 @@ pub(crate) struct Ctx {
     dirty: RefCell<Vec<Rc<Session>>>,
     /// Replies held back, oldest first, and when they are let go at the latest.
     holds: RefCell<VecDeque<(u64, Rc<Hold>)>>,
-    learned: RefCell<HashMap<Vec<u8>, Learned>>,
+    /// Of the process, not of a thread: what upstream says of a name is the same for all.
+    learned: DashMap<Vec<u8>, Learned>,
     /// One `Rc` per credential in use, so that equal ones compare fast and are kept once.
     credentials: RefCell<Vec<Rc<Credential>>>,
     refused: RefCell<HashMap<Profile, (u64, Rc<Lane>)>>,
@@ -115,7 +118,7 @@ impl Ctx {
             now: Cell::new(0),
             dirty: RefCell::default(),
             holds: RefCell::default(),
-            learned: RefCell::default(),
+            learned: DashMap::new(),
             credentials: RefCell::new(credential.into_iter().collect()),
             refused: RefCell::default(),
             watch: RefCell::default(),
@@ -185,12 +188,23 @@ impl Ctx {
         {
             return lane.clone();
         }
-        if self.lanes.borrow().len() >= self.config.upstream.lanes_max {
+        if self.lanes.borrow().len() >= self.config.upstream.lanes_max && !self.end_unused_lane() {
             return Lane::none(self, profile.clone(), "upstream.lanes_max is reached");
         }
         let lane = Lane::spawn(self, profile.clone());
         self.lanes.borrow_mut().insert(profile.clone(), lane.clone());
         lane
+    }
+
+    /// Makes room for another lane: one that no client is on and that has nothing in flight. Its entries end with it.
+    fn end_unused_lane(&self) -> bool {
+        let in_use: HashSet<Profile> =
+            self.sessions.borrow().values().map(|s| s.profile()).chain([self.default_profile.clone()]).collect();
+        let unused = self.lanes.borrow().values().find(|l| l.in_flight() == 0 && !in_use.contains(&l.profile)).cloned();
+        let Some(lane) = unused else { return false };
+        self.lanes.borrow_mut().remove(&lane.profile);
+        lane.end(&self.status);
+        true
     }
 
     /// The lane of clients that say neither AUTH nor SELECT.
@@ -292,15 +306,22 @@ impl Ctx {
         }
     }
 
-    /// `listen.buffers_max`: the client that keeps most is dropped first.
+    /// `listen.buffers_max`: while all clients together keep more, the one that keeps most is dropped. Looked at whenever
+    /// one client keeps much, and every B/4 for many that keep a little each.
     pub(crate) fn check_buffers(&self) {
-        let total: usize = self.sessions.borrow().values().map(|s| s.buffered()).sum();
+        let mut kept: Vec<(usize, Rc<Session>)> =
+            self.sessions.borrow().values().map(|s| (s.buffered(), s.clone())).filter(|(n, _)| *n > 0).collect();
+        let mut total: usize = kept.iter().map(|(n, _)| n).sum();
         if total <= self.config.listen.buffers_max {
             return;
         }
-        let largest = self.sessions.borrow().values().max_by_key(|s| s.buffered()).cloned();
-        if let Some(session) = largest {
+        kept.sort_unstable_by_key(|(n, _)| std::cmp::Reverse(*n));
+        for (n, session) in kept {
+            if total <= self.config.listen.buffers_max {
+                return;
+            }
             session.drop_for(self, Dropped::BuffersMax, "all clients together keep more than listen.buffers_max");
+            total -= n;
         }
     }
 
@@ -366,7 +387,8 @@ impl Ctx {
 
     /// What is known of a name that the table does not have.
     pub(crate) fn learned(&self, name: &[u8]) -> Result<&'static Spec, Stranger> {
-        match self.learned.borrow().get(&name.to_ascii_lowercase()) {
+        let known = self.learned.get(&name.to_ascii_lowercase()).map(|l| l.value().clone());
+        match known {
             None => Err(Stranger::New),
             Some(Learned::Module) => Err(Stranger::Module),
             Some(Learned::Unknown) => Err(Stranger::Unknown),
@@ -384,11 +406,10 @@ impl Ctx {
         // No answer: the lane is lost, and the name is asked about again.
         let Some(frame) = answer else { return };
         let learned = handshake::learned(&frame);
-        let mut all = self.learned.borrow_mut();
-        if all.len() >= LEARNED_MAX {
-            all.clear();
+        if self.learned.len() >= LEARNED_MAX {
+            self.learned.clear();
         }
-        all.insert(name, learned);
+        self.learned.insert(name, learned);
     }
 
     // ---- upstream as a whole ----

@@ -75,6 +75,8 @@ pub(crate) struct Lane {
     pub(super) upstream_id: Cell<i64>,
     pub(super) upstream_role: RefCell<String>,
     pub(super) judging: Cell<bool>,
+    /// Nobody needs it any more.
+    pub(super) ended: Cell<bool>,
     /// Something was stored under the present epoch (else it needs no fence).
     pub(super) populated: Cell<bool>,
 }
@@ -138,6 +140,7 @@ impl Lane {
             upstream_id: Cell::new(0),
             upstream_role: RefCell::default(),
             judging: Cell::new(false),
+            ended: Cell::new(false),
             populated: Cell::new(false),
         }
     }
@@ -148,6 +151,14 @@ impl Lane {
         lane.retire(&ctx.status);
         lane.inner.borrow_mut().availability = Availability::Refused(why.to_owned());
         Rc::new(lane)
+    }
+
+    /// Its connection is closed for good: no client is on it.
+    pub(crate) fn end(&self, status: &Status) {
+        self.ended.set(true);
+        self.inner.borrow_mut().availability = Availability::Refused("the lane has ended".to_owned());
+        self.retire(status);
+        self.kill("no client needs it");
     }
 
     /// It will not be shown any more.
@@ -426,7 +437,8 @@ impl Refresh {
 }
 
 pub(super) const PING: &[u8] = b"*1\r\n$4\r\nPING\r\n";
-const HELLO: &[u8] = b"*1\r\n$5\r\nHELLO\r\n";
+/// With its version, because Redis 6.0 knows no HELLO without.
+const HELLO: &[u8] = b"*2\r\n$5\r\nHELLO\r\n$1\r\n3\r\n";
 
 fn pttl(key: &[u8]) -> Vec<u8> {
     let mut raw = bytes::BytesMut::new();

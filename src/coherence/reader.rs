@@ -55,7 +55,8 @@ struct Stream {
 }
 
 impl Lane {
-    /// Starts the lane's task; it ends with the process, or when upstream refuses what a lane needs.
+    /// Starts the lane's task; it ends with the process, when upstream refuses what a lane needs, or
+    /// when nobody is on it and another needs its place.
     pub(crate) fn spawn(ctx: &Rc<Ctx>, profile: crate::upstream::Profile) -> Rc<Lane> {
         let lane = Rc::new(Lane::new(ctx, profile));
         tokio::task::spawn_local(run(ctx.clone(), lane.clone()));
@@ -70,11 +71,15 @@ impl Lane {
 
 async fn run(ctx: Rc<Ctx>, lane: Rc<Lane>) {
     let mut backoff = Backoff::new(ctx.config.upstream.retry.base_delay, ctx.config.upstream.retry.max_delay);
-    loop {
+    while !lane.ended.get() {
         match open_or_give_up_waiting(&ctx, &lane).await {
             Ok(link) => {
                 backoff.reset();
                 let why = serve(&ctx, &lane, link).await;
+                if lane.ended.get() {
+                    lane.epoch.set(0);
+                    return;
+                }
                 lane.lost(&ctx, &why);
             }
             Err(Failure::Refused(reply)) => {
@@ -655,6 +660,7 @@ impl Lane {
         let now = clock::now();
         ctx.release_overdue_holds(now);
         ctx.measure();
+        ctx.check_buffers();
         self.status.set_proved_at(self.f.get());
         let since_sent = now.saturating_sub(self.last_sent.get());
         let reading =

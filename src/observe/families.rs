@@ -104,7 +104,7 @@ const FAMILIES: &[Family] = &[
         |v, out| out.push(&[], v.metrics.reconnects.get() as f64)),
     family!(Gauge "nearside_upstream_in_flight" [] "Commands sent upstream and not answered yet.",
         |v, out| out.push(&[], v.metrics.in_flight.get() as f64)),
-    family!(Gauge "nearside_pinned_connections" [] "Upstream connections that belong to one client now.",
+    family!(Gauge "nearside_pinned_connections" [] "Upstream connections for single clients, lent to one now or idle.",
         |v, out| out.push(&[], v.metrics.pinned_connections.get() as f64)),
     family!(Counter "nearside_pinned_total" ["why"] "Times a client got an upstream connection of its own.",
         |v, out| by_word(out, &v.metrics.pinned)),

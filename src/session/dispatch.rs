@@ -347,6 +347,7 @@ impl Session {
         {
             b.hits += 1;
             ctx.metrics.patterns.hit(entry.pattern);
+            ctx.metrics.patterns.note_read(entry.pattern);
             ctx.metrics.patterns.candidate(entry.pattern, Method::Get);
             self.answer_hit(mute, &entry.value);
             return None;

@@ -74,6 +74,8 @@ pub(crate) struct Session {
     /// A split MGET is outstanding, which may have to be read again: nothing may be sent behind it (R26).
     halted: Cell<bool>,
     dirty: Cell<bool>,
+    /// Bytes of requests that are not dispatched yet.
+    unfinished: Cell<usize>,
     /// The task waits for the outbox to empty or to shrink.
     waiting: Cell<bool>,
     /// The state asks for more than the hot path knows: muted replies, or protected mode.
@@ -108,6 +110,7 @@ impl Session {
             named: Cell::new(0),
             halted: Cell::new(false),
             dirty: Cell::new(false),
+            unfinished: Cell::new(0),
             waiting: Cell::new(false),
             special: Cell::new(ctx.locks_out(peer.near)),
             closing: Cell::new(false),
@@ -198,9 +201,14 @@ impl Session {
         }
     }
 
-    /// Bytes kept for this client.
-    pub(crate) fn buffered(&self) -> usize {
+    /// Bytes of replies kept for this client.
+    fn unsent(&self) -> usize {
         self.outbox.borrow().bytes()
+    }
+
+    /// All bytes kept for this client: replies it has not taken, requests it has not finished.
+    pub(crate) fn buffered(&self) -> usize {
+        self.unsent() + self.unfinished.get()
     }
 
     /// Ends the connection because of what it would cost to go on.
@@ -224,6 +232,10 @@ impl Session {
 
     fn set_fence(&self) {
         self.fence.set(clock::now());
+    }
+
+    pub(crate) fn profile(&self) -> crate::upstream::Profile {
+        self.state.borrow().profile()
     }
 
     fn proto(&self) -> Proto {
@@ -331,7 +343,8 @@ impl Client {
         if want_input && nothing_to_come && outstanding == 0 && !unsent {
             return false;
         }
-        let may_read = want_input && !self.eof && session.buffered() < BACKPRESSURE;
+        session.unfinished.set(self.rbuf.len());
+        let may_read = want_input && !self.eof && session.unsent() < BACKPRESSURE;
         session.waiting.set(!may_read || ctx.draining.get());
         let idle = ctx.config.listen.idle_timeout;
         let go_on = tokio::select! {

@@ -429,7 +429,8 @@ impl Pin {
             && self.broken.is_none()
             && self.out.len() < CHUNK
             && client.rbuf.len() < CHUNK;
-        let from_upstream = self.hold.is_none() && session.buffered() < BACKPRESSURE;
+        let from_upstream = self.hold.is_none() && session.unsent() < BACKPRESSURE;
+        session.unfinished.set(client.rbuf.len() + self.out.len() + self.staged.len() + self.conn.link.rbuf.len());
         let hold = self.hold.clone();
         let idle = ctx.config.listen.idle_timeout.filter(|_| self.is_idle());
         if self.conn.link.rbuf.capacity() - self.conn.link.rbuf.len() < 4096 {
@@ -711,6 +712,7 @@ impl Pin {
             Some(Kind::Hello) => Role::Hello(greeting(req, self.conn.proto)),
             Some(Kind::Auth) => Role::Auth(credential(req)),
             Some(Kind::Select) => select_db(req).map_or(Role::Plain, Role::Select),
+            Some(Kind::Client) if spec.is_some_and(|s| s.name == "client|tracking") => Role::Tracking(req.is(2, "on")),
             _ => Role::Plain,
         };
         Expect::of(What::Queued(Queued::of(spec, req, role)), mute)
@@ -1149,6 +1151,7 @@ impl Pin {
                 let greeting = greeting.clone();
                 own = self.said_hello(ctx, client, greeting, frame);
             }
+            Some(Role::Tracking(on)) if !reply::is_error(frame) => self.tracking = *on,
             Some(Role::Auth(c)) if !reply::is_error(frame) => client.session.authenticated(ctx, c.clone()),
             Some(Role::Select(db)) if !reply::is_error(frame) => {
                 client.session.state.borrow_mut().db = *db;

@@ -79,6 +79,8 @@ pub(super) enum Role {
     Hello(Greeting),
     Auth(Credential),
     Select(u32),
+    /// CLIENT TRACKING ON or OFF.
+    Tracking(bool),
 }
 
 /// What a HELLO changes when it succeeds.

@@ -164,7 +164,7 @@ pub(crate) async fn lane(
     let mut link = Link::new(stream);
     let hello = hello3(&mut link, profile).await?;
     introduce(&mut link, profile, Proto::Resp3, name).await?;
-    let again = link.demand("HELLO", &[b"HELLO"]).await?;
+    let again = link.demand("HELLO", &[b"HELLO", b"3"]).await?;
     let info = ServerInfo::parse(&hello).ok_or_else(|| unreadable(&hello))?;
     let second = ServerInfo::parse(&again);
     let role_check = second.is_some_and(|s| s.id == info.id && s.role == info.role);
