@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use self::script::{Compare, Exchange, Line, Only, Replies, Step};
 use crate::support::client::{decode, shown};
-use crate::support::{Client, PATIENCE, Proxy, Redis, Reply, eventually};
+use crate::support::{Client, PATIENCE, Proxy, Redis, Reply, encode, eventually};
 
 /// What two servers do not answer alike, or a sidecar rightly answers in its own way: the first words of a command, how its
 /// replies are compared, and the reason. The longest match counts.
