@@ -68,6 +68,7 @@ fn c26_a_fetch_that_was_sent_again_stores_nothing_with_its_old_token() {
         assert_eq!(words, [b"PTTL", b"k".as_slice()]);
         lane.reply(":-1\r\n");
     }
+    eventually(PATIENCE, "the lane to be at rest", || proxy.stat("in_flight") == 0.0);
     c.send_cmd(&["GET", "k"]);
     lane.expect(&["GET", "k"]).expect(&["PTTL", "k"]).reply("$1\r\n2\r\n").reply(":-1\r\n");
     assert_eq!(c.reply(), Reply::bulk("2"));
