@@ -38,8 +38,9 @@ use crate::observe::reasons::{Discard, Evict};
 /// generation of 15 others, which costs those at most a store they were just about to make.
 const STRIPES: usize = 1 << 16;
 
-/// What moka, the allocator and our own headers add to an entry of one form, measured (see `benches/README.md`).
-const OVERHEAD: usize = 280;
+/// What moka, the allocator and our own headers add to an entry of one form. Measured: 500,000 entries of 10 and of 100
+/// bytes under keys of 12 take 445 and 451 bytes each beside key, reply and `Entry` (`entries_weigh_what_they_take`).
+const OVERHEAD: usize = 450;
 
 pub(crate) type Key = Box<[u8]>;
 
