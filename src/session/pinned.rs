@@ -964,13 +964,11 @@ impl Pin {
     }
 
     fn confirmation(&mut self, kind: &[u8], count: i64, frame: &[u8]) {
-        let mut mute = false;
         let mut done = false;
         let subs = self.subs;
-        if let Some(Expect { what: What::Subscription { kind: of, left }, mute: m, .. }) = self.expect.front_mut()
+        if let Some(Expect { what: What::Subscription { kind: of, left }, .. }) = self.expect.front_mut()
             && confirms(*of, kind)
         {
-            mute = *m;
             let n = left.unwrap_or_else(|| subs.confirmations(*of, 0));
             *left = Some(n.saturating_sub(1));
             done = n <= 1;
@@ -979,7 +977,8 @@ impl Pin {
         if done {
             self.expect.pop_front();
         }
-        self.deliver(mute, frame);
+        // As a push it passes CLIENT REPLY OFF and SKIP.
+        self.deliver(false, frame);
     }
 
     /// The reply to the oldest command has come.
