@@ -1071,6 +1071,11 @@ impl Pin {
         if message {
             return ctx.cache_serves();
         }
+        if let Some(walk) = &self.walk {
+            self.streaming_mute = walk.mute;
+            self.walk.take_if(Walk::step);
+            return false;
+        }
         let Some(expect) = self.expect.pop_front() else { return false };
         self.streaming_mute = expect.mute;
         match expect.what {
@@ -1120,7 +1125,7 @@ impl Pin {
         if let What::Exec(queue) = expect.what
             && !header.starts_with(b"*-")
         {
-            self.walk = Some(Walk { queue: queue.into(), confirmations: None });
+            self.walk = Some(Walk { queue: queue.into(), confirmations: None, mute: expect.mute });
         }
         true
     }
@@ -1129,6 +1134,7 @@ impl Pin {
         let mut own = BytesMut::new();
         let subs = self.subs;
         let Some(walk) = self.walk.as_mut() else { return false };
+        let mute = walk.mute && frame[0] != b'>';
         let mut next = true;
         match walk.queue.front().map(|q| &q.role) {
             Some(Role::Subscription { kind, words }) => {
@@ -1156,12 +1162,9 @@ impl Pin {
             _ => {}
         }
         let bytes: &[u8] = if own.is_empty() { frame } else { &own };
-        self.deliver(false, bytes);
-        if next && let Some(walk) = self.walk.as_mut() {
-            walk.queue.pop_front();
-            if walk.queue.is_empty() {
-                self.walk = None;
-            }
+        self.deliver(mute, bytes);
+        if next {
+            self.walk.take_if(Walk::step);
         }
         false
     }
