@@ -197,6 +197,12 @@ fn large_requests_of_every_kind_pass() {
     }
     assert_eq!(client.reply(), Reply::bulk("1"));
     sender.join().expect("the sender");
+    // EXEC's elements are read one by one where one of them is ours.
+    let commands = ["MULTI", "CLIENT GETNAME", "GET big", "SELECT 0", "GET big", "GET a", "EXEC"];
+    let replies = client.pipeline(&commands.map(words).each_ref().map(Vec::as_slice));
+    let value = Reply::Bulk(big);
+    let exec = Reply::Array(vec![Reply::Nil, value.clone(), Reply::ok(), value, Reply::bulk("1")]);
+    assert_eq!(replies[6], exec);
     let many: Vec<String> = (0..150_000).map(|i| format!("key{i}")).collect();
     let mget: Vec<&str> = std::iter::once("MGET").chain(many.iter().map(String::as_str)).collect();
     assert_eq!(client.cmd(&mget).items().len(), many.len());
