@@ -966,13 +966,11 @@ impl Pin {
     }
 
     fn confirmation(&mut self, kind: &[u8], count: i64, frame: &[u8]) {
-        let mut mute = false;
         let mut done = false;
         let subs = self.subs;
-        if let Some(Expect { what: What::Subscription { kind: of, left }, mute: m, .. }) = self.expect.front_mut()
+        if let Some(Expect { what: What::Subscription { kind: of, left }, .. }) = self.expect.front_mut()
             && confirms(*of, kind)
         {
-            mute = *m;
             let n = left.unwrap_or_else(|| subs.confirmations(*of, 0));
             *left = Some(n.saturating_sub(1));
             done = n <= 1;
@@ -981,7 +979,8 @@ impl Pin {
         if done {
             self.expect.pop_front();
         }
-        self.deliver(mute, frame);
+        // As a push it passes CLIENT REPLY OFF and SKIP.
+        self.deliver(false, frame);
     }
 
     /// The reply to the oldest command has come.
@@ -1074,6 +1073,11 @@ impl Pin {
         if message {
             return ctx.cache_serves();
         }
+        if let Some(walk) = &self.walk {
+            self.streaming_mute = walk.mute;
+            self.walk.take_if(Walk::step);
+            return false;
+        }
         let Some(expect) = self.expect.pop_front() else { return false };
         self.streaming_mute = expect.mute;
         match expect.what {
@@ -1123,7 +1127,7 @@ impl Pin {
         if let What::Exec(queue) = expect.what
             && !header.starts_with(b"*-")
         {
-            self.walk = Some(Walk { queue: queue.into(), confirmations: None });
+            self.walk = Some(Walk { queue: queue.into(), confirmations: None, mute: expect.mute });
         }
         true
     }
@@ -1132,6 +1136,7 @@ impl Pin {
         let mut own = BytesMut::new();
         let subs = self.subs;
         let Some(walk) = self.walk.as_mut() else { return false };
+        let mute = walk.mute && frame[0] != b'>';
         let mut next = true;
         match walk.queue.front().map(|q| &q.role) {
             Some(Role::Subscription { kind, words }) => {
@@ -1160,12 +1165,9 @@ impl Pin {
             _ => {}
         }
         let bytes: &[u8] = if own.is_empty() { frame } else { &own };
-        self.deliver(false, bytes);
-        if next && let Some(walk) = self.walk.as_mut() {
-            walk.queue.pop_front();
-            if walk.queue.is_empty() {
-                self.walk = None;
-            }
+        self.deliver(mute, bytes);
+        if next {
+            self.walk.take_if(Walk::step);
         }
         false
     }

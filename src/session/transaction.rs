@@ -112,6 +112,16 @@ pub(super) struct Walk {
     pub(super) queue: std::collections::VecDeque<Queued>,
     /// Confirmations still to come for the subscription at the front.
     pub(super) confirmations: Option<usize>,
+    /// CLIENT REPLY OFF or SKIP holds for all of it; pushes pass.
+    pub(super) mute: bool,
+}
+
+impl Walk {
+    /// The element at the front has passed. True: it was the last.
+    pub(super) fn step(&mut self) -> bool {
+        self.queue.pop_front();
+        self.queue.is_empty()
+    }
 }
 
 /// Subscriptions of a connection, as upstream's own confirmations count them.

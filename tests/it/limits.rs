@@ -197,6 +197,12 @@ fn large_requests_of_every_kind_pass() {
     }
     assert_eq!(client.reply(), Reply::bulk("1"));
     sender.join().expect("the sender");
+    // EXEC's elements are read one by one where one of them is ours.
+    let commands = ["MULTI", "CLIENT GETNAME", "GET big", "SELECT 0", "GET big", "GET a", "EXEC"];
+    let replies = client.pipeline(&commands.map(words).each_ref().map(Vec::as_slice));
+    let value = Reply::Bulk(big);
+    let exec = Reply::Array(vec![Reply::Nil, value.clone(), Reply::ok(), value, Reply::bulk("1")]);
+    assert_eq!(replies[6], exec);
     let many: Vec<String> = (0..150_000).map(|i| format!("key{i}")).collect();
     let mget: Vec<&str> = std::iter::once("MGET").chain(many.iter().map(String::as_str)).collect();
     assert_eq!(client.cmd(&mget).items().len(), many.len());
@@ -400,4 +406,64 @@ fn idle_clients_are_closed_and_waiting_ones_are_not() {
     assert_eq!(blocked.reply(), Reply::bulks(&["q", "x"]));
     redis.cmd(&["PUBLISH", "c", "m"]);
     assert_eq!(sub.reply(), Reply::bulks(&["message", "c", "m"]));
+}
+
+/// CPU time the process has used, in clock ticks (100 a second on Linux).
+fn cpu_ticks(proxy: &Proxy) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", proxy.pid())).expect("its stat");
+    let fields: Vec<&str> = stat.rsplit(')').next().expect("fields").split_whitespace().collect();
+    fields[11..13].iter().map(|f| f.parse::<u64>().expect("ticks")).sum()
+}
+
+#[test]
+fn clients_that_wait_for_anything_cost_no_cpu() {
+    let redis = Redis::start();
+    redis.cmd(&["SET", "large", &"x".repeat(8 << 20)]);
+    redis.cmd(&["SET", "half", &"x".repeat(200_000)]);
+    let large_get = b"GET large\r\n".repeat(3);
+    let many = b"GETRANGE half 0 -1\r\n".repeat(50);
+    let hits = b"GET half\r\n".repeat(100);
+    let states: &[(&str, &[u8], bool)] = &[
+        ("nothing", b"", false),
+        ("a request of which half is there", b"*2\r\n$3\r\nGET\r\n$10\r\nabc", false),
+        ("a large request of which half is there", b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$9000000\r\nabc", false),
+        ("half a request, then its end", b"*2\r\n$3\r\nGET\r\n$10\r\nabc", true),
+        ("blocked", b"BLPOP q 0\r\n", false),
+        ("blocked, with more behind it", b"BLPOP q 0\r\nGET k\r\nMULTI\r\n", false),
+        ("blocked, then its end", b"BLPOP q 0\r\n", true),
+        ("subscribed", b"SUBSCRIBE c\r\n", false),
+        ("subscribed in RESP3", b"HELLO 3\r\nSUBSCRIBE c\r\nGET k\r\n", false),
+        ("monitor", b"MONITOR\r\n", false),
+        ("open transaction", b"MULTI\r\nSET k v\r\n", false),
+        ("watching", b"WATCH k\r\n", false),
+        ("watching, half a request", b"WATCH k\r\n*2\r\n$3\r\nGET", false),
+        ("tracking", b"HELLO 3\r\nCLIENT TRACKING ON\r\n", false),
+        ("silenced", b"CLIENT REPLY OFF\r\nPING\r\n", false),
+        ("large replies it does not read", &large_get, false),
+        ("many replies it does not read", &many, false),
+        ("hits it does not read", &hits, false),
+    ];
+    for (state, sent, ends) in states {
+        let proxy = Proxy::start(&redis);
+        let clients: Vec<Client> = (0..3)
+            .map(|_| {
+                let mut client = proxy.client();
+                client.send(sent);
+                if *ends {
+                    client.finish_writing();
+                }
+                client
+            })
+            .collect();
+        // Idle is: no more than a tenth of the time. It may take a while to come to that.
+        let is_quiet = || {
+            let before = cpu_ticks(&proxy);
+            std::thread::sleep(Duration::from_millis(200)); // an interval to measure over, not a wait
+            cpu_ticks(&proxy) - before <= 2
+        };
+        eventually(PATIENCE, &format!("a process that sleeps beside clients with {state}"), is_quiet);
+        drop(clients);
+        eventually(PATIENCE, &format!("sleep after clients with {state}"), is_quiet);
+        assert!(is_pong(&run(&mut proxy.client(), "PING")), "{state}");
+    }
 }

@@ -222,3 +222,60 @@ fn a_redirection_names_a_client_by_its_id_here() {
     let refused = run(&mut proxy.client(), "CLIENT TRACKING ON REDIRECT 99999");
     assert_eq!(refused.text(), "ERR The client ID you want redirect to does not exist");
 }
+
+/// Everything that arrives up to the answer to a last ECHO, pushes where they stand.
+fn stream(client: &mut Client, lines: &[&str]) -> String {
+    let script = lines.join("\r\n") + "\r\nECHO the-end\r\n";
+    client.send(script.as_bytes());
+    let mut all = Vec::new();
+    while !all.ends_with(b"the-end\r\n") {
+        let piece = client.try_read(PATIENCE).filter(|piece| !piece.is_empty());
+        all.extend(piece.unwrap_or_else(|| panic!("no end after {}", all.escape_ascii())));
+    }
+    all.escape_ascii().to_string()
+}
+
+#[test]
+fn pushes_stand_where_redis_puts_them_among_the_replies_of_a_pipeline() {
+    let (plain, redis) = (Redis::start(), Redis::start());
+    let proxy = Proxy::start(&redis);
+    let scripts: &[&[&str]] = &[
+        &[
+            "SUBSCRIBE a b",
+            "SET k 1",
+            "GET k",
+            "PSUBSCRIBE p*",
+            "GET k",
+            "UNSUBSCRIBE b a",
+            "GET k",
+            "PUNSUBSCRIBE",
+            "GET k",
+        ],
+        &["SUBSCRIBE a", "PUBLISH a own", "GET k", "UNSUBSCRIBE a", "PUBLISH a none"],
+        &["SUBSCRIBE a a a", "UNSUBSCRIBE a a", "SUBSCRIBE a", "UNSUBSCRIBE", "UNSUBSCRIBE"],
+        &["SSUBSCRIBE s t", "SPUBLISH s own", "SUNSUBSCRIBE s t", "SPUBLISH s none", "SUNSUBSCRIBE"],
+        &["MULTI", "SUBSCRIBE a b", "GET k", "EXEC", "GET k", "UNSUBSCRIBE a b"],
+        &["MULTI", "SUBSCRIBE a", "UNSUBSCRIBE", "EXEC", "GET k"],
+        &["SUBSCRIBE a", "MULTI", "PUBLISH a own", "UNSUBSCRIBE a", "GET k", "EXEC", "GET k"],
+        &["WATCH k", "SUBSCRIBE a", "SET k 2", "MULTI", "GET k", "EXEC", "UNSUBSCRIBE", "GET k"],
+        &["CLIENT REPLY SKIP", "SUBSCRIBE a", "GET k", "UNSUBSCRIBE"],
+        &["SUBSCRIBE a", "SUBSCRIBE", "PSUBSCRIBE", "NOSUCH", "GET", "UNSUBSCRIBE"],
+        &["SUBSCRIBE a", "BLPOP q 0.01", "SELECT 1", "GET k", "SELECT 0", "UNSUBSCRIBE", "GET k"],
+        &["CLIENT TRACKING ON", "GET k", "SET k 3", "GET k", "CLIENT TRACKING OFF", "SET k 4", "GET k"],
+        &["CLIENT TRACKING ON", "MGET k l m", "MSET k 1 l 2 m 3", "FLUSHALL", "CLIENT TRACKING OFF", "GET k"],
+        &["CLIENT TRACKING ON OPTIN", "CLIENT CACHING YES", "GET k", "SET k 5", "CLIENT TRACKING OFF"],
+        &["SUBSCRIBE a", "RESET", "GET k"],
+        &["SUBSCRIBE a", "HELLO 3 SETNAME x", "UNSUBSCRIBE", "CLIENT GETNAME"],
+    ];
+    for script in scripts {
+        let no_ids: Vec<&str> = script.iter().filter(|l| !l.starts_with("HELLO")).copied().collect();
+        let expected = stream(&mut plain.client().hello3(), &no_ids);
+        assert_eq!(stream(&mut proxy.client3(), &no_ids), expected, "{script:?}");
+        // What a RESP2 subscriber may say as well.
+        let two: Vec<&str> =
+            script.iter().filter(|l| l.contains("SUBSCRIBE") || l.contains("REPLY")).copied().collect();
+        let unsubscribed = [&two[..], &["UNSUBSCRIBE", "PUNSUBSCRIBE", "SUNSUBSCRIBE"]].concat();
+        let expected = stream(&mut plain.client(), &unsubscribed);
+        assert_eq!(stream(&mut proxy.client(), &unsubscribed), expected, "{unsubscribed:?}");
+    }
+}
