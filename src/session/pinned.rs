@@ -937,7 +937,7 @@ impl Pin {
         if frame[0] == b'>' || listening {
             match pubsub(frame) {
                 Some(PubSub::Confirmation { kind, count }) => {
-                    self.confirmation(kind, count, frame);
+                    self.confirmation(ctx, kind, count, frame);
                     return Ok(false);
                 }
                 Some(PubSub::Message) => {
@@ -957,14 +957,14 @@ impl Pin {
         self.answered(ctx, client, expect, frame)
     }
 
-    fn confirmation(&mut self, kind: &[u8], count: i64, frame: &[u8]) {
+    fn confirmation(&mut self, ctx: &Ctx, kind: &[u8], count: i64, frame: &[u8]) {
         let mut mute = false;
         let mut done = false;
         let subs = self.subs;
         if let Some(Expect { what: What::Subscription { kind: of, left }, mute: m, .. }) = self.expect.front_mut()
             && confirms(*of, kind)
         {
-            mute = *m;
+            mute = *m && !ctx.server.borrow().pushes_unmuted();
             let n = left.unwrap_or_else(|| subs.confirmations(*of, 0));
             *left = Some(n.saturating_sub(1));
             done = n <= 1;
