@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::rc::Rc;
 
 use super::Session;
-use crate::command::Request;
+use crate::command::{Request, Spec};
 use crate::resp::Proto;
 use crate::resp::reply;
 use crate::worker::Ctx;
@@ -191,8 +191,8 @@ pub(super) fn number(word: &[u8]) -> Option<u64> {
 
 /// CLIENT TRACKING ... REDIRECT <id>: the id is one of ours, upstream knows that client's pinned connection by another. None:
 /// nothing to translate. An id of nobody stays an id of nobody.
-pub(super) fn translate_redirect(ctx: &Ctx, req: &Request<'_>) -> Option<Vec<Vec<u8>>> {
-    let at = (3..req.argc().saturating_sub(1)).find(|i| req.is(*i, "redirect"))?;
+pub(super) fn translate_redirect(ctx: &Ctx, req: &Request<'_>, kept: &mut (i64, i64)) -> Option<Vec<Vec<u8>>> {
+    let at = redirect_at(req)?;
     let own = number(req.arg(at + 1))?;
     let upstream = ctx.sessions.borrow().get(&own).map_or(0, |s| s.pinned.borrow().id);
     // 2^62 is no client's id; upstream then words the error. 0 switches the redirection off.
@@ -205,11 +205,23 @@ pub(super) fn translate_redirect(ctx: &Ctx, req: &Request<'_>) -> Option<Vec<Vec
     };
     let mut words: Vec<Vec<u8>> = (0..req.argc()).map(|i| req.arg(i).to_vec()).collect();
     words[at + 1] = id.to_string().into_bytes();
+    *kept = (id, i64::try_from(own).unwrap_or(0));
     Some(words)
 }
 
+/// Where the target's id stands behind REDIRECT.
+fn redirect_at(req: &Request<'_>) -> Option<usize> {
+    (3..req.argc().saturating_sub(1)).find(|i| req.is(*i, "redirect"))
+}
+
+/// The client here to which this command redirects invalidations.
+pub(super) fn redirects(ctx: &Ctx, spec: &Spec, req: &Request<'_>) -> Option<Rc<Session>> {
+    let at = (spec.name == "client|tracking").then(|| redirect_at(req))??;
+    ctx.sessions.borrow().get(&number(req.arg(at + 1))?).cloned()
+}
+
 /// The reply to CLIENT GETREDIR or TRACKINGINFO, with the id of the client here.
-pub(super) fn own_redirect(ctx: &Ctx, frame: &[u8]) -> Vec<u8> {
+pub(super) fn own_redirect(ctx: &Ctx, frame: &[u8], kept: (i64, i64)) -> Vec<u8> {
     const FIELD: &[u8] = b"$8\r\nredirect\r\n";
     let at = if frame.first() == Some(&b':') {
         Some(0)
@@ -220,7 +232,8 @@ pub(super) fn own_redirect(ctx: &Ctx, frame: &[u8]) -> Vec<u8> {
         return frame.to_vec();
     };
     let line = memchr::memchr(b'\n', &frame[at..]).map_or(frame.len(), |end| at + end + 1);
-    let own = format!(":{}\r\n", own_id(ctx, upstream));
+    let own = if upstream == kept.0 { kept.1 } else { own_id(ctx, upstream) };
+    let own = format!(":{own}\r\n");
     [&frame[..at], own.as_bytes(), &frame[line..]].concat()
 }
 

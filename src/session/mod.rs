@@ -27,6 +27,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::sync::Notify;
 
 use crate::coherence::{Lane, Redo};
+use crate::command::Why;
 use crate::limits;
 use crate::net::{ReadHalf, Stream, WriteHalf};
 use crate::observe::clock;
@@ -43,6 +44,7 @@ pub(crate) use probe::Probe;
 
 use dispatch::Step;
 use outbox::Outbox;
+use pinned::First;
 use state::State;
 
 /// A client whose replies it does not read is not read either, from so many bytes on: what is queued then is at most this
@@ -89,6 +91,10 @@ pub(crate) struct Session {
     last: Cell<u64>,
     last_command: Cell<&'static str>,
     pinned: RefCell<pinned::Shown>,
+    /// A client's CLIENT TRACKING is redirected here: the session keeps a connection of its own, by whose id upstream knows it.
+    redirected: Cell<bool>,
+    /// Tells that `pinned` has an id now.
+    pin_shown: Notify,
 }
 
 impl Session {
@@ -120,6 +126,8 @@ impl Session {
             last: Cell::new(now),
             last_command: Cell::new("NULL"),
             pinned: RefCell::default(),
+            redirected: Cell::new(false),
+            pin_shown: Notify::new(),
         };
         (Rc::new(session), rd)
     }
@@ -305,6 +313,12 @@ impl Client {
             }
             if !self.session.redo.borrow().is_empty() {
                 if !self.redo_large(ctx).await {
+                    return;
+                }
+                continue;
+            }
+            if self.session.redirected.get() {
+                if !(self.settled(ctx).await && self.pinned(ctx, Why::Tracking, First::Nothing).await) {
                     return;
                 }
                 continue;

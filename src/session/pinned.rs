@@ -18,7 +18,7 @@ use super::local::{Local, greeting};
 use super::transaction::{
     Expect, Greeting, PubSub, Queued, Role, Subscriptions, Walk, What, confirms, is_subscription, pubsub,
 };
-use super::{BACKPRESSURE, Client, read_some};
+use super::{BACKPRESSURE, Client, Session, read_some};
 use crate::coherence::{Ends, Hold};
 use crate::command::table::{self, Lookup};
 use crate::command::{Effect, Kind, Need, Request, Spec, Why, keys};
@@ -70,6 +70,8 @@ struct Pin {
     bypass: Bypass,
     /// Stays pinned when nothing else asks for it.
     sticky: bool,
+    /// Where its invalidations are redirected: the client's id upstream and here (which may be gone by now).
+    redirect: (i64, i64),
     /// An EXEC reply that is read element by element.
     walk: Option<Walk>,
     /// Replies that wait for a hold, in order.
@@ -96,6 +98,15 @@ struct Upload {
     keys: Vec<Box<[u8]>>,
     key_bytes: usize,
     mute: bool,
+}
+
+/// What a session on its own connection starts with.
+pub(super) enum First {
+    Request(Owned),
+    /// The large request at the front of the client's buffer.
+    Large,
+    /// It only has to be there, as the target of another client's CLIENT TRACKING.
+    Nothing,
 }
 
 /// Why the loop ends.
@@ -126,13 +137,13 @@ impl Client {
                     self.again(ctx, &req)
                 }
                 Work::Pinned(why, req) => {
-                    if !(self.settled(ctx).await && self.pinned(ctx, why, Some(req)).await) {
+                    if !(self.settled(ctx).await && self.pinned(ctx, why, First::Request(req)).await) {
                         return false;
                     }
                     None
                 }
                 Work::Large => {
-                    if !(self.settled(ctx).await && self.pinned(ctx, Why::Large, None).await) {
+                    if !(self.settled(ctx).await && self.pinned(ctx, Why::Large, First::Large).await) {
                         return false;
                     }
                     None
@@ -176,20 +187,26 @@ impl Client {
         step
     }
 
-    /// Runs the session on a connection of its own, starting with `first` (or with the large request at the front of the
-    /// buffer), until its state is over. False: close the client.
-    async fn pinned(&mut self, ctx: &Rc<Ctx>, why: Why, first: Option<Owned>) -> bool {
+    /// Runs the session on a connection of its own, starting with `first`, until its state is over. False: close the client.
+    pub(super) async fn pinned(&mut self, ctx: &Rc<Ctx>, why: Why, first: First) -> bool {
         let session = self.session.clone();
-        let (profile, proto) = {
+        let (mut profile, proto) = {
             let state = session.state.borrow();
             (state.profile(), state.proto)
         };
+        if first.is_kill() {
+            // While a script runs upstream refuses SELECT, and this command is of no database.
+            profile.db = 0;
+        }
         ctx.metrics.pinned.inc(why as usize);
         let conn = match ctx.pool.checkout(&profile, proto).await {
             Ok(conn) => conn,
             Err(e) => {
-                let text = format!("NEARSIDE upstream unavailable: {e}");
-                session.answer_error(session.state.borrow_mut().mute(), &text);
+                if matches!(first, First::Nothing) {
+                    session.redirected.set(false);
+                    return true;
+                }
+                session.answer_error(session.state.borrow_mut().mute(), &e.reply());
                 session.flush(ctx);
                 // What follows in the pipeline counts on the MULTI or WATCH: it must not be executed without.
                 if matches!(why, Why::Transaction | Why::Watch) {
@@ -198,17 +215,21 @@ impl Client {
                     return false;
                 }
                 // The rest of a large request cannot be told from new ones without reading it.
-                return first.is_some();
+                return matches!(first, First::Request(_));
             }
         };
         let mut pin = Pin::new(conn, why);
         match first {
-            Some(first) => pin.request(ctx, self, &first.request()),
-            None => pin.upload = Some(Upload::new(self)),
+            First::Request(first) => pin.request(ctx, self, &first.request()),
+            First::Large => pin.upload = Some(Upload::new(self)),
+            First::Nothing => {}
         }
         let end = pin.run(ctx, self).await;
         *session.pinned.borrow_mut() = Shown::default();
+        let redirected = session.redirected.replace(false);
         match end {
+            // Whoever redirects to it would go on sending to its next user.
+            End::Released if redirected => true,
             End::Released => {
                 pin.give_back(ctx);
                 true
@@ -346,6 +367,7 @@ impl Pin {
                 _ => Bypass::Pinned,
             },
             sticky: matches!(why, Why::NoLane | Why::Unknown),
+            redirect: (0, 0),
             walk: None,
             staged: BytesMut::new(),
             hold: None,
@@ -384,6 +406,7 @@ impl Pin {
 
     async fn run(&mut self, ctx: &Rc<Ctx>, client: &mut Client) -> End {
         loop {
+            self.sticky |= client.session.redirected.get();
             if let Some(end) = self.read_client(ctx, client).await {
                 return end;
             }
@@ -395,7 +418,7 @@ impl Pin {
             if client.session.closing.get() {
                 return End::Close;
             }
-            if self.is_over() {
+            if self.is_over() && !client.session.redirected.get() {
                 return End::Released;
             }
             if (client.eof && self.gives_up_at_eof())
@@ -483,6 +506,7 @@ impl Pin {
             watching: self.watching,
             monitor: self.monitor,
         };
+        client.session.pin_shown.notify_waiters();
     }
 
     // ---- from the client ----
@@ -589,7 +613,16 @@ impl Pin {
             self.local = Some(Owned::of(req));
             return;
         }
-        let mute = session.state.borrow_mut().mute();
+        if self.queue.is_none() && known.is_some_and(|s| super::inspect::redirects(ctx, s, req).is_some()) {
+            // Its target may have to be given a connection first.
+            self.local = Some(Owned::of(req));
+            return;
+        }
+        self.send(ctx, client, known, req);
+    }
+
+    fn send(&mut self, ctx: &Rc<Ctx>, client: &Client, known: Option<&'static Spec>, req: &Request<'_>) {
+        let mute = client.session.state.borrow_mut().mute();
         let expect = self.expectation(ctx, client, known, req, mute);
         self.translate_and_send(ctx, known, req);
         self.expect.push_back(expect);
@@ -753,7 +786,7 @@ impl Pin {
             self.expect.push_back(expect);
         }
         let translated = match spec.map(|s| s.name) {
-            Some("client|tracking") => super::inspect::translate_redirect(ctx, req),
+            Some("client|tracking") => super::inspect::translate_redirect(ctx, req, &mut self.redirect),
             Some("client|unblock") if self.queue.is_some() => super::inspect::translate_unblock(ctx, req),
             _ => None,
         };
@@ -778,6 +811,11 @@ impl Pin {
         let req = owned.request();
         let Lookup::Known(spec) = table::lookup(&req) else { return None };
         let session = client.session.clone();
+        if let Some(target) = super::inspect::redirects(ctx, spec, &req) {
+            target.show_pin(ctx).await;
+            self.send(ctx, client, Some(spec), &req);
+            return None;
+        }
         let mute = session.state.borrow_mut().mute();
         match spec.kind {
             Kind::Reset => {
@@ -945,7 +983,7 @@ impl Pin {
         if frame[0] == b'>' || listening {
             match pubsub(frame) {
                 Some(PubSub::Confirmation { kind, count }) => {
-                    self.confirmation(kind, count, frame);
+                    self.confirmation(ctx, kind, count, frame);
                     return Ok(false);
                 }
                 Some(PubSub::Message) => {
@@ -965,12 +1003,14 @@ impl Pin {
         self.answered(ctx, client, expect, frame)
     }
 
-    fn confirmation(&mut self, kind: &[u8], count: i64, frame: &[u8]) {
+    fn confirmation(&mut self, ctx: &Ctx, kind: &[u8], count: i64, frame: &[u8]) {
+        let mut mute = false;
         let mut done = false;
         let subs = self.subs;
-        if let Some(Expect { what: What::Subscription { kind: of, left }, .. }) = self.expect.front_mut()
+        if let Some(Expect { what: What::Subscription { kind: of, left }, mute: m, .. }) = self.expect.front_mut()
             && confirms(*of, kind)
         {
+            mute = *m && !ctx.server.borrow().pushes_unmuted();
             let n = left.unwrap_or_else(|| subs.confirmations(*of, 0));
             *left = Some(n.saturating_sub(1));
             done = n <= 1;
@@ -979,8 +1019,8 @@ impl Pin {
         if done {
             self.expect.pop_front();
         }
-        // As a push it passes CLIENT REPLY OFF and SKIP.
-        self.deliver(false, frame);
+        // As a push it passes CLIENT REPLY OFF and SKIP, where upstream lets it.
+        self.deliver(mute, frame);
     }
 
     /// The reply to the oldest command has come.
@@ -1032,7 +1072,7 @@ impl Pin {
                 return Ok(hold);
             }
             What::Redirect if !failed => {
-                self.deliver(expect.mute, &super::inspect::own_redirect(ctx, frame));
+                self.deliver(expect.mute, &super::inspect::own_redirect(ctx, frame, self.redirect));
                 return Ok(hold);
             }
             What::Subscription { .. } if !failed => {
@@ -1205,6 +1245,33 @@ impl Pin {
             };
             client.session.answer_error(expect.mute, text);
         }
+    }
+}
+
+impl First {
+    /// What ends a script that keeps upstream busy.
+    fn is_kill(&self) -> bool {
+        let First::Request(first) = self else { return false };
+        matches!(table::lookup(&first.request()), Lookup::Known(s) if matches!(s.name, "script|kill" | "function|kill"))
+    }
+}
+
+impl Session {
+    /// Has this session take a connection of its own and keep it, so that upstream knows it by an id.
+    async fn show_pin(&self, ctx: &Ctx) {
+        self.redirected.set(true);
+        self.wake.notify_one();
+        let shown = async {
+            loop {
+                let shown = self.pin_shown.notified();
+                if self.pinned.borrow().id != 0 || self.closing.get() {
+                    return;
+                }
+                shown.await;
+            }
+        };
+        // Without one it is a client that upstream does not know; two that wait for each other end here too.
+        let _ = tokio::time::timeout(ctx.config.upstream.connect_timeout, shown).await;
     }
 }
 

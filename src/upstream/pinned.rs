@@ -27,6 +27,20 @@ pub(crate) enum CheckoutError {
     Timeout(Duration),
 }
 
+impl CheckoutError {
+    /// What the client is told: upstream's own words where it is busy or loading, as without us.
+    pub(crate) fn reply(&self) -> String {
+        match self {
+            CheckoutError::Handshake(HandshakeError::Refused { reply, .. })
+                if reply.starts_with("BUSY ") || reply.starts_with("LOADING ") =>
+            {
+                reply.clone()
+            }
+            _ => format!("NEARSIDE upstream unavailable: {self}"),
+        }
+    }
+}
+
 /// How pinned connections are opened and how many there may be.
 pub(crate) struct Settings {
     pub(crate) endpoint: Endpoint,

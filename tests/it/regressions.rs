@@ -1,6 +1,6 @@
 //! What Redis's own test suite and the client libraries' suites found: one test a bug, each smaller than what found it.
 
-use crate::support::{Proxy, Redis, Reply};
+use crate::support::{PATIENCE, Proxy, Redis, Reply, eventually};
 
 /// unit/scripting "Script return recursive object": a table that contains itself, as deep as Lua's stack allows.
 #[test]
@@ -32,4 +32,90 @@ fn a_user_without_select_stays_in_the_database_where_it_said_auth() {
         assert_eq!(client.pipeline(&[&["MULTI"], &["GET", key], &["EXEC"]])[2], Reply::bulks(&["v"]));
         assert_eq!(redis.cmd(&["EXISTS", key]), Reply::Int(0));
     }
+}
+
+/// unit/pubsub "PubSub messages with CLIENT REPLY OFF".
+#[test]
+fn confirmations_of_subscriptions_pass_client_reply_off() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(&redis);
+    for mut client in [proxy.client(), proxy.client3()] {
+        client.send_cmd(&["CLIENT", "REPLY", "OFF"]);
+        client.send_cmd(&["SUBSCRIBE", "c"]);
+        assert_eq!(client.frame().items()[0], Reply::bulk("subscribe"));
+        redis.cmd(&["PUBLISH", "c", "hello"]);
+        assert_eq!(client.frame().items()[2], Reply::bulk("hello"));
+        client.send_cmd(&["UNSUBSCRIBE", "c"]);
+        assert_eq!(client.frame().items()[0], Reply::bulk("unsubscribe"));
+    }
+}
+
+/// unit/tracking "RESP3 based basic redirect invalidation with client reply off": the target has no connection of its own.
+#[test]
+fn tracking_is_redirected_to_any_client() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(&redis);
+    let (mut target, mut reader) = (proxy.client3(), proxy.client());
+    let id = target.cmd(&["CLIENT", "ID"]).text();
+    assert_eq!(reader.cmd(&["CLIENT", "TRACKING", "ON", "REDIRECT", &id]), Reply::ok());
+    assert_eq!(reader.cmd(&["CLIENT", "GETREDIR"]).text(), id);
+    reader.cmd(&["GET", "k"]);
+    redis.cmd(&["SET", "k", "v"]);
+    assert_eq!(target.push(), Reply::Push(vec![Reply::bulk("invalidate"), Reply::bulks(&["k"])]));
+    assert_eq!(target.cmd(&["PING"]), Reply::status("PONG"));
+}
+
+/// A connection that invalidations are redirected to is not lent to the next client.
+#[test]
+fn the_target_of_a_redirection_takes_its_connection_with_it() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(&redis);
+    let (mut target, mut reader) = (proxy.client3(), proxy.client());
+    let id = target.cmd(&["CLIENT", "ID"]).text();
+    target.cmd(&["MULTI"]);
+    assert_eq!(reader.cmd(&["CLIENT", "TRACKING", "ON", "REDIRECT", &id]), Reply::ok());
+    target.cmd(&["EXEC"]);
+    reader.cmd(&["GET", "k"]);
+    let mut other = proxy.client3();
+    assert_eq!(other.cmd(&["MULTI"]), Reply::ok());
+    redis.cmd(&["SET", "k", "v"]);
+    assert_eq!(target.push(), Reply::Push(vec![Reply::bulk("invalidate"), Reply::bulks(&["k"])]));
+    assert_eq!(other.cmd(&["EXEC"]), Reply::Array(Vec::new()));
+    assert_eq!(other.pushes_seen(), 0);
+}
+
+/// unit/tracking "CLIENT TRACKINGINFO ... redir broken": the target is gone, its id here is still the answer.
+#[test]
+fn a_broken_redirection_names_its_target_as_the_client_did() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(&redis);
+    let (mut target, mut reader) = (proxy.client3(), proxy.client3());
+    let id = target.cmd(&["CLIENT", "ID"]).text();
+    assert_eq!(reader.cmd(&["CLIENT", "TRACKING", "ON", "REDIRECT", &id]), Reply::ok());
+    reader.cmd(&["GET", "k"]);
+    assert_eq!(target.cmd(&["QUIT"]), Reply::ok());
+    target.expect_closed();
+    eventually(PATIENCE, "the redirection to break", || {
+        redis.cmd(&["SET", "k", "v"]);
+        reader.cmd(&["GET", "k"]);
+        reader.pushes_seen() > 0
+    });
+    assert_eq!(reader.cmd(&["CLIENT", "TRACKINGINFO"]).get("redirect").text(), id);
+}
+
+/// unit/multi "MULTI and script timeout": SELECT is refused while a script runs, SCRIPT KILL is not.
+#[test]
+fn script_kill_works_from_any_database() {
+    let redis = Redis::builder().args(&["--busy-reply-threshold", "1"]).start();
+    let proxy = Proxy::start(&redis);
+    let (mut busy, mut killer, mut other) = (proxy.client(), proxy.client(), proxy.client());
+    for client in [&mut killer, &mut other] {
+        assert_eq!(client.cmd(&["SELECT", "9"]), Reply::ok());
+    }
+    busy.send_cmd(&["EVAL", "while true do end", "0"]);
+    eventually(PATIENCE, "the script to be busy", || redis.client().cmd(&["PING"]).is_error());
+    assert!(other.cmd(&["MULTI"]).text().starts_with("BUSY "));
+    assert_eq!(killer.cmd(&["SCRIPT", "KILL"]), Reply::ok());
+    assert!(busy.reply().is_error());
+    assert_eq!(other.cmd(&["MULTI"]), Reply::ok());
 }
