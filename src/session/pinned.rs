@@ -208,8 +208,9 @@ impl Client {
                 }
                 session.answer_error(session.state.borrow_mut().mute(), &e.reply());
                 session.flush(ctx);
-                // What follows in the pipeline counts on the MULTI or WATCH: it must not be executed without.
-                if matches!(why, Why::Transaction | Why::Watch) {
+                // What has come with it counts on the MULTI or WATCH and must not be executed without. A client that waits for
+                // its answer is told, as Redis tells it -BUSY.
+                if matches!(why, Why::Transaction | Why::Watch) && !self.rbuf.is_empty() {
                     session.drop_for(ctx, Dropped::Upstream, "there is no upstream connection for its transaction");
                     self.flushed(ctx).await;
                     return false;

@@ -18,9 +18,11 @@ fn starts_with_upstream_absent_and_serves_when_it_comes() {
         assert!(reply.text().starts_with(UNAVAILABLE), "{words:?}: {reply:?}");
         assert!(start.elapsed() < secs(2), "{words:?} took {:?}", start.elapsed());
     }
-    // What follows a MULTI must not be executed one by one when upstream comes back in between.
-    c.expect_closed();
-    let mut c = proxy.client();
+    // What has come together with a MULTI must not be executed one by one when upstream comes back in between.
+    let mut pipelined = proxy.client();
+    pipelined.send(b"MULTI\r\nSET k 1\r\nEXEC\r\n");
+    assert!(pipelined.reply().text().starts_with(UNAVAILABLE));
+    pipelined.expect_closed();
     assert_eq!(proxy.get("/health/ready").status, 200, "commands are accepted");
     assert!(proxy.get("/health").body.contains("degraded"));
     redis.restart();
