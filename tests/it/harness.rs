@@ -91,6 +91,18 @@ fn the_relay_delays_without_slowing_a_stream_down() {
 }
 
 #[test]
+fn the_relay_delivers_in_pieces_and_loses_nothing() {
+    let redis = Redis::start();
+    let relay = Relay::to(&redis);
+    let mut client = Client::unix(&relay.socket());
+    let text = "x".repeat(1000);
+    relay.split(Scope::All, Dir::Up, 5);
+    let start = Instant::now();
+    assert_eq!(client.cmd(&["ECHO", &text]), Reply::bulk(&text));
+    assert!(start.elapsed() >= Duration::from_millis(20), "200 pieces came in {:?}", start.elapsed());
+}
+
+#[test]
 fn a_hole_closes_nothing_and_a_cut_closes_both_ends() {
     let redis = Redis::start();
     let relay = Relay::to(&redis);
