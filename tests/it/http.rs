@@ -37,7 +37,8 @@ fn every_required_family_has_a_series_from_the_start() {
 #[test]
 fn counters_move_with_hits_misses_fills_and_invalidations() {
     let redis = Redis::start();
-    let proxy = Proxy::start(&redis);
+    // Every hit is counted on here, so a busy machine must not cost the lease.
+    let proxy = Proxy::to(&redis).set("coherence.max_staleness", "60s").start();
     let mut client = proxy.client();
     redis.cmd(&["MSET", "user:1", "a", "user:2", "b"]);
     warm(&proxy, &mut client, "user:1");
@@ -123,7 +124,7 @@ fn health_follows_upstream_and_stays_ready() {
     redis.restart();
     eventually(PATIENCE, "ok", || health()["status"] == "ok");
     assert_eq!(proxy.metric("nearside_upstream_up"), 1.0);
-    assert_eq!(proxy.metric("nearside_upstream_reconnects_total"), 1.0);
+    assert!(proxy.metric("nearside_upstream_reconnects_total") >= 1.0);
     assert_eq!(run(&mut proxy.client(), "SET k v"), Reply::ok());
 }
 
@@ -138,7 +139,9 @@ fn it_starts_and_is_ready_without_an_upstream() {
     assert!(run(&mut client, "GET k").text().starts_with("NEARSIDE upstream unavailable: "));
     assert_eq!(run(&mut client, "CLIENT SETNAME x"), Reply::ok());
     assert_eq!(run(&mut client, "HELLO 2").get("version"), Reply::bulk("7.0.0"));
-    assert!(run(&mut client, "MULTI").text().starts_with("NEARSIDE upstream unavailable: "));
+    let mut lost = proxy.client();
+    assert!(run(&mut lost, "MULTI").text().starts_with("NEARSIDE upstream unavailable: "));
+    lost.expect_closed(); // what it would say next, it would say outside of its transaction
     redis.restart();
     eventually(PATIENCE, "upstream", || run(&mut client, "SET k v") == Reply::ok());
     warm(&proxy, &mut client, "k");
@@ -167,9 +170,9 @@ fn gauges_follow_clients_and_pinned_connections() {
     });
     let total = proxy.metric("nearside_clients_total");
     let mut clients: Vec<Client> = (0..3).map(|_| proxy.client()).collect();
-    run(&mut clients[0], "MULTI");
-    run(&mut clients[1], "SUBSCRIBE c");
-    run(&mut clients[2], "PING");
+    for (client, line) in clients.iter_mut().zip(["MULTI", "SUBSCRIBE c", "PING"]) {
+        assert!(!run(client, line).is_error(), "{line}");
+    }
     assert_eq!(proxy.metric("nearside_clients"), 3.0);
     assert_eq!(proxy.metric("nearside_clients_total"), total + 3.0);
     // Measured now and then only.

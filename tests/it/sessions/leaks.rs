@@ -119,9 +119,12 @@ fn at_most_pinned_idle_connections_are_kept_and_pinned_max_is_an_error() {
     for client in &mut clients {
         assert_eq!(run(client, "MULTI"), Reply::ok());
     }
-    let mut fifth = proxy.client();
-    let refused = run(&mut fifth, "MULTI").text();
+    let mut refused_one = proxy.client();
+    let refused = run(&mut refused_one, "MULTI").text();
     assert!(refused.starts_with("NEARSIDE") && refused.contains("upstream.pinned_max"), "{refused}");
+    refused_one.expect_closed(); // what it would say next, it would say outside of its transaction
+    let mut fifth = proxy.client();
+    assert!(run(&mut fifth, "BLPOP q 1").text().starts_with("NEARSIDE"));
     // On the lane it is served as before.
     assert_eq!(run(&mut fifth, "SET k v"), Reply::ok());
     for client in &mut clients {
