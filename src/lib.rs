@@ -39,6 +39,7 @@ mod resp;
 mod router;
 mod session;
 mod upstream;
+mod wake;
 mod worker;
 
 pub use cli::main;

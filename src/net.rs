@@ -77,7 +77,7 @@ impl WriteHalf {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(n) => {
                     sent += n;
-                    bytes::Buf::advance(buf, n);
+                    drop_front(buf, n);
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -99,5 +99,15 @@ impl WriteHalf {
             }
         }
         Ok(())
+    }
+}
+
+/// Drops `n` bytes off the front. An emptied buffer starts anew at its beginning, where `advance` alone would make the next
+/// `reserve` find that out.
+pub(crate) fn drop_front(buf: &mut bytes::BytesMut, n: usize) {
+    if n == buf.len() {
+        buf.clear();
+    } else {
+        bytes::Buf::advance(buf, n);
     }
 }

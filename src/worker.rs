@@ -339,7 +339,7 @@ impl Ctx {
     /// Begins the end: every session closes as soon as nothing is outstanding.
     pub(crate) fn drain(&self) {
         self.draining.set(true);
-        self.sessions.borrow().values().for_each(|s| s.wake.notify_one());
+        self.sessions.borrow().values().for_each(|s| s.wake.call());
     }
 
     /// Gauges that change too often to be kept at every change; once per tick.

@@ -21,6 +21,7 @@ use crate::resp::build;
 use crate::resp::downgrade::Form;
 use crate::session::Session;
 use crate::upstream::Profile;
+use crate::wake::Wake;
 use crate::worker::Ctx;
 
 /// Bytes of commands that a lane takes before sessions must wait: enough for 60,000 small commands in flight, and the most
@@ -59,7 +60,7 @@ pub(crate) struct Lane {
     /// What health and metrics show of it.
     pub(super) status: Arc<LaneStatus>,
     /// Wakes the lane's task: bytes to write, or a reason to end.
-    pub(super) wake: Notify,
+    pub(super) wake: Wake,
     /// Wakes sessions that wait for `Starting` to end.
     pub(crate) changed: Notify,
     pub(super) kill: RefCell<Option<String>>,
@@ -97,7 +98,7 @@ impl Inner {
     /// Wakes the sessions that wait for a shorter log, once it is half as long.
     pub(super) fn let_go(&mut self) {
         if !self.throttled.is_empty() && self.log.len() < LOG_MAX / 2 {
-            self.throttled.drain(..).for_each(|session| session.wake.notify_one());
+            self.throttled.drain(..).for_each(|session| session.wake.call());
         }
     }
 }
@@ -128,7 +129,7 @@ impl Lane {
                 refreshing: HashMap::default(),
                 throttled: Vec::new(),
             }),
-            wake: Notify::new(),
+            wake: Wake::default(),
             changed: Notify::new(),
             kill: RefCell::new(None),
             leaving: RefCell::new(None),
@@ -274,7 +275,7 @@ impl Lane {
         inner.log.extend(raw);
         inner.fifo.push_back(Waiter { t_sent: now, len, attempts: 0, kind });
         self.last_sent.set(now);
-        self.wake.notify_one();
+        self.wake.call();
     }
 
     /// Sends again what a lost connection did not answer (R26), or what was never written to it.
@@ -283,7 +284,7 @@ impl Lane {
         inner.log.extend(raw);
         inner.fifo.push_back(waiter);
         self.last_sent.set(now);
-        self.wake.notify_one();
+        self.wake.call();
     }
 
     /// GET on a miss: joins a flight that is still good for this session (R13), else sends GET and PTTL with a token
@@ -401,7 +402,7 @@ impl Lane {
     /// Ends the present connection; the lane reconnects.
     pub(crate) fn kill(&self, why: &str) {
         self.kill.borrow_mut().get_or_insert_with(|| why.to_owned());
-        self.wake.notify_one();
+        self.wake.call();
     }
 
     /// Stops storing through this lane for as long as it lives.

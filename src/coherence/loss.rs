@@ -71,7 +71,7 @@ impl Lane {
         let log = std::mem::take(&mut inner.log);
         let waiters = std::mem::take(&mut inner.fifo);
         for session in inner.throttled.drain(..) {
-            session.wake.notify_one();
+            session.wake.call();
         }
         let mut offset = 0;
         let with_bytes = |waiter: Waiter| {

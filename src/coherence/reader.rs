@@ -5,14 +5,14 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use bytes::{Buf, BytesMut};
+use bytes::BytesMut;
 use tokio::io::AsyncReadExt;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::lane::{Availability, Lane};
 use super::wait::{Fetch, MgetFetch, Part, Refresh, Relay, Waiting};
 use crate::cache::{Entry, Token, Value};
-use crate::net::{ReadHalf, WriteHalf};
+use crate::net::{ReadHalf, WriteHalf, drop_front};
 use crate::observe::clock;
 use crate::observe::patterns::PatternId;
 use crate::observe::reasons::{Coherence, Discard, ErrorType, Flush, Link, Peer, Source, Tag};
@@ -180,7 +180,7 @@ async fn serve(ctx: &Rc<Ctx>, lane: &Rc<Lane>, link: LaneLink) -> String {
                 }
                 Err(e) => break format!("read: {e}"),
             },
-            () = lane.wake.notified() => {}
+            () = lane.wake.called() => {}
             _ = s.wr.writable(), if blocked => {}
             _ = tick.tick() => {
                 lane.tick(ctx);
@@ -295,7 +295,7 @@ impl Lane {
                 }
             }
         };
-        s.rbuf.advance(at);
+        drop_front(&mut s.rbuf, at);
         if s.rbuf.is_empty() && s.rbuf.capacity() > 16 * READ {
             s.rbuf = BytesMut::new();
         }

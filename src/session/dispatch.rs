@@ -4,7 +4,6 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use bytes::Buf;
 use smallvec::SmallVec;
 
 use super::outbox::Asked;
@@ -16,6 +15,7 @@ use crate::coherence::{
 use crate::command::table::{self, Lookup};
 use crate::command::{Effect, Keys, Kind, Need, Request, Resp2, Spec, Why, keys};
 use crate::config::OnWrite;
+use crate::net::drop_front;
 use crate::observe::clock;
 use crate::observe::patterns::PatternId;
 use crate::observe::reasons::{Bypass, Class, Dropped, Flush, Method, Peer, Source, Timed};
@@ -147,7 +147,7 @@ impl Client {
                 break step;
             }
         };
-        self.rbuf.advance(at);
+        drop_front(&mut self.rbuf, at);
         self.release_buffer();
         batch.account(ctx, &session);
         step
@@ -306,9 +306,11 @@ impl Session {
     }
 
     pub(super) fn view(&self, ctx: &Ctx, b: &Batch, req: &Request<'_>, spec: &Spec) -> View {
-        let reads = matches!(spec.kind, Kind::Get | Kind::Mget);
+        let serves = ctx.cache_serves();
+        // Of what is not served nothing more needs to be known.
+        let reads = serves && matches!(spec.kind, Kind::Get | Kind::Mget);
         View {
-            serves: ctx.cache_serves(),
+            serves,
             caches: !reads || b.lane.caches(),
             vouched: b.vouched,
             blocked: self.blockers.get() > 0,
@@ -357,7 +359,6 @@ impl Session {
         }
         let pattern = self.note_lookup(ctx, b, key, epoch);
         ctx.metrics.patterns.candidate(pattern, Method::Get);
-        let stripe = ctx.l1.stripe(key);
         let slot = self.outbox.borrow_mut().reserve(self.proto(), mute, false, asked(b, epoch));
         let get = GetRequest {
             raw: req.raw,
@@ -366,7 +367,9 @@ impl Session {
         };
         b.lane.note_read(b.now);
         b.lane.get(ctx, b.now, self, slot, key, &get);
-        self.note_named(stripe);
+        if ctx.cache_serves() {
+            self.note_named(ctx.l1.stripe(key));
+        }
         None
     }
 

@@ -24,7 +24,6 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, ReadBuf};
-use tokio::sync::Notify;
 
 use crate::coherence::{Lane, Redo};
 use crate::command::Why;
@@ -36,6 +35,7 @@ use crate::resp::Proto;
 use crate::resp::build;
 use crate::resp::downgrade::Form;
 use crate::resp::request::Scanner;
+use crate::wake::Wake;
 use crate::worker::Ctx;
 
 pub(crate) use nearside::with_own_info;
@@ -85,7 +85,7 @@ pub(crate) struct Session {
     closing: Cell<bool>,
     redo: RefCell<Vec<Redo>>,
     /// Wakes the session's task.
-    pub(crate) wake: Notify,
+    pub(crate) wake: Wake,
     lane: RefCell<Option<Rc<Lane>>>,
     /// For CLIENT LIST: when it last asked, what, and where it is pinned.
     last: Cell<u64>,
@@ -121,7 +121,7 @@ impl Session {
             special: Cell::new(ctx.locks_out(peer.near)),
             closing: Cell::new(false),
             redo: RefCell::default(),
-            wake: Notify::new(),
+            wake: Wake::default(),
             lane: RefCell::new(None),
             last: Cell::new(now),
             last_command: Cell::new("NULL"),
@@ -176,7 +176,7 @@ impl Session {
     pub(crate) fn flush_for(self: &Rc<Self>, ctx: &Ctx) {
         self.flush(ctx);
         if self.waiting.get() || !self.outbox.borrow().ready.is_empty() {
-            self.wake.notify_one();
+            self.wake.call();
         }
     }
 
@@ -192,7 +192,7 @@ impl Session {
             Ok(sent) => ctx.metrics.bytes_out.add(Peer::Client, sent as u64),
             Err(_) => {
                 self.closing.set(true);
-                self.wake.notify_one();
+                self.wake.call();
             }
         }
         let left = outbox.bytes();
@@ -229,13 +229,13 @@ impl Session {
             tracing::info!(client = %self.addr, id = self.id, "client dropped: {why}");
             ctx.metrics.clients_dropped.inc(cause);
         }
-        self.wake.notify_one();
+        self.wake.call();
     }
 
     /// Decision 10: these reads are to be sent again on a connection of the session's own, before anything else.
     pub(crate) fn redo(&self, redo: Vec<Redo>) {
         self.redo.borrow_mut().extend(redo);
-        self.wake.notify_one();
+        self.wake.call();
     }
 
     fn set_fence(&self) {
@@ -361,14 +361,16 @@ impl Client {
         let may_read = want_input && !self.eof && session.unsent() < BACKPRESSURE;
         session.waiting.set(!may_read || ctx.draining.get());
         let idle = ctx.config.listen.idle_timeout;
+        // In order, without drawing lots: whatever is ready here, `serve` looks at everything next.
         let go_on = tokio::select! {
+            biased;
+            () = session.wake.called() => true,
             read = read_some(&mut self.rd, &mut self.rbuf, ctx), if may_read => self.was_read(ctx, read),
             () = session.writable(), if unsent => {
                 session.flush(ctx);
                 true
             }
-            () = session.wake.notified() => true,
-            () = tokio::time::sleep(idle.unwrap_or_default()), if idle.is_some() => {
+            () = idle_for(idle), if idle.is_some() => {
                 // Replies do not wake this task, so what is outstanding is asked now.
                 let is_idle = session.outbox.borrow().outstanding() == 0;
                 if is_idle {
@@ -442,9 +444,16 @@ impl Client {
             }
             tokio::select! {
                 () = session.writable() => {}
-                () = session.wake.notified() => {}
+                () = session.wake.called() => {}
             }
         }
+    }
+}
+
+/// A timer is only made where one is wanted: `select!` evaluates its futures also where their condition does not hold.
+async fn idle_for(limit: Option<Duration>) {
+    if let Some(limit) = limit {
+        tokio::time::sleep(limit).await;
     }
 }
 

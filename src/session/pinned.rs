@@ -330,7 +330,7 @@ impl Client {
             conn.link.rbuf.reserve(CHUNK);
             let read = tokio::select! {
                 read = conn.link.rd.read_buf(&mut conn.link.rbuf) => read,
-                () = session.wake.notified() => {
+                () = session.wake.called() => {
                     if session.closing.get() {
                         return false;
                     }
@@ -485,8 +485,8 @@ impl Pin {
                     return Some(End::Lost(why));
                 }
             }
-            () = session.wake.notified() => {}
-            () = tokio::time::sleep(idle.unwrap_or_default()), if idle.is_some() => {
+            () = session.wake.called() => {}
+            () = super::idle_for(idle), if idle.is_some() => {
                 session.drop_for(ctx, Dropped::IdleTimeout, "idle for listen.idle_timeout");
             }
         }
