@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, ReadBuf};
+use tokio::sync::Notify;
 
 use crate::coherence::{Lane, Redo};
 use crate::command::Why;

@@ -1261,7 +1261,7 @@ impl Session {
     /// Has this session take a connection of its own and keep it, so that upstream knows it by an id.
     async fn show_pin(&self, ctx: &Ctx) {
         self.redirected.set(true);
-        self.wake.notify_one();
+        self.wake.call();
         let shown = async {
             loop {
                 let shown = self.pin_shown.notified();
