@@ -66,7 +66,7 @@ impl ServerInfo {
     pub(crate) fn pushes_unmuted(&self) -> bool {
         let mut parts = self.version.split('.').map(|p| p.parse::<u32>().unwrap_or(0));
         let version: [u32; 3] = std::array::from_fn(|_| parts.next().unwrap_or(0));
-        version >= [7, 0, 10] || (version >= [6, 2, 12] && version < [6, 3, 0])
+        version >= [7, 0, 10] || ([6, 2, 12]..[6, 3, 0]).contains(&version)
     }
 
     /// Reads a HELLO reply of either protocol.
