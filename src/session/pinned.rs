@@ -864,6 +864,12 @@ impl Pin {
                 return true;
             }
         };
+        let refused = upload.spec.and_then(|spec| router::refused(spec, ctx.config.commands.shutdown));
+        if let Some(why) = refused {
+            // Nothing of it has been sent, and the rest of it cannot be told from new requests without reading it.
+            client.session.drop_for(ctx, Dropped::Protocol, why);
+            return false;
+        }
         if step.done {
             // R20: the L1's side begins when the last byte is about to be sent.
             let upload = self.upload.take().expect("an upload is under way");

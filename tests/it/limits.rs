@@ -467,3 +467,15 @@ fn clients_that_wait_for_anything_cost_no_cpu() {
         assert!(is_pong(&run(&mut proxy.client(), "PING")), "{state}");
     }
 }
+
+#[test]
+fn a_refused_command_is_refused_at_any_size() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(&redis);
+    let mut client = proxy.client();
+    client.send(b"*3\r\n$5\r\nPSYNC\r\n$1\r\n?\r\n$2097152\r\n");
+    let _ = client.try_send(&vec![b'x'; 1 << 20]);
+    client.expect_closed();
+    let stats = redis.cmd(&["INFO", "commandstats"]).text();
+    assert!(!stats.contains("cmdstat_psync"), "{stats}");
+}
