@@ -1,0 +1,386 @@
+//! What a pinned client says: each request forwarded, with what its reply will mean, or answered here once everything
+//! before it is answered.
+
+use std::rc::Rc;
+
+use bytes::Buf;
+
+use super::upload::Upload;
+use super::{CHUNK, End, Pin, begin_all, flush};
+use crate::command::table::{self, Lookup};
+use crate::command::{Effect, Kind, Need, Request, Spec, keys};
+use crate::observe::clock;
+use crate::resp::request::Scan;
+use crate::resp::{Proto, build};
+use crate::router;
+use crate::session::Client;
+use crate::session::dispatch::Owned;
+use crate::session::local::{Local, greeting};
+use crate::session::transaction::{Expect, Queued, Role, Subscriptions, What, is_subscription};
+use crate::upstream::Credential;
+use crate::worker::Ctx;
+
+impl Pin {
+    /// Forwards what the client has sent, as far as it may go now.
+    pub(super) async fn read_client(&mut self, ctx: &Rc<Ctx>, client: &mut Client) -> Option<End> {
+        loop {
+            if let Some(end) = self.run_local(ctx, client).await {
+                return Some(end);
+            }
+            // What comes after the state is over belongs on the lane (and may hit).
+            if self.local.is_some()
+                || self.broken.is_some()
+                || self.quit
+                || self.out.len() >= CHUNK
+                || self.is_over()
+                || client.rbuf.is_empty()
+            {
+                return None;
+            }
+            if self.upload.is_some() {
+                if self.upload(ctx, client) {
+                    continue;
+                }
+                return None;
+            }
+            if self.waits_for_state(client) {
+                return None;
+            }
+            let (len, owned) = match client.scanner.scan(&client.rbuf) {
+                Scan::Incomplete => return None,
+                Scan::Nothing { len } => (len, None),
+                Scan::Request { len } => {
+                    let req = Request { raw: &client.rbuf[..len], args: client.scanner.args() };
+                    (len, Some(Owned::of(&req)))
+                }
+                Scan::Inline { len } => {
+                    let req = Request { raw: client.scanner.inline(), args: client.scanner.args() };
+                    (len, Some(Owned::of(&req)))
+                }
+                Scan::Large => {
+                    self.upload = Some(Upload::new(client));
+                    continue;
+                }
+                Scan::Error(e) => {
+                    self.broken = Some(e);
+                    continue;
+                }
+            };
+            client.rbuf.advance(len);
+            if let Some(owned) = owned {
+                self.request(ctx, client, &owned.request());
+            }
+        }
+    }
+
+    /// Whether the next request must wait, because what is outstanding decides where it belongs: after a blocking command
+    /// or an EXEC the session may be free to go back to the lane, and Redis would not look at it either.
+    pub(super) fn waits_for_state(&self, _client: &Client) -> bool {
+        match self.expect.back().map(|e| &e.what) {
+            Some(What::Blocking | What::Exec(_) | What::Discard | What::Unwatch) => true,
+            Some(What::Hello(_) | What::Auth(_) | What::Select(_) | What::Tracking(_)) => true,
+            Some(What::Subscription { .. }) => true,
+            Some(What::Command) => !self.sticky && !self.is_stateful(),
+            _ => false,
+        }
+    }
+
+    /// One request of the client's.
+    pub(super) fn request(&mut self, ctx: &Rc<Ctx>, client: &Client, req: &Request<'_>) {
+        let spec = match table::lookup(req) {
+            Lookup::Known(spec) => Some(spec),
+            Lookup::UnknownSub => None,
+            Lookup::Unknown => ctx.learned(req.arg(0)).ok(),
+        };
+        let session = &client.session;
+        session.last_command.set(spec.map_or("unknown", |s| s.name));
+        session.last.set(clock::now());
+        if spec.is_none() {
+            self.soiled = true;
+        }
+        if matches!(spec.map(|s| s.kind), Some(Kind::Get | Kind::Mget)) {
+            ctx.metrics.bypass.inc(self.bypass);
+        }
+        let known = spec.filter(|s| keys::arity_ok(s, req.argc()));
+        if let Some(why) = known.and_then(|s| self.refusal(ctx, s)) {
+            let mute = session.state.borrow_mut().mute();
+            build::command(&mut self.out, &[b"NEARSIDE"]);
+            self.expect.push_back(Expect::of(What::Refused(why), mute));
+            return;
+        }
+        let restricted = self.subs.any() && self.conn.proto == Proto::Resp2;
+        if let Some(spec) = known.filter(|_| !restricted) {
+            if self.queue.is_some() && self.stands_in(ctx, client, spec, req) {
+                return;
+            }
+            let at_once = matches!(spec.kind, Kind::Reset | Kind::Quit);
+            if at_once || (self.queue.is_none() && spec.need == Need::Local && is_own(spec)) {
+                self.local = Some(Owned::of(req));
+                return;
+            }
+        }
+        if matches!(known.map(|s| s.kind), Some(Kind::Reset | Kind::Quit)) {
+            self.local = Some(Owned::of(req));
+            return;
+        }
+        if self.queue.is_none() && known.is_some_and(|s| crate::session::inspect::redirects(ctx, s, req).is_some()) {
+            // Its target may have to be given a connection first.
+            self.local = Some(Owned::of(req));
+            return;
+        }
+        self.send(ctx, client, known, req);
+    }
+
+    pub(super) fn send(&mut self, ctx: &Rc<Ctx>, client: &Client, known: Option<&'static Spec>, req: &Request<'_>) {
+        let mute = client.session.state.borrow_mut().mute();
+        let expect = self.expectation(ctx, client, known, req, mute);
+        self.translate_and_send(ctx, known, req);
+        self.expect.push_back(expect);
+    }
+
+    /// What upstream must not see: what is never proxied, and inside MULTI what is the sidecar's own.
+    pub(super) fn refusal(&self, ctx: &Ctx, spec: &Spec) -> Option<&'static str> {
+        let own = self.queue.is_some() && spec.kind == Kind::Nearside;
+        let own = own.then_some("ERR NEARSIDE is not allowed inside MULTI");
+        own.or_else(|| router::refused(spec, ctx.config.commands.shutdown))
+    }
+
+    /// Inside MULTI: a command that we answer ourselves is queued upstream as a PING, so that EXEC's array has its place.
+    pub(super) fn stands_in(&mut self, ctx: &Ctx, client: &Client, spec: &'static Spec, req: &Request<'_>) -> bool {
+        let ours =
+            spec.kind == Kind::Client && spec.need == Need::Local && crate::session::local::answers(ctx, req, spec);
+        if !ours {
+            return false;
+        }
+        let mute = client.session.state.borrow_mut().mute();
+        let role = Role::Local { raw: req.raw.to_vec(), args: req.args.to_vec() };
+        let queued = Queued { spec: Some(spec), effect: Effect::Read, keys: Vec::new(), role };
+        build::command(&mut self.out, &[b"PING"]);
+        self.expect.push_back(Expect::of(What::Queued(queued), mute));
+        true
+    }
+
+    /// What the reply to `req` will mean. The writes it may do begin here (R20).
+    pub(super) fn expectation(
+        &mut self,
+        ctx: &Rc<Ctx>,
+        client: &Client,
+        spec: Option<&'static Spec>,
+        req: &Request<'_>,
+        mute: bool,
+    ) -> Expect {
+        let kind = spec.map_or(Kind::Other, |s| s.kind);
+        if is_subscription(kind)
+            || matches!(kind, Kind::Monitor | Kind::Hello | Kind::Auth | Kind::Select | Kind::Client)
+        {
+            self.soiled = true;
+        }
+        if self.queue.is_some() {
+            return self.expectation_in_multi(ctx, spec, req, mute);
+        }
+        let what = match kind {
+            Kind::Multi => What::Multi,
+            Kind::Exec => What::Exec(Vec::new()),
+            Kind::Discard => What::Discard,
+            Kind::Watch => What::Watch,
+            Kind::Unwatch => What::Unwatch,
+            Kind::Monitor => What::Monitor,
+            kind if is_subscription(kind) => {
+                What::Subscription { kind, left: (req.argc() > 1).then(|| req.argc() - 1) }
+            }
+            Kind::Hello => What::Hello(greeting(req, self.conn.proto)),
+            Kind::Auth => What::Auth(credential(req)),
+            Kind::Select => select_db(req).map_or(What::Command, What::Select),
+            Kind::Client => match spec.map(|s| s.name) {
+                Some("client|tracking") => What::Tracking(req.is(2, "on")),
+                Some("client|getredir" | "client|trackinginfo") => What::Redirect,
+                _ => What::Command,
+            },
+            Kind::BlockingPop | Kind::Wait => What::Blocking,
+            _ if spec.is_some_and(|s| keys::blocks(s, req)) => What::Blocking,
+            _ => What::Command,
+        };
+        if matches!(what, What::Multi) {
+            // From here on, not from its +OK on: what the client has pipelined behind it is queued too.
+            self.queue = Some(Vec::new());
+        }
+        let mut expect = Expect::of(what, mute);
+        self.begin(ctx, client, spec, req, &mut expect);
+        expect
+    }
+
+    pub(super) fn begin(
+        &self,
+        ctx: &Rc<Ctx>,
+        _c: &Client,
+        spec: Option<&'static Spec>,
+        req: &Request<'_>,
+        expect: &mut Expect,
+    ) {
+        let effect = spec.map_or(Effect::Opaque, |s| s.effect);
+        expect.write = effect != Effect::Read;
+        if !ctx.cache_serves() {
+            return;
+        }
+        match effect {
+            Effect::Read => {}
+            Effect::Flush | Effect::SwapDb => {
+                flush(ctx, spec);
+                expect.flush = true;
+            }
+            Effect::Write | Effect::Opaque => {
+                let mut named: Vec<Box<[u8]>> = Vec::new();
+                if let Some(spec) = spec {
+                    keys::for_each(spec, req, |key| named.push(key.into()));
+                }
+                expect.hold = effect == Effect::Opaque;
+                if matches!(expect.what, What::Blocking) {
+                    expect.hold = true;
+                    expect.drops = named;
+                } else {
+                    expect.ends = begin_all(ctx, &named);
+                }
+            }
+        }
+    }
+
+    pub(super) fn expectation_in_multi(
+        &mut self,
+        ctx: &Rc<Ctx>,
+        spec: Option<&'static Spec>,
+        req: &Request<'_>,
+        mute: bool,
+    ) -> Expect {
+        let role = match spec.map(|s| s.kind) {
+            Some(Kind::Exec) => return self.expect_exec(ctx, mute),
+            Some(Kind::Discard) => {
+                self.queue = None;
+                return Expect::of(What::Discard, mute);
+            }
+            // Refused inside MULTI, by upstream's own words.
+            Some(Kind::Multi | Kind::Watch) => return Expect::of(What::Command, mute),
+            Some(kind) if is_subscription(kind) => Role::Subscription { kind, words: req.argc() - 1 },
+            Some(Kind::Hello) => Role::Hello(greeting(req, self.conn.proto)),
+            Some(Kind::Auth) => Role::Auth(credential(req)),
+            Some(Kind::Select) => select_db(req).map_or(Role::Plain, Role::Select),
+            Some(Kind::Client) if spec.is_some_and(|s| s.name == "client|tracking") => Role::Tracking(req.is(2, "on")),
+            _ => Role::Plain,
+        };
+        Expect::of(What::Queued(Queued::of(spec, req, role)), mute)
+    }
+
+    /// EXEC has the union of its queue's effects. Commands whose +QUEUED has not come yet are part of it too.
+    pub(super) fn expect_exec(&mut self, ctx: &Rc<Ctx>, mute: bool) -> Expect {
+        let mut queue = self.queue.take().unwrap_or_default();
+        for waiting in &mut self.expect {
+            if matches!(waiting.what, What::Queued(_))
+                && let What::Queued(queued) = std::mem::replace(&mut waiting.what, What::Command)
+            {
+                queue.push(queued);
+            }
+        }
+        let mut expect = Expect::of(What::Command, mute);
+        expect.write = queue.iter().any(|q| q.effect != Effect::Read);
+        if ctx.cache_serves() {
+            let named: Vec<Box<[u8]>> = queue.iter().flat_map(|q| q.keys.iter().cloned()).collect();
+            expect.ends = begin_all(ctx, &named);
+            expect.hold = queue.iter().any(|q| q.effect == Effect::Opaque);
+            if let Some(q) = queue.iter().find(|q| matches!(q.effect, Effect::Flush | Effect::SwapDb)) {
+                flush(ctx, q.spec);
+                expect.flush = true;
+            }
+        }
+        expect.what = What::Exec(queue);
+        expect
+    }
+
+    pub(super) fn translate_and_send(&mut self, ctx: &Rc<Ctx>, spec: Option<&'static Spec>, req: &Request<'_>) {
+        // WAIT counts from the connection's own last write; this one brings it up to the lanes' (fact 46). Inside MULTI it
+        // would be an element too many, and WAIT does not wait there.
+        if self.queue.is_none() && spec.is_some_and(|s| s.kind == Kind::Wait) {
+            build::command(&mut self.out, &[b"PUBLISH", b"nearside:wait", b""]);
+            let mut expect = Expect::of(What::Command, true);
+            expect.hold = false;
+            self.expect.push_back(expect);
+        }
+        let translated = match spec.map(|s| s.name) {
+            Some("client|tracking") => crate::session::inspect::translate_redirect(ctx, req, &mut self.redirect),
+            Some("client|unblock") if self.queue.is_some() => crate::session::inspect::translate_unblock(ctx, req),
+            _ => None,
+        };
+        if let Some(words) = translated {
+            let words: Vec<&[u8]> = words.iter().map(|w| w.as_slice()).collect();
+            return build::command(&mut self.out, &words);
+        }
+        self.out.extend_from_slice(req.raw);
+    }
+
+    /// Runs a local command once everything before it is answered.
+    pub(super) async fn run_local(&mut self, ctx: &Rc<Ctx>, client: &mut Client) -> Option<End> {
+        if !self.expect.is_empty() || self.hold.is_some() || self.streaming {
+            return None;
+        }
+        if let Some(e) = self.broken.take() {
+            client.session.protocol_error(ctx, &e);
+            self.quit = true;
+            return Some(End::Close);
+        }
+        let owned = self.local.take()?;
+        let req = owned.request();
+        let Lookup::Known(spec) = table::lookup(&req) else { return None };
+        let session = client.session.clone();
+        if let Some(target) = crate::session::inspect::redirects(ctx, spec, &req) {
+            target.show_pin(ctx).await;
+            self.send(ctx, client, Some(spec), &req);
+            return None;
+        }
+        let mute = session.state.borrow_mut().mute();
+        match spec.kind {
+            Kind::Reset => {
+                session.reset(ctx);
+                self.queue = None;
+                self.watching = false;
+                self.subs = Subscriptions::default();
+                self.monitor = false;
+                self.tracking = false;
+                self.sticky = false;
+                self.soiled = true;
+                // Its protocol and user are not the session's any more; released at once.
+                return Some(End::Released);
+            }
+            Kind::Quit => {
+                session.answer(mute, |out| build::simple(out, "OK"));
+                self.quit = true;
+                return Some(End::Close);
+            }
+            _ => {}
+        }
+        match session.local_slow(ctx, spec, &req, mute).await {
+            Local::Done => None,
+            Local::Close => {
+                self.quit = true;
+                Some(End::Close)
+            }
+            Local::Upstream => {
+                self.soiled = true;
+                self.out.extend_from_slice(req.raw);
+                self.expect.push_back(Expect::of(What::Command, mute));
+                None
+            }
+        }
+    }
+}
+
+/// A local command that a pinned session may run without its connection. HELLO, AUTH and SELECT change the connection.
+fn is_own(spec: &Spec) -> bool {
+    !matches!(spec.kind, Kind::Hello | Kind::Auth | Kind::Select | Kind::Readonly)
+}
+
+fn credential(req: &Request<'_>) -> Credential {
+    let user: &[u8] = if req.argc() > 2 { req.arg(1) } else { b"default" };
+    Credential { user: user.into(), password: req.arg(req.argc() - 1).into() }
+}
+
+fn select_db(req: &Request<'_>) -> Option<u32> {
+    u32::try_from(crate::resp::integer(req.arg(1))?).ok()
+}

@@ -1,0 +1,267 @@
+//! What upstream says on a pinned connection: replies, pushes, and frames too large to collect; each passed on in order, held
+//! where it announces something (R21).
+
+use std::rc::Rc;
+
+use bytes::BytesMut;
+use tokio::time::Instant;
+
+use super::{Pin, settle};
+use crate::coherence::Hold;
+use crate::resp::build;
+use crate::resp::reply::{self, Frame};
+use crate::session::transaction::{Expect, Greeting, PubSub, Walk, What, confirms, pubsub};
+use crate::session::{BACKPRESSURE, Client};
+use crate::upstream::handshake::ServerInfo;
+use crate::worker::Ctx;
+
+impl Pin {
+    pub(super) fn read_upstream(&mut self, ctx: &Rc<Ctx>, client: &Client) -> Result<(), String> {
+        let mut hold = false;
+        while self.hold.is_none() && !self.conn.link.rbuf.is_empty() {
+            if self.streaming {
+                if !self.stream_on()? {
+                    break;
+                }
+                continue;
+            }
+            if self.begins_walk() {
+                if !self.begin_walk(ctx, client, &mut hold) {
+                    break;
+                }
+                continue;
+            }
+            match self.scanner.scan(&self.conn.link.rbuf).map_err(|e| format!("garbage from upstream: {e}"))? {
+                Frame::Complete { len } => {
+                    let frame = self.conn.link.rbuf.split_to(len);
+                    self.scanner.reset();
+                    hold |= self.frame(ctx, client, &frame)?;
+                }
+                Frame::Incomplete => break,
+                Frame::Large => {
+                    hold |= self.large_frame(ctx, client);
+                }
+            }
+        }
+        client.session.set_fence();
+        if hold {
+            self.start_hold(ctx, client);
+        }
+        if self.hold.is_none() {
+            self.unstage(client);
+        }
+        Ok(())
+    }
+
+    /// R21: one PING per lane for everything read in this turn; delivered at the last PONG, after B at the latest.
+    pub(super) fn start_hold(&mut self, ctx: &Rc<Ctx>, _client: &Client) {
+        let hold = Rc::new(Hold::default());
+        if ctx.fence_all(&hold) {
+            let limit = Instant::now() + std::time::Duration::from_nanos(ctx.max_staleness);
+            self.hold = Some((hold, limit));
+        }
+    }
+
+    pub(super) fn unstage(&mut self, client: &Client) {
+        if self.staged.is_empty() {
+            return;
+        }
+        client.session.outbox.borrow_mut().ready.extend_from_slice(&self.staged);
+        if self.staged.capacity() > BACKPRESSURE {
+            self.staged = BytesMut::new();
+        }
+        self.staged.clear();
+    }
+
+    pub(super) fn deliver(&mut self, mute: bool, bytes: &[u8]) {
+        if !mute {
+            self.staged.extend_from_slice(bytes);
+        }
+    }
+
+    /// A whole frame; true: it must be held.
+    pub(super) fn frame(&mut self, ctx: &Rc<Ctx>, client: &Client, frame: &[u8]) -> Result<bool, String> {
+        if self.walk.is_some() {
+            return Ok(self.walk_frame(ctx, client, frame));
+        }
+        if self.monitor && is_monitor_line(frame) {
+            self.deliver(false, frame);
+            return Ok(false);
+        }
+        let listening =
+            self.subs.any() || matches!(self.expect.front().map(|e| &e.what), Some(What::Subscription { .. }));
+        if frame[0] == b'>' || listening {
+            match pubsub(frame) {
+                Some(PubSub::Confirmation { kind, count }) => {
+                    self.confirmation(ctx, kind, count, frame);
+                    return Ok(false);
+                }
+                Some(PubSub::Message) => {
+                    self.deliver(false, frame);
+                    return Ok(ctx.cache_serves());
+                }
+                Some(PubSub::Other) => {
+                    self.deliver(false, frame);
+                    return Ok(false);
+                }
+                None => {}
+            }
+        }
+        let Some(expect) = self.expect.pop_front() else {
+            return Err("a reply from upstream that nothing asked for".to_owned());
+        };
+        self.answered(ctx, client, expect, frame)
+    }
+
+    pub(super) fn confirmation(&mut self, ctx: &Ctx, kind: &[u8], count: i64, frame: &[u8]) {
+        let mut mute = false;
+        let mut done = false;
+        let subs = self.subs;
+        if let Some(Expect { what: What::Subscription { kind: of, left }, mute: m, .. }) = self.expect.front_mut()
+            && confirms(*of, kind)
+        {
+            mute = *m && !ctx.server.borrow().pushes_unmuted();
+            let n = left.unwrap_or_else(|| subs.confirmations(*of, 0));
+            *left = Some(n.saturating_sub(1));
+            done = n <= 1;
+        }
+        self.subs.confirmed(kind, count);
+        if done {
+            self.expect.pop_front();
+        }
+        // As a push it passes CLIENT REPLY OFF and SKIP, where upstream lets it.
+        self.deliver(mute, frame);
+    }
+
+    /// The reply to the oldest command has come.
+    pub(super) fn answered(
+        &mut self,
+        ctx: &Rc<Ctx>,
+        client: &Client,
+        expect: Expect,
+        frame: &[u8],
+    ) -> Result<bool, String> {
+        let failed = reply::is_error(frame);
+        let hold = settle(ctx, &expect) && !(matches!(expect.what, What::Blocking) && reply::is_null(frame));
+        let session = &client.session;
+        match expect.what {
+            What::Multi if failed => self.queue = None,
+            What::Queued(queued) if frame.starts_with(b"+QUEUED") => {
+                if let Some(queue) = self.queue.as_mut() {
+                    queue.push(queued);
+                }
+            }
+            // Its MULTI was refused, so it was executed at once.
+            What::Queued(queued) if !failed => {
+                for key in &queued.keys {
+                    ctx.l1.invalidate(key);
+                }
+            }
+            What::Exec(_) => {
+                // An EXEC without MULTI is an error and ends nothing; any other ends the transaction and the WATCH.
+                self.watching &= frame.starts_with(b"-ERR EXEC without MULTI");
+            }
+            What::Discard => self.watching &= failed,
+            What::Unwatch => self.watching &= failed,
+            What::Watch if !failed => self.watching = true,
+            What::Monitor if !failed => self.monitor = true,
+            What::Tracking(on) if !failed => self.tracking = on,
+            What::Hello(greeting) if !failed => {
+                let own = self.said_hello(ctx, client, greeting, frame);
+                self.deliver(expect.mute, &own);
+                return Ok(hold);
+            }
+            What::Auth(credential) if !failed => {
+                session.authenticated(ctx, credential);
+                self.sticky = false;
+            }
+            What::Select(db) if !failed => {
+                session.state.borrow_mut().db = db;
+                session.forget_lane();
+                // The other database may have a lane.
+                self.sticky = false;
+            }
+            What::Refused(why) => {
+                let mut own = BytesMut::new();
+                build::error(&mut own, why);
+                self.deliver(expect.mute, &own);
+                return Ok(hold);
+            }
+            What::Redirect if !failed => {
+                self.deliver(expect.mute, &crate::session::inspect::own_redirect(ctx, frame, self.redirect));
+                return Ok(hold);
+            }
+            What::Subscription { .. } if !failed => {
+                return Err("an answer to a subscription that is none".to_owned());
+            }
+            _ => {}
+        }
+        self.deliver(expect.mute, frame);
+        Ok(hold)
+    }
+
+    pub(super) fn said_hello(&mut self, ctx: &Ctx, client: &Client, greeting: Greeting, frame: &[u8]) -> BytesMut {
+        let Greeting { proto, credential, name } = greeting;
+        self.conn.proto = proto;
+        if let Some(credential) = credential {
+            client.session.authenticated(ctx, credential);
+            self.sticky = false;
+        }
+        let mut state = client.session.state.borrow_mut();
+        state.proto = proto;
+        if let Some(name) = name {
+            state.name = name;
+        }
+        drop(state);
+        let mut own = BytesMut::new();
+        match ServerInfo::parse(frame) {
+            Some(info) => crate::session::local::hello_reply(&mut own, &info, proto, client.session.id),
+            None => own.extend_from_slice(frame),
+        }
+        own
+    }
+
+    /// A frame too large to collect: its effects come first (the command has executed), then it passes through.
+    pub(super) fn large_frame(&mut self, ctx: &Rc<Ctx>, client: &Client) -> bool {
+        self.streaming = true;
+        self.streaming_mute = false;
+        let message = self.conn.link.rbuf.first() == Some(&b'>');
+        if message {
+            return ctx.cache_serves();
+        }
+        if let Some(walk) = &self.walk {
+            self.streaming_mute = walk.mute;
+            self.walk.take_if(Walk::step);
+            return false;
+        }
+        let Some(expect) = self.expect.pop_front() else { return false };
+        self.streaming_mute = expect.mute;
+        match expect.what {
+            What::Exec(_) => self.watching = false,
+            What::Queued(_) | What::Multi | What::Watch => self.soiled = true,
+            _ => {}
+        }
+        client.session.set_fence();
+        let hold = settle(ctx, &Expect { what: What::Command, ..expect });
+        if hold {
+            self.start_hold(ctx, client);
+        }
+        false
+    }
+
+    /// True: there may be more to read.
+    pub(super) fn stream_on(&mut self) -> Result<bool, String> {
+        let step = self.scanner.advance(&self.conn.link.rbuf).map_err(|e| format!("garbage from upstream: {e}"))?;
+        let bytes = self.conn.link.rbuf.split_to(step.take);
+        self.deliver(self.streaming_mute, &bytes);
+        if step.done {
+            self.scanner.reset();
+            self.streaming = false;
+        }
+        Ok(step.done)
+    }
+}
+
+fn is_monitor_line(frame: &[u8]) -> bool {
+    frame.len() > 2 && frame[0] == b'+' && frame[1].is_ascii_digit() && memchr::memchr(b'[', frame).is_some()
+}

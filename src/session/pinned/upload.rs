@@ -1,0 +1,124 @@
+//! A large request on its way up, piece by piece as the client sends it. Of its arguments only names and keys are looked at.
+
+use std::rc::Rc;
+
+use bytes::{Buf, BytesMut};
+
+use super::{KEYS_MAX, Pin, begin_all, flush};
+use crate::command::table::{self};
+use crate::command::{Effect, Kind, Need, Spec, keys};
+use crate::observe::reasons::Dropped;
+use crate::router;
+use crate::session::transaction::{Expect, Queued, Role, What, is_subscription};
+use crate::session::{BACKPRESSURE, Client};
+use crate::worker::Ctx;
+
+/// A large request on its way up.
+pub(super) struct Upload {
+    spec: Option<&'static Spec>,
+    argc: usize,
+    name: Vec<u8>,
+    keys: Vec<Box<[u8]>>,
+    key_bytes: usize,
+    mute: bool,
+}
+
+impl Pin {
+    /// Moves a piece of a large request up. True: something happened.
+    pub(super) fn upload(&mut self, ctx: &Rc<Ctx>, client: &mut Client) -> bool {
+        let Some(upload) = self.upload.as_mut() else { return false };
+        let step = client.scanner.stream(&client.rbuf, &mut |i, arg| upload.saw(i, arg));
+        let step = match step {
+            Ok(step) => step,
+            Err(e) => {
+                self.broken = Some(e);
+                return true;
+            }
+        };
+        let refused = upload.spec.and_then(|spec| router::refused(spec, ctx.config.commands.shutdown));
+        if let Some(why) = refused {
+            // Nothing of it has been sent, and the rest of it cannot be told from new requests without reading it.
+            client.session.drop_for(ctx, Dropped::Protocol, why);
+            return false;
+        }
+        if step.done {
+            // R20: the L1's side begins when the last byte is about to be sent.
+            let upload = self.upload.take().expect("an upload is under way");
+            let expect = self.uploaded(ctx, upload);
+            self.expect.push_back(expect);
+        }
+        self.out.extend_from_slice(&client.rbuf[..step.take]);
+        client.rbuf.advance(step.take);
+        if client.rbuf.is_empty() && client.rbuf.capacity() > BACKPRESSURE {
+            client.rbuf = BytesMut::new();
+        }
+        step.take > 0 || step.done
+    }
+
+    pub(super) fn uploaded(&mut self, ctx: &Rc<Ctx>, upload: Upload) -> Expect {
+        let Upload { spec, keys: named, key_bytes, mute, argc, .. } = upload;
+        let effect = spec.map_or(Effect::Opaque, |s| s.effect);
+        let kind = spec.map_or(Kind::Other, |s| s.kind);
+        if self.queue.is_some() {
+            let role = if is_subscription(kind) { Role::Subscription { kind, words: argc - 1 } } else { Role::Plain };
+            return Expect::of(What::Queued(Queued { spec, effect, keys: named, role }), mute);
+        }
+        self.soiled |= spec.is_none_or(|s| s.need != Need::Lane);
+        let what = match kind {
+            kind if is_subscription(kind) => What::Subscription { kind, left: Some(argc.saturating_sub(1)) },
+            Kind::BlockingPop => What::Blocking,
+            _ => What::Command,
+        };
+        let mut expect = Expect::of(what, mute);
+        expect.write = effect != Effect::Read;
+        if ctx.cache_serves() && effect != Effect::Read {
+            if key_bytes > KEYS_MAX || matches!(effect, Effect::Flush | Effect::SwapDb) {
+                flush(ctx, spec);
+                expect.flush = true;
+            }
+            expect.ends = begin_all(ctx, &named);
+            expect.hold = effect == Effect::Opaque || matches!(expect.what, What::Blocking);
+        }
+        expect
+    }
+}
+
+impl Upload {
+    pub(super) fn new(client: &Client) -> Upload {
+        Upload {
+            spec: None,
+            argc: client.scanner.argc_declared(),
+            name: Vec::new(),
+            keys: Vec::new(),
+            key_bytes: 0,
+            mute: client.session.state.borrow_mut().mute(),
+        }
+    }
+
+    /// An argument has passed; those that may be keys are remembered.
+    fn saw(&mut self, i: usize, arg: Option<&[u8]>) {
+        match (i, arg) {
+            (0, Some(name)) => {
+                self.name = name.to_vec();
+                self.spec = table::by_name(name);
+            }
+            (1, Some(sub)) if self.spec.is_none() => {
+                let full = [&self.name, &b"|"[..], sub].concat();
+                self.spec = table::by_name(&full);
+            }
+            _ => {}
+        }
+        let Some(spec) = self.spec.filter(|s| i > 0 && keys::is_key_position(s, self.argc, i)) else { return };
+        match arg {
+            Some(key) if spec.effect != Effect::Read => {
+                self.key_bytes += key.len();
+                if self.key_bytes <= KEYS_MAX {
+                    self.keys.push(key.into());
+                }
+            }
+            // A key of more than 64 KiB cannot be dropped by name.
+            None => self.key_bytes = KEYS_MAX + 1,
+            Some(_) => {}
+        }
+    }
+}
