@@ -421,7 +421,7 @@ impl Ctx {
         match before {
             Watch::Up => {}
             Watch::Unknown => {
-                tracing::info!("upstream {} is up: {} {}", self.config.upstream.display(), info.server, info.version);
+                tracing::debug!("upstream {} is up: {} {}", self.config.upstream.display(), info.server, info.version);
             }
             Watch::Lost | Watch::Gone { .. } => {
                 self.metrics.reconnects.inc();
