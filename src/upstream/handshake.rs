@@ -256,7 +256,13 @@ async fn authenticate(link: &mut Link, profile: &Profile, proto: Proto) -> Resul
             hello3(link, profile).await?;
         }
         (Proto::Resp2, Some(c)) if &*c.user == b"default" => {
-            link.demand("AUTH", &[b"AUTH", &c.password]).await?;
+            // Without a user it is refused where that user needs no password (any more); with one any password will do.
+            let frame = link.ask(&[b"AUTH", &c.password]).await?;
+            if frame.starts_with(b"-ERR ") {
+                link.demand("AUTH", &[b"AUTH", &c.user, &c.password]).await?;
+            } else if reply::is_error(&frame) {
+                return Err(HandshakeError::Refused { command: "AUTH", reply: error_text(&frame) });
+            }
         }
         (Proto::Resp2, Some(c)) => {
             link.demand("AUTH", &[b"AUTH", &c.user, &c.password]).await?;

@@ -119,3 +119,52 @@ fn script_kill_works_from_any_database() {
     assert!(busy.reply().is_error());
     assert_eq!(other.cmd(&["MULTI"]), Reply::ok());
 }
+
+/// unit/tracking: upstream's table of tracked keys outlives RESET, so a connection that tracked is not lent again.
+#[test]
+fn what_one_client_tracked_does_not_invalidate_at_the_next() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(&redis);
+    let (mut first, mut next) = (proxy.client3(), proxy.client3());
+    for round in 0..10 {
+        let key = format!("k{round}");
+        assert_eq!(first.cmd(&["CLIENT", "TRACKING", "ON"]), Reply::ok());
+        first.cmd(&["GET", &key]);
+        assert_eq!(first.cmd(&["CLIENT", "TRACKING", "OFF"]), Reply::ok());
+        let pooled =
+            || redis.cmd(&["CLIENT", "LIST"]).text().lines().filter(|l| l.contains("cmd=client|tracking")).count();
+        eventually(PATIENCE, "the connection to be given back", || pooled() <= 1);
+        assert_eq!(next.cmd(&["CLIENT", "TRACKING", "ON"]), Reply::ok());
+        redis.cmd(&["SET", &key, "v"]);
+        assert_eq!(next.cmd(&["PING"]), Reply::status("PONG"));
+        assert_eq!(next.pushes_seen(), 0, "round {round}");
+        assert_eq!(next.cmd(&["CLIENT", "TRACKING", "OFF"]), Reply::ok());
+    }
+}
+
+/// redis-py's test_client_tracking: invalidations may be redirected to the asker itself.
+#[test]
+fn a_client_may_redirect_its_tracking_to_itself() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(&redis);
+    let mut client = proxy.client3();
+    let id = client.cmd(&["CLIENT", "ID"]).text();
+    assert_eq!(client.cmd(&["CLIENT", "TRACKING", "ON", "REDIRECT", &id]), Reply::ok());
+    assert_eq!(client.cmd(&["CLIENT", "GETREDIR"]).text(), id);
+}
+
+/// redis-py's test_auth: a client stays who it is when upstream drops the default user's password, its connections follow.
+#[test]
+fn a_password_that_upstream_has_dropped_still_serves_who_gave_it() {
+    let redis = Redis::start();
+    redis.cmd(&["CONFIG", "SET", "requirepass", "secret"]);
+    let proxy = Proxy::to(&redis).start();
+    let mut client = proxy.client();
+    assert_eq!(client.cmd(&["AUTH", "secret"]), Reply::ok());
+    assert_eq!(client.cmd(&["CONFIG", "SET", "requirepass", ""]), Reply::ok());
+    for db in ["0", "3"] {
+        assert_eq!(client.cmd(&["SELECT", db]), Reply::ok());
+        assert_eq!(client.cmd(&["MULTI"]), Reply::ok());
+        assert_eq!(client.cmd(&["EXEC"]), Reply::Array(Vec::new()));
+    }
+}

@@ -175,6 +175,7 @@ impl Pin {
         {
             self.soiled = true;
         }
+        self.spent |= spec.is_some_and(|s| s.name == "client|tracking");
         if self.queue.is_some() {
             return self.expectation_in_multi(ctx, spec, req, mute);
         }

@@ -67,6 +67,8 @@ struct Pin {
     tracking: bool,
     /// RESET has to prove it clean before somebody else may use it.
     soiled: bool,
+    /// Upstream's table of tracked keys knows its id, and RESET does not clear it: nobody else may use it.
+    spent: bool,
     /// What a cacheable read here is counted as.
     bypass: Bypass,
     /// Stays pinned when nothing else asks for it.
@@ -211,6 +213,8 @@ impl Client {
             }
         };
         let mut pin = Pin::new(conn, why);
+        // A client may redirect to itself.
+        pin.show(self);
         match first {
             First::Request(first) => pin.request(ctx, self, &first.request()),
             First::Large => pin.upload = Some(Upload::new(self)),
@@ -218,10 +222,9 @@ impl Client {
         }
         let end = pin.run(ctx, self).await;
         *session.pinned.borrow_mut() = Shown::default();
-        let redirected = session.redirected.replace(false);
+        // Whoever redirects to it would go on sending to its next user.
+        pin.spent |= session.redirected.replace(false);
         match end {
-            // Whoever redirects to it would go on sending to its next user.
-            End::Released if redirected => true,
             End::Released => {
                 pin.give_back(ctx);
                 true
@@ -261,6 +264,7 @@ impl Pin {
             monitor: false,
             tracking: false,
             soiled: !matches!(why, Why::Transaction | Why::Watch | Why::Blocking | Why::MayBlock | Why::Large),
+            spent: false,
             bypass: match why {
                 Why::NoLane => Bypass::NoLane,
                 Why::Large => Bypass::Large,
@@ -409,8 +413,11 @@ impl Pin {
         client.session.pin_shown.notify_waiters();
     }
 
-    /// The state is over: the connection goes to the pool, after RESET where its state is not known to be clean.
+    /// The state is over: the connection goes to the pool, after RESET where its state is not known to be clean; or is closed.
     fn give_back(self, ctx: &Rc<Ctx>) {
+        if self.spent {
+            return;
+        }
         if self.soiled {
             let ctx = ctx.clone();
             tokio::task::spawn_local(async move { ctx.pool.give_back_after_reset(self.conn).await });
