@@ -440,7 +440,7 @@ impl Session {
         let family = || entry(0).map_or_else(|| ctx.metrics.patterns.id(req.arg(1)), |e| e.pattern);
         if (0..found.len()).all(|i| entry(i).is_some()) {
             ctx.metrics.patterns.candidate(family(), Method::Mget);
-            self.answer_mget(ctx, b.now, mute, (0..found.len()).filter_map(entry));
+            self.answer_mget(ctx, mute, (0..found.len()).filter_map(entry));
             b.hits += 1;
             return None;
         }
@@ -474,7 +474,7 @@ impl Session {
         None
     }
 
-    fn answer_mget<'e>(&self, ctx: &Ctx, _now: u64, mute: bool, entries: impl Iterator<Item = &'e cache::Entry>) {
+    fn answer_mget<'e>(&self, ctx: &Ctx, mute: bool, entries: impl Iterator<Item = &'e cache::Entry>) {
         let proto = self.proto();
         let entries: SmallVec<[&cache::Entry; 16]> = entries.collect();
         self.answer(mute, |out| {

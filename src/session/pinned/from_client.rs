@@ -43,7 +43,7 @@ impl Pin {
                 }
                 return None;
             }
-            if self.waits_for_state(client) {
+            if self.waits_for_state() {
                 return None;
             }
             let (len, owned) = match client.scanner.scan(&client.rbuf) {
@@ -75,7 +75,7 @@ impl Pin {
 
     /// Whether the next request must wait, because what is outstanding decides where it belongs: after a blocking command
     /// or an EXEC the session may be free to go back to the lane, and Redis would not look at it either.
-    pub(super) fn waits_for_state(&self, _client: &Client) -> bool {
+    pub(super) fn waits_for_state(&self) -> bool {
         match self.expect.back().map(|e| &e.what) {
             Some(What::Blocking | What::Exec(_) | What::Discard | What::Unwatch) => true,
             Some(What::Hello(_) | What::Auth(_) | What::Select(_) | What::Tracking(_)) => true,
@@ -133,7 +133,7 @@ impl Pin {
 
     pub(super) fn send(&mut self, ctx: &Rc<Ctx>, client: &Client, known: Option<&'static Spec>, req: &Request<'_>) {
         let mute = client.session.state.borrow_mut().mute();
-        let expect = self.expectation(ctx, client, known, req, mute);
+        let expect = self.expectation(ctx, known, req, mute);
         self.translate_and_send(ctx, known, req);
         self.expect.push_back(expect);
     }
@@ -164,7 +164,6 @@ impl Pin {
     pub(super) fn expectation(
         &mut self,
         ctx: &Rc<Ctx>,
-        client: &Client,
         spec: Option<&'static Spec>,
         req: &Request<'_>,
         mute: bool,
@@ -206,18 +205,11 @@ impl Pin {
             self.queue = Some(Vec::new());
         }
         let mut expect = Expect::of(what, mute);
-        self.begin(ctx, client, spec, req, &mut expect);
+        self.begin(ctx, spec, req, &mut expect);
         expect
     }
 
-    pub(super) fn begin(
-        &self,
-        ctx: &Rc<Ctx>,
-        _c: &Client,
-        spec: Option<&'static Spec>,
-        req: &Request<'_>,
-        expect: &mut Expect,
-    ) {
+    pub(super) fn begin(&self, ctx: &Rc<Ctx>, spec: Option<&'static Spec>, req: &Request<'_>, expect: &mut Expect) {
         let effect = spec.map_or(Effect::Opaque, |s| s.effect);
         expect.write = effect != Effect::Read;
         if !ctx.cache_serves() {

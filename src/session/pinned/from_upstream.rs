@@ -45,7 +45,7 @@ impl Pin {
         }
         client.session.set_fence();
         if hold {
-            self.start_hold(ctx, client);
+            self.start_hold(ctx);
         }
         if self.hold.is_none() {
             self.unstage(client);
@@ -54,7 +54,7 @@ impl Pin {
     }
 
     /// R21: one PING per lane for everything read in this turn; delivered at the last PONG, after B at the latest.
-    pub(super) fn start_hold(&mut self, ctx: &Rc<Ctx>, _client: &Client) {
+    pub(super) fn start_hold(&mut self, ctx: &Rc<Ctx>) {
         let hold = Rc::new(Hold::default());
         if ctx.fence_all(&hold) {
             let limit = Instant::now() + std::time::Duration::from_nanos(ctx.max_staleness);
@@ -244,7 +244,7 @@ impl Pin {
         client.session.set_fence();
         let hold = settle(ctx, &Expect { what: What::Command, ..expect });
         if hold {
-            self.start_hold(ctx, client);
+            self.start_hold(ctx);
         }
         false
     }
