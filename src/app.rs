@@ -17,6 +17,7 @@ use tokio::task::LocalSet;
 use tokio::time::{sleep, timeout};
 
 use crate::cache::{Bounds, L1};
+use crate::coherence::Channel;
 use crate::config::{CacheMode, CoherenceMode, Config, Eviction, Listen};
 use crate::http::{self, HttpConfig};
 use crate::net::Stream;
@@ -97,6 +98,7 @@ fn http_config(config: &Config) -> HttpConfig {
 async fn run(ctx: Rc<Ctx>, listeners: Vec<Listener>, http: &[SocketAddr]) -> Result<(), AppError> {
     let mut term = signal(SignalKind::terminate()).map_err(AppError::Runtime)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(AppError::Runtime)?;
+    Channel::spawn(&ctx);
     let lane = ctx.lane(&ctx.default_profile);
     let _ = timeout(FIRST_CONTACT, ctx.await_lane(&lane)).await;
     let mut shown = Vec::new();

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use dashmap::DashMap;
 
 use crate::cache::{L1, Large};
-use crate::coherence::{Availability, Hold, Lane};
+use crate::coherence::{Availability, Channel, Hold, Lane, Malformed};
 use crate::command::Spec;
 use crate::command::table;
 use crate::config::{CacheMode, Config};
@@ -33,6 +33,10 @@ const LEARNED_MAX: usize = 1000;
 const REFUSED_FOR: u64 = 5_000_000_000;
 
 const MINUTE: u64 = 60_000_000_000;
+const SECOND: u64 = 1_000_000_000;
+
+/// Bytes of a malformed message that are logged.
+const SAMPLE_MAX: usize = 100;
 
 pub(crate) struct Ctx {
     pub(crate) config: Arc<Config>,
@@ -40,6 +44,8 @@ pub(crate) struct Ctx {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) status: Arc<Status>,
     pub(crate) pool: Pool,
+    /// The process's subscription to the sidecars' channel.
+    pub(crate) channel: Rc<Channel>,
     /// What CLIENT SETNAME says upstream: `nearside:<host>:<pid>`.
     pub(crate) name: String,
     /// B, in nanoseconds.
@@ -66,6 +72,8 @@ pub(crate) struct Ctx {
     credentials: RefCell<Vec<Rc<Credential>>>,
     refused: RefCell<HashMap<Profile, (u64, Rc<Lane>)>>,
     watch: RefCell<Watch>,
+    /// When a malformed message was last logged.
+    malformed_logged: Cell<u64>,
     next: Cell<u64>,
     next_session: Cell<u64>,
 }
@@ -107,6 +115,7 @@ impl Ctx {
             metrics,
             status,
             pool,
+            channel: Channel::new(),
             name,
             max_staleness,
             lanes: RefCell::default(),
@@ -122,6 +131,7 @@ impl Ctx {
             credentials: RefCell::new(credential.into_iter().collect()),
             refused: RefCell::default(),
             watch: RefCell::default(),
+            malformed_logged: Cell::new(0),
             next: Cell::new(1),
             next_session: Cell::new(1),
         })
@@ -222,6 +232,7 @@ impl Ctx {
             "upstream refuses a lane, this user is served uncached on connections of its own: {reply}");
         self.lanes.borrow_mut().remove(&lane.profile);
         lane.retire(&self.status);
+        self.channel.try_now();
         // NOAUTH only says that clients bring credentials of their own; any other refusal leaves nothing to cache through.
         if lane.profile == self.default_profile && !reply.contains("NOAUTH") {
             self.status.set_coherence(Coherence::None);
@@ -283,6 +294,25 @@ impl Ctx {
             let Some((_, hold)) = due else { return };
             hold.release(self);
         }
+    }
+
+    // ---- the sidecars' channel ----
+
+    /// A message that has no effect: counted, and shown once a second at most, escaped and cut, because anybody who may
+    /// publish decides what is in it.
+    pub(crate) fn malformed(&self, payload: &[u8], why: &Malformed) {
+        self.metrics.malformed.inc();
+        let now = clock::now();
+        if self.malformed_logged.get() != 0 && now.saturating_sub(self.malformed_logged.get()) < SECOND {
+            return;
+        }
+        self.malformed_logged.set(now);
+        let sample = payload[..payload.len().min(SAMPLE_MAX)].escape_ascii();
+        let rest = if payload.len() > SAMPLE_MAX { "..." } else { "" };
+        tracing::warn!(
+            "a message on the channel {} has no effect: {why}: \"{sample}{rest}\"",
+            self.config.coherence.channel
+        );
     }
 
     // ---- sessions ----
@@ -417,6 +447,7 @@ impl Ctx {
     pub(crate) fn upstream_back(&self, info: &ServerInfo) {
         *self.server.borrow_mut() = info.clone();
         self.status.set_upstream_up();
+        self.channel.try_now();
         let before = std::mem::replace(&mut *self.watch.borrow_mut(), Watch::Up);
         match before {
             Watch::Up => {}

@@ -10,17 +10,21 @@
 //!
 //! What this module does not do: it parses no client's request and knows no connection state of a client.
 
+mod channel;
 mod hold;
 mod judge;
 mod lane;
 mod log;
 mod loss;
+mod payload;
 mod reader;
 mod wait;
 
+pub(crate) use channel::Channel;
 pub(crate) use hold::Hold;
 pub(crate) use lane::{Availability, GetRequest, Lane, MgetRequest};
 pub(crate) use loss::Redo;
+pub(crate) use payload::Malformed;
 pub(crate) use wait::{Ends, Miss, Part, Refresh, RefreshKey, Relay};
 
 #[cfg(test)]

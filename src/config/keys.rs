@@ -41,6 +41,7 @@ pub(super) const KEYS: &[&str] = &[
     "cache.update_max_bytes",
     "coherence.mode",
     "coherence.max_staleness",
+    "coherence.channel",
     "commands.shutdown",
     "http.listen",
     "http.allowed_hosts",
@@ -177,7 +178,7 @@ mod tests {
 
     #[test]
     fn without_a_likely_key_the_section_is_listed() {
-        assert_eq!(hint("coherence.frobnicate"), "known keys here: mode, max_staleness");
+        assert_eq!(hint("coherence.frobnicate"), "known keys here: mode, max_staleness, channel");
         assert!(hint("frobnicate").starts_with("known keys here: environment, listen, upstream,"));
     }
 

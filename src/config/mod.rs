@@ -222,11 +222,13 @@ pub(crate) enum OnWrite {
     Invalidate,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Coherence {
     pub(crate) mode: CoherenceMode,
     /// B of the lease, at least 10 ms.
     pub(crate) max_staleness: Duration,
+    /// Where sidecars and applications publish what is to be dropped; one word.
+    pub(crate) channel: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

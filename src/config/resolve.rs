@@ -46,6 +46,9 @@ const QUERY_MIN: u64 = MIB;
 /// Probes go out every quarter of it; under 10 ms a single scheduling delay would suspend every hit.
 const STALENESS_MIN: Duration = Duration::from_millis(10);
 
+/// The sidecars' channel: the same for all sidecars of an upstream, so it has a default that fits all.
+const CHANNEL: &str = "nearside:invalidate";
+
 /// The TTL cap of tracking mode (DESIGN 4): what Redis never signals must end some day.
 const TTL_MAX: Duration = Duration::from_secs(24 * 3600);
 
@@ -216,6 +219,7 @@ impl<'s> Resolver<'s> {
         Coherence {
             mode: self.word("coherence.mode", &words),
             max_staleness: self.duration("coherence.max_staleness", secs(1), STALENESS_MIN..=DURATION_MAX),
+            channel: self.one("coherence.channel", CHANNEL.to_owned(), channel),
         }
     }
 
@@ -408,6 +412,15 @@ fn address(text: &str) -> Result<SocketAddr, String> {
             shown(text)
         )
     })
+}
+
+/// A channel's name is any bytes for Redis. Blanks and control characters in one are a slip, and could not be typed again.
+fn channel(text: &str) -> Result<String, String> {
+    if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
+        let what = "has blanks or control characters; write one word, for example";
+        return Err(format!("{} {what} {CHANNEL}", shown(text)));
+    }
+    Ok(text.to_owned())
 }
 
 /// Names only: addresses are always allowed, and a port is not part of what is compared.

@@ -75,6 +75,7 @@ fn the_defaults_are_those_of_the_design() {
     assert_eq!(config.cache.default_ttl, Duration::from_secs(300));
     assert_eq!(config.cache.on_write, OnWrite::Update);
     assert_eq!(config.coherence.max_staleness, Duration::from_secs(1));
+    assert_eq!(config.coherence.channel, "nearside:invalidate");
     assert_eq!(config.http.listen, ["127.0.0.1:9380".parse().unwrap()]);
     assert_eq!(config.log.level, tracing::Level::INFO);
 }
@@ -133,7 +134,7 @@ admin: {resp: off}
 workers: 1
 cache: {mode: off, max_bytes: 3MiB, max_entries: 7, max_value_bytes: 9KiB, default_ttl: 1h, negative_ttl: 0s, ttl_buffer: 0,
         eviction: lru, on_write: resident, update_max_bytes: 8KiB}
-coherence: {mode: tracking, max_staleness: 10ms}
+coherence: {mode: tracking, max_staleness: 10ms, channel: "app:drop"}
 commands: {shutdown: true}
 http: {listen: [], allowed_hosts: [Nearside.Example], max_connections: 3}
 log: {level: trace, format: json}
@@ -235,7 +236,10 @@ fn problems_name_file_line_key_and_what_would_be_right() {
             "x.yaml:2: listen.ouput_limit: unknown key; did you mean listen.output_limit?",
         ),
         ("\nlistne: {}\n", "x.yaml:2: listne: unknown key; did you mean listen?"),
-        ("coherence:\n\n  frob: 1\n", "x.yaml:3: coherence.frob: unknown key; known keys here: mode, max_staleness"),
+        (
+            "coherence:\n\n  frob: 1\n",
+            "x.yaml:3: coherence.frob: unknown key; known keys here: mode, max_staleness, channel",
+        ),
         (
             "cache: {default_ttl: 300}",
             "x.yaml:1: cache.default_ttl: \"300\" is not a duration; use ms, s, m or h, for example 500ms",
@@ -250,6 +254,14 @@ fn problems_name_file_line_key_and_what_would_be_right() {
         (
             "cache: {on_write: writeback}",
             "x.yaml:1: cache.on_write: \"writeback\" is not one of update, resident, invalidate",
+        ),
+        (
+            "coherence: {channel: a b}",
+            "x.yaml:1: coherence.channel: \"a b\" has blanks or control characters; write one word, for example nearside:invalidate",
+        ),
+        (
+            "coherence: {channel: \"a\\tb\"}",
+            "x.yaml:1: coherence.channel: \"a\\tb\" has blanks or control characters; write one word, for example nearside:invalidate",
         ),
         ("coherence: {max_staleness: 5ms}", "x.yaml:1: coherence.max_staleness: \"5ms\" is too small; at least 10ms"),
         (

@@ -200,7 +200,27 @@ struct Health {
     backend: &'static str,
     coherence: &'static str,
     upstream: Upstream,
+    channel: Channel,
     degraded: Vec<String>,
+}
+
+/// The subscription to the sidecars' channel.
+#[derive(Serialize)]
+struct Channel {
+    state: &'static str,
+    error: Option<String>,
+    for_ms: Option<f64>,
+}
+
+impl Channel {
+    fn of(status: &Status) -> Self {
+        let channel = &status.channel;
+        Self {
+            state: channel.state().as_str(),
+            error: Some(channel.why()).filter(|why| !why.is_empty()),
+            for_ms: channel.age().map(|nanos| nanos as f64 / 1e6),
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -224,6 +244,7 @@ impl Health {
                 up: status.upstream_up(),
                 error: Some(status.upstream_error()).filter(|error| !error.is_empty()),
             },
+            channel: Channel::of(status),
             degraded,
         }
     }

@@ -7,7 +7,7 @@ use prometheus::proto;
 use super::View;
 use super::counters::{Histogram, Labeled};
 use super::patterns::Row;
-use super::reasons::{Coherence, Link, Method, Mode, Timed};
+use super::reasons::{ChannelState, Coherence, Link, Method, Mode, Timed};
 use super::{clock, process};
 
 /// `impl` of everything the L1 itself counts; the counts of `observe` mode get rows of their own when that mode exists.
@@ -92,6 +92,10 @@ const FAMILIES: &[Family] = &[
         lease_age),
     family!(Gauge "nearside_lane_epoch" [] "The newest lane's epoch: it grows whenever a lane is lost.",
         |v, out| out.push(&[], v.status.lanes().iter().map(|lane| lane.epoch()).max().unwrap_or(0) as f64)),
+    family!(Gauge "nearside_channel_state" ["state"] "1 for the state of the subscription to the sidecars' channel, 0 for the others.",
+        |v, out| one_of(out, ChannelState::WORDS, v.status.channel.state().as_str())),
+    family!(Counter "nearside_channel_malformed_total" [] "Messages on the sidecars' channel that were not understood and had no effect.",
+        |v, out| out.push(&[], v.metrics.malformed.get() as f64)),
     family!(Histogram "nearside_request_duration_seconds" ["class", "result"] "From a request read to its reply ready to be written.",
         requests),
     family!(Counter "nearside_commands_total" ["kind"] "Commands of clients.",

@@ -18,6 +18,8 @@ pub(crate) struct Metrics {
     pub(crate) invalidations: Labeled<{ Source::COUNT }>,
     pub(crate) evictions: Labeled<{ Evict::COUNT }>,
     pub(crate) flushes: Labeled<{ Flush::COUNT }>,
+    /// Messages on the sidecars' channel that were not understood.
+    pub(crate) malformed: Counter,
     pub(crate) entries: Gauge,
     pub(crate) bytes: Gauge,
     /// Misses that joined a fill under way.
@@ -61,6 +63,7 @@ impl Metrics {
             invalidations: Labeled::new(Source::WORDS),
             evictions: Labeled::new(Evict::WORDS),
             flushes: Labeled::new(Flush::WORDS),
+            malformed: Counter::default(),
             entries: Gauge::default(),
             bytes: Gauge::default(),
             coalesced: Counter::default(),

@@ -99,6 +99,8 @@ words! {
         Push = "push",
         OwnWrite = "own_write",
         Command = "command",
+        /// A message on the sidecars' channel.
+        Channel = "channel",
     }
 }
 
@@ -125,6 +127,8 @@ words! {
         /// NEARSIDE FLUSH.
         Command = "command",
         Mode = "mode",
+        /// Somebody said so on the sidecars' channel, or the channel was lost and messages may have been missed.
+        Channel = "channel",
     }
 }
 
@@ -251,6 +255,20 @@ words! {
         Live = "live",
         /// Connected, but upstream refuses tracking: forwards, never stores.
         Untracked = "untracked",
+    }
+}
+
+words! {
+    /// The subscription to the sidecars' channel.
+    ChannelState {
+        Connecting = "connecting",
+        Up = "up",
+        /// Lost; tried again.
+        Down = "down",
+        /// Upstream wants a credential and no client has brought one yet.
+        Waiting = "waiting",
+        /// Upstream's ACL forbids it to every credential there is.
+        Refused = "refused",
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
 use parking_lot::Mutex;
 
 use super::clock;
-use super::reasons::{Coherence, Link, Mode};
+use super::reasons::{ChannelState, Coherence, Link, Mode};
 
 /// An upstream error as health shows it is cut here: some servers put a whole command into theirs.
 const ERROR_MAX: usize = 200;
@@ -24,6 +24,7 @@ pub(crate) struct Status {
     backend: &'static str,
     /// As many as there are profiles with a lane, so `upstream.lanes_max` at most.
     lanes: Mutex<Vec<Arc<LaneStatus>>>,
+    pub(crate) channel: ChannelStatus,
 }
 
 impl Status {
@@ -38,6 +39,7 @@ impl Status {
             mode: AtomicU8::new(mode as u8),
             backend,
             lanes: Mutex::new(Vec::new()),
+            channel: ChannelStatus::default(),
         }
     }
 
@@ -137,6 +139,7 @@ impl Status {
             reasons.push(format!("coherence: {}", self.coherence().as_str()));
         }
         reasons.extend(self.lane_troubles());
+        reasons.extend(self.channel.trouble());
         reasons
     }
 
@@ -148,6 +151,56 @@ impl Status {
             let count = lanes.iter().filter(|lane| lane.link() == *link).count();
             (count > 0).then(|| format!("lanes: {count} of {} {}", lanes.len(), link.as_str()))
         })
+    }
+}
+
+/// The subscription to the sidecars' channel.
+#[derive(Default)]
+pub(crate) struct ChannelStatus {
+    state: AtomicU8,
+    /// When the state changed last, by `clock::now`; 0 = never.
+    since: AtomicU64,
+    why: Mutex<String>,
+}
+
+impl ChannelStatus {
+    /// True where this is news: another state, or another reason for it.
+    pub(crate) fn set(&self, state: ChannelState, why: &str) -> bool {
+        let why: String = why.chars().take(ERROR_MAX).collect();
+        let mut known = self.why.lock();
+        if self.state() == state && *known == why && self.since.load(Relaxed) > 0 {
+            return false;
+        }
+        if self.state() != state || self.since.load(Relaxed) == 0 {
+            self.since.store(clock::now(), Relaxed);
+        }
+        *known = why;
+        self.state.store(state as u8, Relaxed);
+        true
+    }
+
+    pub(crate) fn state(&self) -> ChannelState {
+        decode(ChannelState::ALL, &self.state)
+    }
+
+    /// Why it is in this state; empty while it is up.
+    pub(crate) fn why(&self) -> String {
+        self.why.lock().clone()
+    }
+
+    /// For how long it has been in this state, in nanoseconds.
+    pub(crate) fn age(&self) -> Option<u64> {
+        match self.since.load(Relaxed) {
+            0 => None,
+            since => Some(clock::now().saturating_sub(since)),
+        }
+    }
+
+    /// Other sidecars' invalidations do not arrive. Waiting for a client's credential is how such an upstream starts.
+    fn trouble(&self) -> Option<String> {
+        let state = self.state();
+        matches!(state, ChannelState::Down | ChannelState::Refused)
+            .then(|| format!("channel: {}: {}", state.as_str(), self.why()))
     }
 }
 
@@ -244,6 +297,19 @@ mod tests {
         assert_eq!(status.degraded(), ["coherence: none"]);
         status.set_mode(Mode::Off);
         assert!(status.degraded().is_empty(), "switched off is no fault");
+    }
+
+    #[test]
+    fn a_lost_channel_is_a_trouble_and_news_once() {
+        let status = Status::new("upstream", Mode::Serve);
+        status.set_upstream_up();
+        assert!(status.degraded().is_empty() && status.channel.age().is_none());
+        assert!(status.channel.set(ChannelState::Waiting, "NOAUTH"));
+        assert!(status.degraded().is_empty());
+        assert!(status.channel.set(ChannelState::Down, "cut") && !status.channel.set(ChannelState::Down, "cut"));
+        assert_eq!(status.degraded(), ["channel: down: cut"]);
+        assert!(status.channel.set(ChannelState::Up, ""));
+        assert!(status.degraded().is_empty());
     }
 
     #[test]

@@ -273,11 +273,26 @@ fn stats(ctx: &Ctx, now: u64) -> String {
     text
 }
 
+/// The sidecars' channel, in words.
+fn channel(ctx: &Ctx, now: u64) -> String {
+    let channel = &ctx.status.channel;
+    let ms = |ns: u64| (ns / 1_000_000).to_string();
+    let asked = ctx.channel.is_confirmed() && ctx.channel.f() > 0;
+    let lines = [
+        ("channel", channel.state().as_str().to_owned()),
+        ("channel_error", channel.why()),
+        ("channel_for_ms", channel.age().map_or(String::new(), ms)),
+        ("channel_lease_age_ms", if asked { ms(now.saturating_sub(ctx.channel.f())) } else { String::new() }),
+    ];
+    lines.iter().map(|(name, value)| format!("{name}:{value}\r\n")).collect()
+}
+
 /// Our section of INFO: everything STATS says, and each counter under its reason.
 fn section(ctx: &Ctx, now: u64) -> String {
     let m = &ctx.metrics;
     let mut text = format!("# Nearside\r\nnearside_version:{}\r\n", env!("CARGO_PKG_VERSION"));
     text.push_str(&stats(ctx, now));
+    text.push_str(&channel(ctx, now));
     let mut line = |name: &str, value: u64| {
         let _ = write!(text, "{name}:{value}\r\n");
     };
@@ -286,6 +301,8 @@ fn section(ctx: &Ctx, now: u64) -> String {
     line("pending_writes", ctx.l1.pending());
     line("pinned_connections", ctx.pool.open() as u64);
     line("upstream_reconnects", m.reconnects.get());
+    line("channel_epoch", ctx.channel.epoch());
+    line("channel_malformed", m.malformed.get());
     line("lanes", ctx.lanes.borrow().len() as u64);
     line("lane_epoch", ctx.home_lane().map_or(0, |l| l.epoch()));
     line("in_flight", ctx.lanes.borrow().values().map(|l| l.in_flight() as u64).sum());

@@ -3,11 +3,12 @@
 //! RESP-FORMS pitfall 15).
 
 use std::io;
+use std::rc::Rc;
 
 use bytes::{Buf, BytesMut};
 use tokio::io::AsyncReadExt;
 
-use super::Profile;
+use super::{Credential, Profile};
 use crate::net::{ReadHalf, Stream, WriteHalf};
 use crate::resp::push::{self, Value};
 use crate::resp::reply::{self, BadFrame, Frame, FrameScanner};
@@ -270,6 +271,21 @@ async fn authenticate(link: &mut Link, profile: &Profile, proto: Proto) -> Resul
         (Proto::Resp2, None) => {}
     }
     Ok(())
+}
+
+/// The handshake of the connection that is subscribed to the sidecars' channel; RESP2, in which it can be PINGed. Returns
+/// with the subscription confirmed.
+pub(crate) async fn subscriber(
+    stream: Stream,
+    credential: Option<Rc<Credential>>,
+    name: &str,
+    channel: &[u8],
+) -> Result<Link, HandshakeError> {
+    let mut link = Link::new(stream);
+    authenticate(&mut link, &Profile { db: 0, credential }, Proto::Resp2).await?;
+    link.ask(&[b"CLIENT", b"SETNAME", name.as_bytes()]).await?;
+    link.demand("SUBSCRIBE", &[b"SUBSCRIBE", channel]).await?;
+    Ok(link)
 }
 
 /// What `COMMAND INFO <name>` says of a name that the static table does not have.

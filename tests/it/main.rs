@@ -2,6 +2,8 @@
 
 /// `NEARSIDE`, `INFO nearside` and who may use what of it.
 mod admin;
+/// What is published on the sidecars' channel reaches them all.
+mod channel;
 /// Real client libraries and tools must not notice the sidecar.
 mod clients;
 /// Everything at once, with foreign writers and a bad network: C59, and what a quiet lane must not hold back.

@@ -11,6 +11,9 @@ use self::script::{Compare, Exchange, Line, Only, Replies, Step};
 use crate::support::client::{decode, shown};
 use crate::support::{Client, PATIENCE, Proxy, Redis, Reply, encode, eventually};
 
+/// Where sidecars tell each other what to drop.
+const CHANNEL: &str = "nearside:invalidate";
+
 /// What two servers do not answer alike, or a sidecar rightly answers in its own way: the first words of a command, how its
 /// replies are compared, and the reason. The longest match counts.
 const DIFFERENCES: &[(&str, Compare, &str)] = &[
@@ -118,8 +121,18 @@ fn hold(name: &str) {
     let section = SECTIONS.iter().find(|s| s.name == name).expect("a section");
     let (direct, upstream) = (section.server(), section.server());
     let mut complaints = Vec::new();
+    // A sidecar is subscribed to the sidecars' channel, which PUBSUB CHANNELS shows. So is the other side then.
+    let mut subscriber = direct.client();
+    if name == "pubsub" {
+        subscriber.cmd(&["SUBSCRIBE", CHANNEL]);
+    }
     for cache in [true, false] {
         let proxy = Proxy::to(&upstream).set("cache.mode", if cache { "serve" } else { "off" }).start();
+        if name == "pubsub" {
+            eventually(PATIENCE, "one subscription", || {
+                upstream.cmd(&["PUBSUB", "NUMSUB", CHANNEL]).items()[1] == Reply::Int(1)
+            });
+        }
         for resp3 in [false, true] {
             // Long values are never sent together with others.
             let paces = if name == "large" { &[Pace::OneByOne][..] } else { &[Pace::OneByOne, Pace::Pipelined] };

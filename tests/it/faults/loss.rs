@@ -166,7 +166,8 @@ fn c46_server_kills_slow_lane() {
     let epoch = proxy.stat("lane_epoch");
     proxy.sigstop();
     set("2");
-    let lanes = |list: Reply| list.text().lines().filter(|line| line.contains("name=nearside:")).count();
+    let lane = |line: &&str| line.contains("name=nearside:") && !line.contains(":channel ");
+    let lanes = |list: Reply| list.text().lines().filter(lane).count();
     eventually(PATIENCE, "upstream to close the lane", || lanes(redis.cmd(&["CLIENT", "LIST"])) == 0);
     proxy.sigcont();
     wait_lost(&proxy, epoch);

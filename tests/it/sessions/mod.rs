@@ -54,11 +54,12 @@ pub(crate) fn warm(proxy: &Proxy, client: &mut Client, key: &str) -> Reply {
     value
 }
 
-/// Lines of upstream's CLIENT LIST with `text` in them.
+/// Lines of upstream's CLIENT LIST with `text` in them, without that of the sidecars' channel.
 #[track_caller]
 pub(crate) fn upstream_clients(redis: &Redis, text: &str) -> Vec<String> {
     let list = redis.cmd(&["CLIENT", "LIST"]).text();
-    list.lines().filter(|line| line.contains(text)).map(String::from).collect()
+    let lines = list.lines().filter(|line| !line.contains(":channel "));
+    lines.filter(|line| line.contains(text)).map(String::from).collect()
 }
 
 #[track_caller]

@@ -87,6 +87,8 @@ struct Link {
     calls: VecDeque<Words>,
     /// Requests without a reply on the wire, oldest first; `None`: the script's turn.
     owed: VecDeque<Option<Vec<u8>>>,
+    /// It is subscribed to the sidecars' channel: no business of the script's.
+    channel: bool,
     /// Canary keys this connection has read.
     watched: HashSet<Vec<u8>>,
 }
@@ -129,17 +131,17 @@ impl Fake {
     /// The next connection of any kind, as soon as it is accepted.
     #[track_caller]
     pub(crate) fn accept(&self) -> Conn {
-        self.claim("a connection", |_| true)
+        self.claim("a connection", |link| !link.channel)
     }
 
     /// Connections that are open.
     pub(crate) fn open(&self) -> usize {
-        self.hub.lock().links.iter().filter(|link| !link.closed).count()
+        self.hub.lock().links.iter().filter(|link| !link.closed && !link.channel).count()
     }
 
     /// Connections there ever were.
     pub(crate) fn accepted(&self) -> usize {
-        self.hub.lock().links.len()
+        self.hub.lock().links.iter().filter(|link| !link.channel).count()
     }
 
     #[track_caller]
@@ -290,6 +292,9 @@ impl Hub {
     /// The test's rule for this command, by its first two words or its first; else the housekeeping's answer.
     fn answer(&self, state: &mut State, number: usize, words: &Words) -> Option<Vec<u8>> {
         let name = upper(words.first());
+        if state.links[number].channel {
+            return housekeeping(&mut state.links[number], number, &name, words);
+        }
         let rule = self.rules.get(&format!("{name} {}", upper(words.get(1)))).or_else(|| self.rules.get(&name));
         if let Some(rule) = rule {
             state.links[number].note(&name, words);
@@ -311,6 +316,7 @@ impl Link {
         match (name, upper(words.get(1)).as_str(), upper(words.get(2)).as_str()) {
             ("HELLO", "3", _) => self.proto = 3,
             ("HELLO", "2", _) => self.proto = 2,
+            ("SUBSCRIBE", "NEARSIDE:INVALIDATE", _) => self.channel = true,
             ("CLIENT", "TRACKING", on) => self.tracking = on == "ON",
             _ => {}
         }
@@ -344,6 +350,7 @@ fn accept(hub: &Arc<Hub>, listener: &UnixListener) {
             tracking: false,
             claimed: false,
             closed: false,
+            channel: false,
             calls: VecDeque::new(),
             owed: VecDeque::new(),
             watched: HashSet::new(),
@@ -363,6 +370,8 @@ fn housekeeping(link: &mut Link, number: usize, name: &str, words: &Words) -> Op
     let text = match (name, upper(words.get(1)).as_str()) {
         ("HELLO", _) => hello(link.proto, id),
         ("AUTH" | "SELECT" | "READONLY", _) => "+OK\r\n".into(),
+        ("SUBSCRIBE", "NEARSIDE:INVALIDATE") => subscribed(&words[1]),
+        ("PING", _) if link.channel => "*2\r\n$4\r\npong\r\n$0\r\n\r\n".into(),
         ("PING", _) => "+PONG\r\n".into(),
         ("RESET", _) => "+RESET\r\n".into(),
         ("ROLE", _) => "*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n".into(),
@@ -373,6 +382,11 @@ fn housekeeping(link: &mut Link, number: usize, name: &str, words: &Words) -> Op
         _ => return None,
     };
     Some(text.into_bytes())
+}
+
+fn subscribed(channel: &[u8]) -> String {
+    let name = String::from_utf8_lossy(channel);
+    format!("*3\r\n$9\r\nsubscribe\r\n${}\r\n{name}\r\n:1\r\n", name.len())
 }
 
 fn hello(proto: u8, id: usize) -> String {

@@ -23,6 +23,9 @@ const CHUNKS_HELD: usize = 256;
 /// Between two pieces: long enough that the receiver reads the first one by itself.
 const PIECE_APART: Duration = Duration::from_micros(100);
 
+/// The end of the name that the connection of the sidecars' channel gives itself.
+const CHANNEL: &[u8] = b":channel\r\n";
+
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Dir {
     /// From the sidecar to upstream: requests.
@@ -79,6 +82,9 @@ struct Link {
     changed: Condvar,
     bytes: [AtomicU64; 2],
     dead: AtomicBool,
+    /// It has said something, and not that it is the sidecars' channel: that one is counted by no test.
+    counts: AtomicBool,
+    channel: AtomicBool,
 }
 
 impl Relay {
@@ -148,16 +154,26 @@ impl Relay {
         self.inner.lock().refuse = true;
     }
 
+    /// The number of the link that carries the sidecars' channel.
+    #[track_caller]
+    pub(crate) fn channel(&self) -> Scope {
+        let find = || {
+            let state = self.inner.lock();
+            state.links.iter().rposition(|link| link.channel.load(Relaxed) && !link.is_dead())
+        };
+        Scope::One(super::poll(PATIENCE, find).expect("a link of the channel"))
+    }
+
     /// The numbers of the links that are alive.
     pub(crate) fn connections(&self) -> Vec<usize> {
         let state = self.inner.lock();
-        let alive = state.links.iter().enumerate().filter(|(_, link)| !link.is_dead());
+        let alive = state.links.iter().enumerate().filter(|(_, link)| !link.is_dead() && link.counts.load(Relaxed));
         alive.map(|(number, _)| number).collect()
     }
 
     /// How many links there ever were.
     pub(crate) fn accepted(&self) -> usize {
-        self.inner.lock().links.len()
+        self.inner.lock().links.iter().filter(|link| link.counts.load(Relaxed)).count()
     }
 
     #[track_caller]
@@ -186,7 +202,7 @@ impl Relay {
         match scope {
             Scope::All | Scope::Existing => state.links.clone(),
             Scope::One(number) => vec![state.links[number].clone()],
-            Scope::Newest => state.links.last().cloned().into_iter().collect(),
+            Scope::Newest => state.links.iter().rfind(|link| link.counts.load(Relaxed)).cloned().into_iter().collect(),
         }
     }
 }
@@ -228,6 +244,8 @@ impl Inner {
             changed: Condvar::new(),
             bytes: Default::default(),
             dead: AtomicBool::new(false),
+            counts: AtomicBool::new(false),
+            channel: AtomicBool::new(false),
         });
         state.links.push(link.clone());
         link.run(Dir::Up);
@@ -270,10 +288,25 @@ impl Link {
         loop {
             match from.read(&mut chunk) {
                 Ok(0) | Err(_) => return, // the deliverer passes the end on once it has passed on everything before it
-                Ok(n) if held.send((Instant::now(), chunk[..n].to_vec())).is_err() => return,
-                Ok(_) => {}
+                Ok(n) => {
+                    if dir == Dir::Up {
+                        self.note(&chunk[..n]);
+                    }
+                    if held.send((Instant::now(), chunk[..n].to_vec())).is_err() {
+                        return;
+                    }
+                }
             }
         }
+    }
+
+    /// Each of the sidecar's connections says who it is with its first command (its second, with a password).
+    fn note(&self, said: &[u8]) {
+        let is_channel = said.windows(CHANNEL.len()).any(|w| w == CHANNEL);
+        if is_channel {
+            self.channel.store(true, Relaxed);
+        }
+        self.counts.store(!self.channel.load(Relaxed), Relaxed);
     }
 
     fn deliver(&self, dir: Dir, waiting: &Receiver<Held>) {
