@@ -389,7 +389,7 @@ impl Ctx {
 
     // ---- identity ----
 
-    /// Tries a client's AUTH on a connection that nobody else uses; upstream's reply, or an error of ours.
+    /// What upstream answers to a client that is nobody yet, on a connection of its own (AUTH, RESET); or an error of ours.
     pub(crate) async fn verify(&self, words: &[&[u8]]) -> Result<Vec<u8>, String> {
         let unavailable = |e: &dyn std::fmt::Display| format!("NEARSIDE upstream unavailable: {e}");
         let mut link = self.pool.bare().await.map_err(|e| unavailable(&e))?;
@@ -397,7 +397,7 @@ impl Ctx {
         match tokio::time::timeout(limit, link.ask(words)).await {
             Ok(Ok(reply)) => Ok(reply),
             Ok(Err(e)) => Err(unavailable(&e)),
-            Err(_) => Err(unavailable(&"no answer to AUTH within 5 s")),
+            Err(_) => Err(unavailable(&"no answer within 5 s")),
         }
     }
 

@@ -5,55 +5,104 @@ use std::fmt::Write;
 use std::rc::Rc;
 
 use super::Session;
+use super::pinned::Shown;
+use super::state::State;
 use crate::command::{Request, Spec};
 use crate::resp::Proto;
 use crate::resp::reply;
+use crate::upstream::facts::{
+    ALWAYS, CLIENT_KILL_MAXAGE, REDIS_7_0, REDIS_7_2, REDIS_7_4, REDIS_8_0, Since, VALKEY_8_0,
+};
 use crate::worker::Ctx;
 
-/// One client as CLIENT LIST prints it (without the line end). Fields that make no sense for a sidecar's client (argument
-/// memory, event mask) have the values of an idle one.
+/// What a line is made of.
+struct View<'a> {
+    session: &'a Session,
+    state: &'a State,
+    pin: &'a Shown,
+    now: u64,
+}
+
+struct Field {
+    name: &'static str,
+    since: Since,
+    write: fn(&View<'_>, &mut String) -> std::fmt::Result,
+}
+
+const fn field(name: &'static str, since: Since, write: fn(&View<'_>, &mut String) -> std::fmt::Result) -> Field {
+    Field { name, since, write }
+}
+
+const SECOND: u64 = 1_000_000_000;
+
+/// In their order in a line. What makes no sense for a sidecar's client (argument memory, event mask) has the value of an
+/// idle one.
+const FIELDS: &[Field] = &[
+    field("id", ALWAYS, |v, out| write!(out, "{}", v.session.id)),
+    field("addr", ALWAYS, |v, out| write!(out, "{}", v.session.addr)),
+    field("laddr", ALWAYS, |v, out| write!(out, "{}", v.session.laddr)),
+    field("fd", ALWAYS, |_, out| out.write_str("8")),
+    field("name", ALWAYS, |v, out| out.write_str(&String::from_utf8_lossy(&v.state.name))),
+    field("age", ALWAYS, |v, out| write!(out, "{}", v.now.saturating_sub(v.session.since) / SECOND)),
+    field("idle", ALWAYS, |v, out| write!(out, "{}", v.now.saturating_sub(v.session.last.get()) / SECOND)),
+    field("flags", ALWAYS, |v, out| out.write_str(&flags(v))),
+    field("capa", VALKEY_8_0, |_, _| Ok(())),
+    field("db", ALWAYS, |v, out| write!(out, "{}", v.state.db)),
+    field("sub", ALWAYS, |v, out| write!(out, "{}", v.pin.subscriptions.channels)),
+    field("psub", ALWAYS, |v, out| write!(out, "{}", v.pin.subscriptions.patterns)),
+    field("ssub", REDIS_7_0, |v, out| write!(out, "{}", v.pin.subscriptions.shards)),
+    field("multi", ALWAYS, |v, out| write!(out, "{}", if v.pin.id == 0 { -1 } else { v.pin.multi })),
+    field("watch", REDIS_7_4, |v, out| write!(out, "{}", u8::from(v.pin.watching))),
+    field("qbuf", ALWAYS, zero),
+    field("qbuf-free", ALWAYS, zero),
+    field("argv-mem", ALWAYS, zero),
+    field("multi-mem", REDIS_7_0, zero),
+    field("rbs", REDIS_7_0, zero),
+    field("rbp", REDIS_7_0, zero),
+    field("obl", ALWAYS, unwritten),
+    field("oll", ALWAYS, zero),
+    field("omem", ALWAYS, unwritten),
+    field("tot-mem", ALWAYS, unwritten),
+    field("events", ALWAYS, |_, out| out.write_str("r")),
+    field("cmd", ALWAYS, |v, out| out.write_str(v.session.last_command.get())),
+    field("user", ALWAYS, |v, out| match &v.state.credential {
+        Some(credential) => out.write_str(&String::from_utf8_lossy(&credential.user)),
+        None => out.write_str("default"),
+    }),
+    field("redir", ALWAYS, |_, out| out.write_str("-1")),
+    field("resp", REDIS_7_0, |v, out| out.write_str(if v.state.proto == Proto::Resp3 { "3" } else { "2" })),
+    field("lib-name", REDIS_7_2, |v, out| out.write_str(&String::from_utf8_lossy(&v.state.lib_name))),
+    field("lib-ver", REDIS_7_2, |v, out| out.write_str(&String::from_utf8_lossy(&v.state.lib_ver))),
+    field("io-thread", REDIS_8_0, zero),
+    field("tot-net-in", VALKEY_8_0, zero),
+    field("tot-net-out", VALKEY_8_0, zero),
+    field("tot-cmds", VALKEY_8_0, zero),
+];
+
+fn zero(_: &View<'_>, out: &mut String) -> std::fmt::Result {
+    out.write_str("0")
+}
+
+fn unwritten(view: &View<'_>, out: &mut String) -> std::fmt::Result {
+    write!(out, "{}", view.session.outbox.borrow().bytes())
+}
+
+/// One client as upstream's version would print it in CLIENT LIST (without the line end).
 pub(super) fn line(ctx: &Ctx, session: &Session, now: u64) -> String {
-    const SECOND: u64 = 1_000_000_000;
-    let state = session.state.borrow();
-    let pin = session.pinned.borrow();
-    let user = state.credential.as_ref().map_or("default".into(), |c| String::from_utf8_lossy(&c.user));
-    let mut line = format!(
-        "id={} addr={} laddr={} fd=8 name={} age={} idle={} flags={} db={} sub={} psub={}",
-        session.id,
-        session.addr,
-        session.laddr,
-        String::from_utf8_lossy(&state.name),
-        now.saturating_sub(session.since) / SECOND,
-        now.saturating_sub(session.last.get()) / SECOND,
-        flags(session),
-        state.db,
-        pin.subscriptions.channels,
-        pin.subscriptions.patterns,
-    );
+    let (state, pin) = (session.state.borrow(), session.pinned.borrow());
+    let view = View { session, state: &state, pin: &pin, now };
     let server = ctx.server.borrow();
-    if server.at_least(7, 0) {
-        let _ = write!(line, " ssub={}", pin.subscriptions.shards);
-    }
-    let multi = if pin.id == 0 { -1 } else { pin.multi };
-    let obl = session.outbox.borrow().bytes();
-    let _ = write!(line, " multi={multi}");
-    if server.at_least(7, 4) {
-        let _ = write!(line, " watch={}", u8::from(pin.watching));
-    }
-    let _ =
-        write!(line, " qbuf=0 qbuf-free=0 argv-mem=0 multi-mem=0 rbs=0 rbp=0 obl={obl} oll=0 omem={obl} tot-mem={obl}");
-    let resp = if state.proto == Proto::Resp3 { 3 } else { 2 };
-    let _ = write!(line, " events=r cmd={} user={user} redir=-1 resp={resp}", session.last_command.get());
-    if server.at_least(7, 2) {
-        let (name, ver) = (String::from_utf8_lossy(&state.lib_name), String::from_utf8_lossy(&state.lib_ver));
-        let _ = write!(line, " lib-name={name} lib-ver={ver}");
+    let mut line = String::new();
+    for field in FIELDS.iter().filter(|field| server.has(&field.since)) {
+        let blank = if line.is_empty() { "" } else { " " };
+        let _ = write!(line, "{blank}{}=", field.name);
+        let _ = (field.write)(&view, &mut line);
     }
     line
 }
 
-fn flags(session: &Session) -> String {
-    let pin = session.pinned.borrow();
-    let state = session.state.borrow();
+fn flags(view: &View<'_>) -> String {
+    let View { session, state, pin, .. } = view;
     let all = [
         (pin.monitor, 'O'),
         (pin.subscriptions.any(), 'P'),
@@ -150,7 +199,7 @@ impl<'a> Kill<'a> {
                 b"addr" => kill.addr = Some(value),
                 b"laddr" => kill.laddr = Some(value),
                 b"user" if known_user(ctx, value) => kill.user = Some(value),
-                b"maxage" if ctx.server.borrow().at_least(7, 4) => kill.max_age = Some(number(value)?),
+                b"maxage" if ctx.server.borrow().has(&CLIENT_KILL_MAXAGE) => kill.max_age = Some(number(value)?),
                 b"skipme" if value.eq_ignore_ascii_case(b"yes") => kill.skip_me = true,
                 b"skipme" if value.eq_ignore_ascii_case(b"no") => kill.skip_me = false,
                 _ => return None,

@@ -14,8 +14,8 @@ use crate::observe::clock;
 use crate::observe::reasons::{Class, Dropped, Timed};
 use crate::resp::reply;
 use crate::resp::{Proto, build};
-use crate::upstream::Credential;
 use crate::upstream::handshake::ServerInfo;
+use crate::upstream::{Credential, facts};
 use crate::worker::Ctx;
 
 /// What became of a local command that was allowed to wait.
@@ -90,6 +90,7 @@ impl Session {
         match spec.kind {
             Kind::Auth => self.auth(ctx, req, mute).await,
             Kind::Hello => self.hello_with_auth(ctx, req, mute).await,
+            Kind::Reset => drop(self.try_reset(ctx).await),
             _ => return Local::Upstream,
         }
         Local::Done
@@ -116,7 +117,7 @@ impl Session {
     ) -> Now {
         let way_in = matches!(spec.kind, Kind::Auth | Kind::Reset | Kind::Quit | Kind::Nearside)
             || (spec.kind == Kind::Hello && has_auth(req));
-        if !way_in && ctx.needs_auth(&self.state.borrow().profile()) {
+        if !way_in && self.needs_auth(ctx) {
             // Upstream's own words, which differ from version to version.
             return Now::Upstream;
         }
@@ -134,12 +135,17 @@ impl Session {
             Kind::Hello => self.hello(ctx, req, mute),
             Kind::Select => self.select(ctx, req, mute),
             Kind::Auth => Now::Wait,
+            Kind::Reset if self.needs_auth(ctx) => Now::Wait,
             Kind::Reset => {
                 self.reset(ctx);
                 Now::Done
             }
             _ => Now::Upstream,
         }
+    }
+
+    fn needs_auth(&self, ctx: &Ctx) -> bool {
+        ctx.needs_auth(&self.state.borrow().profile())
     }
 
     // ---- HELLO, AUTH, SELECT, RESET ----
@@ -246,6 +252,26 @@ impl Session {
         Now::Done
     }
 
+    /// Redis 6.2 refuses the RESET of a client that has not authenticated, and to such a one upstream does not say its
+    /// version: so it is asked. False: it refused, which is answered.
+    pub(super) async fn try_reset(&self, ctx: &Ctx) -> bool {
+        if self.needs_auth(ctx) {
+            match ctx.verify(&[b"RESET"]).await {
+                Ok(reply) if reply::is_error(&reply) => {
+                    self.answer(false, |out| out.extend_from_slice(&reply));
+                    return false;
+                }
+                Ok(_) => {}
+                Err(text) => {
+                    self.answer_error(false, &text);
+                    return false;
+                }
+            }
+        }
+        self.reset(ctx);
+        true
+    }
+
     /// Answered whatever CLIENT REPLY said: RESET ends that first.
     pub(super) fn reset(&self, ctx: &Ctx) {
         self.state.borrow_mut().reset(&ctx.default_profile, ctx.locks_out(self.near));
@@ -301,8 +327,10 @@ impl Session {
             "client|list" => return self.list(ctx, now, req, mute),
             "client|kill" => return self.kill(ctx, now, req, mute),
             "client|unblock" => return self.unblock(ctx, now, req, mute),
-            "client|no-evict" => return self.switch(req, mute, |s, on| s.no_evict = on),
-            "client|no-touch" if ctx.server.borrow().at_least(7, 2) => {
+            "client|no-evict" if ctx.server.borrow().has(&facts::CLIENT_NO_EVICT) => {
+                return self.switch(req, mute, |s, on| s.no_evict = on);
+            }
+            "client|no-touch" if ctx.server.borrow().has(&facts::CLIENT_NO_TOUCH) => {
                 return self.switch(req, mute, |s, on| s.no_touch = on);
             }
             "client|reply" => return self.reply_mode(req),
@@ -323,7 +351,7 @@ impl Session {
     }
 
     fn set_info(&self, ctx: &Ctx, req: &Request<'_>, mute: bool) -> Now {
-        if !ctx.server.borrow().at_least(7, 2) || req.argc() != 4 {
+        if !ctx.server.borrow().has(&facts::CLIENT_SETINFO) || req.argc() != 4 {
             return Now::Upstream;
         }
         let (attribute, value) = (req.arg(2).to_ascii_lowercase(), req.arg(3));
@@ -422,11 +450,11 @@ impl Session {
 /// Whether a CLIENT command inside MULTI can be answered here at EXEC. Others upstream queues, or refuses at once.
 pub(super) fn answers(ctx: &Ctx, req: &Request<'_>, spec: &Spec) -> bool {
     let on_or_off = req.argc() > 2 && (req.is(2, "on") || req.is(2, "off"));
-    let since_7_2 = ctx.server.borrow().at_least(7, 2);
+    let has = |fact| ctx.server.borrow().has(fact);
     match spec.name {
-        "client|no-evict" => on_or_off,
-        "client|no-touch" => since_7_2 && on_or_off,
-        "client|setinfo" => since_7_2 && (req.is(2, "lib-name") || req.is(2, "lib-ver")),
+        "client|no-evict" => has(&facts::CLIENT_NO_EVICT) && on_or_off,
+        "client|no-touch" => has(&facts::CLIENT_NO_TOUCH) && on_or_off,
+        "client|setinfo" => has(&facts::CLIENT_SETINFO) && (req.is(2, "lib-name") || req.is(2, "lib-ver")),
         "client|reply" => on_or_off || req.is(2, "skip"),
         "client|kill" => inspect::Kill::parse(ctx, req).is_some(),
         "client|list" => inspect::list(ctx, req, clock::now()).is_some(),
@@ -434,6 +462,12 @@ pub(super) fn answers(ctx: &Ctx, req: &Request<'_>, spec: &Spec) -> bool {
         "client|unblock" => false,
         _ => true,
     }
+}
+
+/// Whether upstream decides by this command who the client is. Redis 7.2 to 8 and Valkey 8 do not answer a refused one while
+/// earlier replies wait to be written, so it is sent with nothing before it.
+pub(super) fn asks_for_entry(spec: &Spec, req: &Request<'_>) -> bool {
+    spec.kind == Kind::Auth || (spec.kind == Kind::Hello && has_auth(req))
 }
 
 fn has_auth(hello: &Request<'_>) -> bool {

@@ -57,19 +57,6 @@ impl Default for ServerInfo {
 }
 
 impl ServerInfo {
-    /// Whether upstream has what Redis introduced with `major.minor` (all Valkey versions count as 7.2 or later).
-    pub(crate) fn at_least(&self, major: u32, minor: u32) -> bool {
-        let mut parts = self.version.split('.').map(|p| p.parse::<u32>().unwrap_or(0));
-        (parts.next().unwrap_or(0), parts.next().unwrap_or(0)) >= (major, minor)
-    }
-
-    /// Whether pushes and confirmations of subscriptions pass CLIENT REPLY OFF and SKIP (Redis 6.2.12 and 7.0.10 on).
-    pub(crate) fn pushes_unmuted(&self) -> bool {
-        let mut parts = self.version.split('.').map(|p| p.parse::<u32>().unwrap_or(0));
-        let version: [u32; 3] = std::array::from_fn(|_| parts.next().unwrap_or(0));
-        version >= [7, 0, 10] || ([6, 2, 12]..[6, 3, 0]).contains(&version)
-    }
-
     /// Reads a HELLO reply of either protocol.
     pub(crate) fn parse(frame: &[u8]) -> Option<ServerInfo> {
         let mut info = ServerInfo::default();

@@ -3,6 +3,7 @@
 
 mod backoff;
 mod connect;
+pub(crate) mod facts;
 pub(crate) mod handshake;
 pub(crate) mod pinned;
 

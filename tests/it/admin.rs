@@ -6,7 +6,7 @@ use std::net::{IpAddr, UdpSocket};
 use serde_json::json;
 
 use crate::sessions::{run, same_as_redis, warm};
-use crate::support::{Client, PATIENCE, Proxy, Redis, Reply, encode, eventually};
+use crate::support::{Client, PATIENCE, Proxy, Redis, Reply, encode, eventually, needs};
 
 const REFUSED: &str =
     "NOPERM this changes the sidecar and is not allowed on this connection (admin.resp, admin.password_file)";
@@ -220,9 +220,10 @@ fn info_is_upstreams_with_ours_behind_it() {
     let redis = Redis::start();
     let proxy = Proxy::start(&redis);
     let (mut client, mut three) = (proxy.client(), proxy.client3());
-    for line in ["INFO", "INFO all", "INFO everything", "INFO default", "INFO server nearside"] {
+    let several = needs(7, 0, "INFO of several sections").then_some("INFO server nearside");
+    for line in ["INFO", "INFO all", "INFO everything", "INFO default"].into_iter().chain(several) {
         let text = run(&mut client, line).text();
-        assert!(text.contains("redis_version:7"), "{line}");
+        assert!(text.contains("redis_version:"), "{line}");
         assert!(text.contains("\r\n\r\n# Nearside\r\nnearside_version:"), "{line}: {text}");
     }
     let own = run(&mut client, "INFO nearside").text();

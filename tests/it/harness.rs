@@ -26,7 +26,8 @@ fn the_client_decodes_both_protocols_and_keeps_pushes_apart() {
     three.expect(&["GET", "none"], "_\r\n");
     two.expect(&["GET", "none"], "$-1\r\n");
     assert_eq!(two.cmd(&["EVAL", "return {1,{2,'x'},false}", "0"]).items().len(), 3);
-    assert_eq!(three.cmd(&["DEBUG", "PROTOCOL", "double"]), Reply::Double("3.141".into()));
+    let Reply::Double(double) = three.cmd(&["DEBUG", "PROTOCOL", "double"]) else { panic!("no double") };
+    assert!(double.starts_with("3.141"), "{double}");
     assert_eq!(three.cmd(&["DEBUG", "PROTOCOL", "attrib"]).text(), "Some real reply following the attribute");
     three.cmd(&["CLIENT", "TRACKING", "ON"]);
     three.cmd(&["GET", "h2"]);

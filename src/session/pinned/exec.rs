@@ -62,7 +62,8 @@ impl Pin {
                 own = self.said_hello(ctx, client, greeting, frame);
             }
             Some(Role::Tracking(on)) if !reply::is_error(frame) => self.tracking = *on,
-            Some(Role::Auth(c)) if !reply::is_error(frame) => client.session.authenticated(ctx, c.clone()),
+            // Upstream may have left out its refusal (`asks_for_entry`): then this is the next command's reply.
+            Some(Role::Auth(c)) if frame == b"+OK\r\n" => client.session.authenticated(ctx, c.clone()),
             Some(Role::Select(db)) if !reply::is_error(frame) => {
                 client.session.state.borrow_mut().db = *db;
                 client.session.forget_lane();

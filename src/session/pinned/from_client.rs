@@ -15,7 +15,7 @@ use crate::resp::{Proto, build};
 use crate::router;
 use crate::session::Client;
 use crate::session::dispatch::Owned;
-use crate::session::local::{Local, greeting};
+use crate::session::local::{Local, asks_for_entry, greeting};
 use crate::session::transaction::{Expect, Queued, Role, Subscriptions, What, is_subscription};
 use crate::upstream::Credential;
 use crate::worker::Ctx;
@@ -114,7 +114,8 @@ impl Pin {
                 return;
             }
             let at_once = matches!(spec.kind, Kind::Reset | Kind::Quit);
-            if at_once || (self.queue.is_none() && spec.need == Need::Local && is_own(spec)) {
+            let alone = self.queue.is_none() && asks_for_entry(spec, req) && !self.expect.is_empty();
+            if at_once || alone || (self.queue.is_none() && spec.need == Need::Local && is_own(spec)) {
                 self.local = Some(Owned::of(req));
                 return;
             }
@@ -327,10 +328,16 @@ impl Pin {
             self.send(ctx, client, Some(spec), &req);
             return None;
         }
+        if asks_for_entry(spec, &req) {
+            self.send(ctx, client, Some(spec), &req);
+            return None;
+        }
         let mute = session.state.borrow_mut().mute();
         match spec.kind {
             Kind::Reset => {
-                session.reset(ctx);
+                if !session.try_reset(ctx).await {
+                    return None;
+                }
                 self.queue = None;
                 self.watching = false;
                 self.subs = Subscriptions::default();

@@ -12,6 +12,7 @@ use crate::resp::build;
 use crate::resp::reply::{self, Frame};
 use crate::session::transaction::{Expect, Greeting, PubSub, Walk, What, confirms, pubsub};
 use crate::session::{BACKPRESSURE, Client};
+use crate::upstream::facts::PUSHES_UNMUTED;
 use crate::upstream::handshake::ServerInfo;
 use crate::worker::Ctx;
 
@@ -120,7 +121,7 @@ impl Pin {
         if let Some(Expect { what: What::Subscription { kind: of, left }, mute: m, .. }) = self.expect.front_mut()
             && confirms(*of, kind)
         {
-            mute = *m && !ctx.server.borrow().pushes_unmuted();
+            mute = *m && !ctx.server.borrow().has(&PUSHES_UNMUTED);
             let n = left.unwrap_or_else(|| subs.confirmations(*of, 0));
             *left = Some(n.saturating_sub(1));
             done = n <= 1;

@@ -149,7 +149,7 @@ pub(super) fn wait_busy(redis: &Redis) {
 #[test]
 fn c46_server_kills_slow_lane() {
     // B is long, so that nothing but the loss itself can end the old entries.
-    let redis = Redis::builder().args(&["--client-output-buffer-limit", "normal 200kb 0 0"]).start();
+    let redis = Redis::builder().args(&["--client-output-buffer-limit", "normal", "200kb", "0", "0"]).start();
     let mut proxy = within(secs(60), Proxy::to(&redis)).start();
     wait_tracking(&proxy);
     let names: Vec<String> = (0..1000).map(|i| format!("k{i:0>1000}")).collect();

@@ -29,7 +29,9 @@ fn starts_with_upstream_absent_and_serves_when_it_comes() {
     eventually(PATIENCE, "upstream to be used", || c.cmd(&["SET", "k", "1"]) == Reply::ok());
     assert_eq!(c.cmd(&["GET", "k"]), Reply::bulk("1"));
     assert_eq!(warm(&proxy, &mut c, "k"), Reply::bulk("1"));
-    proxy.wait_logged("is back: redis");
+    let (greeting, text) = (redis.cmd(&["HELLO", "2"]), |v: Reply| v.text());
+    let (server, version) = (text(greeting.get("server")), text(greeting.get("version")));
+    proxy.wait_logged(&format!("is back: {server} {version}"));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Tracking that is not on yet, or is refused: C27, C28.
 
 use super::{LONG_LEASE, QUIET, Real, Scripted, bulk, calls, fill, is_served, is_stored, wait_served};
-use crate::support::{Client, Fake, PATIENCE, Proxy, Redis, Reply, eventually};
+use crate::support::{Client, Fake, PATIENCE, Proxy, Redis, Reply, eventually, no_tracking};
 
 #[test]
 fn c27_nothing_is_stored_before_tracking_is_on() {
@@ -50,8 +50,8 @@ fn c27_tracking_switched_on_under_way() {
 /// A user without the right to CLIENT TRACKING, beside the default user who has it.
 fn two_users() -> (Real, Client, Client) {
     let real = Real::start();
-    let rights = ["on", ">pw", "~*", "&*", "+@all", "-client|tracking"];
-    let made = real.redis.cmd(&[&["ACL", "SETUSER", "limited"][..], &rights].concat());
+    let rights = ["on", ">pw", "~*", "&*", "+@all"];
+    let made = real.redis.cmd(&[&["ACL", "SETUSER", "limited"][..], &rights, &no_tracking()].concat());
     assert_eq!(made, Reply::ok());
     real.redis.cmd(&["SET", "k", "1"]);
     let (full, mut limited) = (real.proxy.client(), real.proxy.client());

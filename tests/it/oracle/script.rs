@@ -9,6 +9,7 @@
 //! ~ % ?                 compare by shape, without digits, without order (else `oracle::DIFFERENCES` says how)
 //! $id= CLIENT ID        keep each side's own answer; `$id` is replaced by it
 //! 2| 3| once|           only in RESP2, only in RESP3, only in one of the runs
+//! 7.0+| auth| quotes|   only with such servers: `support::redis::Version::is`
 //! @info clients blocked_clients:1   wait until INFO says so on both sides
 //! @gone k               wait until the key has expired on both sides
 //! @drop m               close the connection, whatever it has not read
@@ -30,6 +31,7 @@ pub(super) enum Only {
     Resp2,
     Resp3,
     Once,
+    Server(&'static str),
 }
 
 pub(super) enum Step {
@@ -111,6 +113,15 @@ impl Exchange {
     }
 }
 
+impl Exchange {
+    /// AUTH, or HELLO with it.
+    pub(super) fn asks_for_entry(&self) -> bool {
+        let words = self.words();
+        let is = |word: &String, what| word.eq_ignore_ascii_case(what);
+        words.first().is_some_and(|w| is(w, "auth") || is(w, "hello")) && words.iter().any(|w| is(w, "auth"))
+    }
+}
+
 impl Word {
     fn shown(&self) -> String {
         match self {
@@ -127,7 +138,9 @@ pub(super) fn parse(script: &'static str) -> Vec<Line> {
 }
 
 fn line(number: usize, text: &'static str) -> Line {
-    let mut line = Line { number, text, only: Only::Always, step: directive(text).unwrap_or_else(fresh) };
+    let (first, behind) = text.split_once(' ').unwrap_or((text, ""));
+    let step = directive(if only(first).is_some() { behind } else { text });
+    let mut line = Line { number, text, only: only(first).unwrap_or(Only::Always), step: step.unwrap_or_else(fresh) };
     let Step::Exchange(exchange) = &mut line.step else { return line };
     let mut rest = text;
     loop {
@@ -165,12 +178,13 @@ fn fresh() -> Step {
     Step::Exchange(Exchange { connection: "a".into(), send, replies: Replies::Frames(1), compare: None, keep: None })
 }
 
-fn only(head: &str) -> Option<Only> {
+fn only(head: &'static str) -> Option<Only> {
     match head {
         "2|" => Some(Only::Resp2),
         "3|" => Some(Only::Resp3),
         "once|" => Some(Only::Once),
-        _ => None,
+        "auth|" | "quotes|" => head.strip_suffix('|').map(Only::Server),
+        _ => head.strip_suffix("+|").map(Only::Server),
     }
 }
 

@@ -1,5 +1,7 @@
+use std::time::Duration;
+
 use super::{run, same_as_redis, upstream_clients, warm};
-use crate::support::{Client, PATIENCE, Proxy, Redis, Reply, eventually};
+use crate::support::{Client, Fake, PATIENCE, Proxy, Redis, Reply, encode, eventually, needs, no_tracking};
 
 const PASSWORD: [&str; 2] = ["--requirepass", "secret"];
 
@@ -10,10 +12,11 @@ fn with_users() -> Redis {
         "ACL SETUSER ann on >a ~* &* +@all",
         "ACL SETUSER bob on >b ~* &* +@all",
         "ACL SETUSER eve on >e ~open:* &* +@all",
-        "ACL SETUSER tim on >t ~* &* +@all -client|tracking",
     ] {
         assert_eq!(redis.cmd(&super::words(rule)), Reply::ok());
     }
+    let tim = ["ACL", "SETUSER", "tim", "on", ">t", "~*", "&*", "+@all"];
+    assert_eq!(redis.cmd(&[&tim[..], &no_tracking()].concat()), Reply::ok());
     redis
 }
 
@@ -222,19 +225,56 @@ fn a_failed_auth_changes_nothing() {
     client.expect(&["GET", "none"], "$-1\r\n");
 }
 
+/// Redis 7.2 to 8 and Valkey 8 do not answer a refused AUTH while replies before it wait to be written.
+#[test]
+fn a_pinned_client_says_auth_with_nothing_before_it() {
+    let fake = Fake::builder().scripted("AUTH").start();
+    let proxy = Proxy::upstream(&fake.url()).start();
+    let mut client = proxy.client3();
+    let commands = [&["MONITOR"][..], &["ECHO", "1"], &["AUTH", "ann", "wrong"], &["ECHO", "2"]];
+    client.send(&commands.map(encode).concat());
+    let mut pinned = fake.other();
+    pinned.expect(&["MONITOR"]).reply("+OK\r\n").expect(&["ECHO", "1"]);
+    assert_eq!(pinned.try_next(Duration::from_millis(30)), None, "AUTH is pipelined");
+    pinned.reply("$1\r\n1\r\n").expect(&["AUTH", "ann", "wrong"]).reply("-WRONGPASS no\r\n");
+    pinned.expect(&["ECHO", "2"]).reply("$1\r\n2\r\n");
+    let replies: Vec<String> = commands.iter().map(|_| client.reply().text()).collect();
+    assert_eq!(replies, ["OK", "1", "WRONGPASS no", "2"]);
+}
+
+/// There the array of EXEC lacks the element, and the one that follows must not be taken for it.
+#[test]
+fn an_auth_that_upstream_did_not_answer_in_exec_has_not_succeeded() {
+    let fake = Fake::builder().scripted("AUTH").start();
+    let proxy = Proxy::upstream(&fake.url()).start();
+    let (mut client, mut other) = (proxy.client(), proxy.client());
+    client.send(&[&["MULTI"][..], &["AUTH", "ann", "wrong"], &["ECHO", "1"], &["EXEC"]].map(encode).concat());
+    let mut pinned = fake.other();
+    for reply in ["+OK\r\n", "+QUEUED\r\n", "+QUEUED\r\n", "*2\r\n$1\r\n1\r\n"] {
+        pinned.next();
+        pinned.reply(reply);
+    }
+    (0..3).for_each(|_| drop(client.reply()));
+    eventually(PATIENCE, "the element to come", || client.try_read(Duration::from_millis(5)).is_some());
+    let list = other.cmd(&["CLIENT", "LIST"]).text();
+    assert_eq!(list.matches(" user=default ").count(), 2, "{list}");
+}
+
 #[test]
 fn reset_is_a_fresh_client() {
     let redis = with_users();
     let proxy = Proxy::start(&redis);
     let mut client = login(&proxy, "ann", "a").hello3();
-    for line in ["CLIENT SETNAME x", "SELECT 3", "CLIENT NO-EVICT on", "WATCH k"] {
+    for line in ["CLIENT SETNAME x", "SELECT 3", "WATCH k"] {
         assert_eq!(run(&mut client, line), Reply::ok());
     }
+    let newer = needs(7, 0, "CLIENT NO-EVICT, and resp in CLIENT LIST");
+    assert_eq!(run(&mut client, "CLIENT NO-EVICT on") == Reply::ok(), newer);
     assert_eq!(run(&mut client, "RESET"), Reply::status("RESET"));
     client.expect(&["GET", "none"], "$-1\r\n");
     let info = run(&mut client, "CLIENT INFO").text();
     assert!(info.contains(" name= ") && info.contains(" db=0 ") && info.contains("user=default"), "{info}");
-    assert!(info.contains("flags=U ") && info.contains("resp=2"), "{info}");
+    assert!(info.contains("flags=U ") && info.contains("resp=2") == newer, "{info}");
     assert_eq!(run(&mut client, "ACL WHOAMI"), Reply::bulk("default"));
 }
 

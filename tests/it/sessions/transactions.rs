@@ -6,6 +6,9 @@ use crate::support::{Client, PATIENCE, Proxy, Redis, Reply, eventually};
 /// The sidecar's own connections carry this name upstream.
 const OURS: &str = "name=nearside:";
 
+/// What such a line says of a client between MULTI and EXEC.
+const IN_MULTI: &str = "flags=x";
+
 fn blocked(proxy: &Proxy) -> impl FnMut() -> bool {
     let mut watcher = proxy.client();
     move || run(&mut watcher, "CLIENT LIST").text().lines().any(|line| line.contains("flags=b"))
@@ -17,7 +20,7 @@ fn a_transaction_gives_its_connection_back() {
     let proxy = Proxy::start(&redis);
     let mut client = proxy.client();
     assert_eq!(run(&mut client, "MULTI"), Reply::ok());
-    wait_upstream(&redis, "multi=0", 1);
+    wait_upstream(&redis, IN_MULTI, 1);
     assert_eq!(run(&mut client, "SET k 1"), Reply::status("QUEUED"));
     assert_eq!(run(&mut client, "EXEC"), Reply::Array(vec![Reply::ok()]));
     assert_eq!(run(&mut client, "MULTI"), Reply::ok());
@@ -30,7 +33,7 @@ fn a_transaction_gives_its_connection_back() {
         assert_eq!(run(&mut second, "EXEC"), Reply::Array(vec![]));
     }
     assert_eq!(upstream_clients(&redis, OURS).len(), before);
-    assert_eq!(upstream_clients(&redis, "multi=0"), Vec::<String>::new());
+    assert_eq!(upstream_clients(&redis, IN_MULTI), Vec::<String>::new());
     // Back on the lane, its reads hit.
     warm(&proxy, &mut client, "k");
 }
@@ -222,7 +225,7 @@ fn wait_counts_the_clients_own_writes() {
 
 #[test]
 fn a_script_that_runs_for_ever_can_be_killed_through_the_sidecar() {
-    let redis = Redis::builder().args(&["--busy-reply-threshold", "50"]).start();
+    let redis = Redis::builder().args(&["--lua-time-limit", "50"]).start();
     let proxy = Proxy::start(&redis);
     let (mut busy, mut other): (Client, Client) = (proxy.client(), proxy.client());
     busy.send_cmd(&["EVAL", "while true do end", "0"]);

@@ -13,7 +13,7 @@ pub(crate) mod relay;
 pub(crate) use client::{Client, Reply, encode};
 pub(crate) use fake::Fake;
 pub(crate) use proxy::Proxy;
-pub(crate) use redis::Redis;
+pub(crate) use redis::{Redis, needs, no_tracking, version};
 pub(crate) use relay::{Dir, Relay, Scope};
 
 use std::process::Child;
