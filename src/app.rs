@@ -48,6 +48,8 @@ pub(crate) enum AppError {
     Nowhere,
     #[error("the side port: {0}")]
     Http(io::Error),
+    #[error("{0}")]
+    Mutation(String),
     #[error("starting the runtime: {0}")]
     Runtime(io::Error),
 }
@@ -63,6 +65,7 @@ pub(crate) fn serve(mut config: Config, warnings: Vec<String>) -> Result<(), App
     for warning in &warnings {
         tracing::warn!("{warning}");
     }
+    crate::mutation::announce().map_err(AppError::Mutation)?;
     fit_max_clients(&mut config);
     let listeners = listen(&config.listen)?;
     let mode = if config.cache.mode == CacheMode::Serve { Mode::Serve } else { Mode::Off };

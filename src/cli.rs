@@ -1,6 +1,7 @@
 //! The command line: from arguments to an exit code. Runs on the main thread, before any other exists. It decides what
 //! to do and how it ends; serving is `app`'s, what a setting means is `config`'s.
 
+mod audit;
 mod health;
 
 use std::{
@@ -13,6 +14,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::{
     app,
+    audit::Options,
     config::{self, Config, Log, LogFormat, Overrides},
 };
 
@@ -21,6 +23,9 @@ const RUNTIME_FAILURE: u8 = 1;
 
 /// Arguments or configuration are wrong; starting again cannot help. The same number as clap's own for usage errors.
 const WRONG_CONFIGURATION: u8 = 2;
+
+/// An audit found nothing out, good or bad.
+const NOTHING_PROVED: u8 = 3;
 
 /// Runs `nearside` with the process's arguments and environment.
 pub fn main() -> ExitCode {
@@ -38,6 +43,10 @@ fn run(args: impl Iterator<Item = OsString>) -> u8 {
     };
     match cli.command {
         Some(Command::Health(args)) => ask_health(&args),
+        Some(Command::Audit(args)) => match args.options() {
+            Ok((options, json)) => prove(options, json.as_deref()),
+            Err(what) => complain(&what, WRONG_CONFIGURATION),
+        },
         Some(Command::Serve(args)) => serve(args),
         None => serve(cli.serve),
     }
@@ -54,11 +63,13 @@ Examples:
   nearside --config config/nearside.yaml --check-config
   NEARSIDE_UPSTREAM__URL=redis://cache:6379 NEARSIDE_CACHE__MAX_BYTES=64MiB nearside
   nearside health --url http://127.0.0.1:9380
+  nearside audit --upstream redis://127.0.0.1:6379 --spawn 2 --faults all
 
 Exit codes:
   0  ended as asked (also: configuration valid, process ready)
-  1  failed while running (also: not ready)
+  1  failed while running (also: not ready, violations found)
   2  arguments or configuration are wrong
+  3  an audit could not be carried out
 ";
 
 /// A Redis-protocol caching sidecar: a coherent local cache in front of Redis or Valkey.
@@ -77,6 +88,8 @@ enum Command {
     Serve(ServeArgs),
     /// Ask a running process whether it is ready, for probes and people
     Health(HealthArgs),
+    /// Prove from outside that sidecars serve nothing they should not, with faults if you like
+    Audit(Box<audit::AuditArgs>),
 }
 
 // No `Debug`: an upstream URL may hold a password. No doc comment either: clap would show it in place of the program's own line.
@@ -185,6 +198,22 @@ fn ask_health(args: &HealthArgs) -> u8 {
         }
         Err(error) => complain(&format!("{target}: {error}"), RUNTIME_FAILURE),
     }
+}
+
+fn prove(options: Options, json: Option<&str>) -> u8 {
+    let report = match crate::audit::run(options, &say_aside) {
+        Ok(report) => report,
+        Err(why) => return complain(&why, NOTHING_PROVED),
+    };
+    let printed = match json {
+        Some("-") => say(&report.json()),
+        Some(path) => match std::fs::write(path, report.json()) {
+            Ok(()) => say(&report.text()),
+            Err(e) => complain(&format!("{path}: {e}"), NOTHING_PROVED),
+        },
+        None => say(&report.text()),
+    };
+    if report.violations() > 0 { RUNTIME_FAILURE } else { printed }
 }
 
 fn health_target(args: &HealthArgs) -> Result<health::Target, String> {

@@ -26,6 +26,7 @@
 //! ARCHITECTURE.md at the root has the life of a request, the invariants and the ordering argument.
 
 mod app;
+mod audit;
 mod cache;
 mod cli;
 mod coherence;
@@ -33,6 +34,7 @@ mod command;
 mod config;
 mod http;
 mod limits;
+mod mutation;
 mod net;
 mod observe;
 mod resp;

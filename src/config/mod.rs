@@ -22,6 +22,8 @@ use std::{
 
 pub(crate) use print::yaml;
 pub(crate) use settings::Overrides;
+pub(crate) use units::duration;
+pub(crate) use url::{Url, parse as parse_url};
 
 use resolve::Resolver;
 use settings::Settings;

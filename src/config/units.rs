@@ -24,7 +24,7 @@ pub(super) fn size(text: &str, range: RangeInclusive<u64>) -> Result<u64, String
 
 /// Reads a duration within `range`. A bare `0` needs no unit; every other number does, because seconds and milliseconds
 /// are confused at a factor of 1,000.
-pub(super) fn duration(text: &str, range: RangeInclusive<Duration>) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str, range: RangeInclusive<Duration>) -> Result<Duration, String> {
     let units = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)];
     let millis = if text == "0" { Some(0) } else { scaled(text, &units) };
     let value = millis

@@ -13,11 +13,11 @@ const DEFAULT_PORT: u16 = 6379;
 const DB_MAX: u32 = i32::MAX as u32;
 
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Url {
-    pub(super) endpoint: Endpoint,
-    pub(super) db: u32,
-    pub(super) username: Option<String>,
-    pub(super) password: Option<Secret>,
+pub(crate) struct Url {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) db: u32,
+    pub(crate) username: Option<String>,
+    pub(crate) password: Option<Secret>,
 }
 
 impl Url {
@@ -29,7 +29,7 @@ impl Url {
 }
 
 /// Reads `redis://[user[:password]@]host[:port][/db]` or `unix://[user[:password]@]/path[?db=N]`.
-pub(super) fn parse(text: &str) -> Result<Url, String> {
+pub(crate) fn parse(text: &str) -> Result<Url, String> {
     let (scheme, rest) = text.split_once("://").ok_or("is not a URL; write redis://host:port or unix:///path")?;
     match scheme.to_ascii_lowercase().as_str() {
         "redis" => tcp(rest),

@@ -291,11 +291,13 @@ fn channel(ctx: &Ctx, now: u64) -> String {
 fn section(ctx: &Ctx, now: u64) -> String {
     let m = &ctx.metrics;
     let mut text = format!("# Nearside\r\nnearside_version:{}\r\n", env!("CARGO_PKG_VERSION"));
+    let _ = write!(text, "upstream_client_name:{}\r\n", ctx.name);
     text.push_str(&stats(ctx, now));
     text.push_str(&channel(ctx, now));
     let mut line = |name: &str, value: u64| {
         let _ = write!(text, "{name}:{value}\r\n");
     };
+    line("max_staleness_ms", ctx.max_staleness / 1_000_000);
     line("coalesced", m.coalesced.get());
     line("refreshes_stored", m.updates.get());
     line("pending_writes", ctx.l1.pending());

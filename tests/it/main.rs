@@ -4,10 +4,10 @@
 mod admin;
 /// What is published on the sidecars' channel reaches them all.
 mod channel;
+/// Everything at once, with foreign writers and a bad network (C59), by `nearside audit`; and what it sees with a rule off.
+mod audit;
 /// Real client libraries and tools must not notice the sidecar.
 mod clients;
-/// Everything at once, with foreign writers and a bad network: C59, and what a quiet lane must not hold back.
-mod coherence_soak;
 /// Command line and configuration: streams and exit codes.
 mod config;
 /// The documents say what the tree has.

@@ -1,6 +1,6 @@
 //! What Redis's own test suite and the client libraries' suites found: one test a bug, each smaller than what found it.
 
-use crate::support::{PATIENCE, Proxy, Redis, Reply, eventually};
+use crate::support::{PATIENCE, Proxy, Redis, Relay, Reply, encode, eventually};
 
 /// unit/scripting "Script return recursive object": a table that contains itself, as deep as Lua's stack allows.
 #[test]
@@ -171,4 +171,20 @@ fn a_password_that_upstream_has_dropped_still_serves_who_gave_it() {
         assert_eq!(client.cmd(&["MULTI"]), Reply::ok());
         assert_eq!(client.cmd(&["EXEC"]), Reply::Array(Vec::new()));
     }
+}
+
+/// Found by a soak, which was told of an EXEC without MULTI.
+#[test]
+fn a_transaction_that_gets_no_connection_executes_nothing() {
+    let redis = Redis::start();
+    let relay = Relay::to(&redis);
+    let proxy = Proxy::upstream(&relay.url()).start();
+    let mut client = proxy.client();
+    assert_eq!(client.cmd(&["INCR", "before"]), Reply::Int(1));
+    relay.refuse();
+    let words: [&[&str]; 3] = [&["MULTI"], &["INCR", "k"], &["EXEC"]];
+    client.send(&words.iter().flat_map(|w| encode(w)).collect::<Vec<u8>>());
+    assert!(client.reply().text().starts_with("NEARSIDE upstream unavailable"));
+    assert_eq!(client.expect_closed(), b"");
+    assert_eq!(redis.cmd(&["GET", "k"]), Reply::Nil);
 }

@@ -11,13 +11,13 @@ const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 /// Layers from the top; a module imports from its own layer or below. The composition and the program's edge come first.
 const LAYERS: &[&[&str]] = &[
     &["main", "lib", "cli"],
-    &["app"],
+    &["app", "audit"],
     &["worker", "session", "http", "coherence"],
     &["router"],
     &["cache", "upstream", "local", "outage"],
     &["policy", "command", "config"],
     &["resp", "net"],
-    &["observe", "limits", "error", "wake"],
+    &["observe", "limits", "error", "wake", "mutation"],
 ];
 
 /// The layer whose members do not know each other.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{QUIET, Real, Scripted, bulk, fill, is_served};
-use crate::support::{Client, Fake, Reply};
+use crate::support::{Client, Fake, Proxy, Reply};
 
 /// The old value is in the L1, its invalidation is on its way, and a foreign writer has been told OK.
 fn overtaken() -> (Real, Client) {
@@ -156,4 +156,16 @@ fn c20_no_hit_behind_an_opaque_command_of_the_same_pipeline() {
     s.lane.expect(&["EVAL", "x", "0"]).reply(":1\r\n").expect(&["GET", "k"]).reply(bulk("7"));
     assert_eq!((c1.reply(), c1.reply()), (Reply::Int(1), Reply::bulk("7")));
     c1.expect_silence(Duration::from_millis(1));
+}
+
+/// R15: "a hold ends after B at the latest", also where nothing else comes that would write the reply out.
+#[test]
+fn a_script_is_answered_after_b_though_its_pong_never_comes() {
+    let upstream = Fake::builder().scripted("PING").start();
+    let proxy = Proxy::upstream(&upstream.url()).set("coherence.max_staleness", "100ms").start();
+    let mut client = proxy.client();
+    client.send_cmd(&["EVAL", "return 1", "0"]);
+    let mut lane = upstream.lane();
+    lane.expect(&["EVAL", "return 1", "0"]).reply(":1\r\n");
+    assert_eq!(client.reply(), Reply::Int(1));
 }

@@ -1,0 +1,174 @@
+//! A bad network and a rude administrator, for as long as the audit lasts. Mostly it is the link that brings invalidations
+//! which is held up alone: what clients have seen elsewhere is then newer than what it has brought.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::Shared;
+use super::client::Conn;
+use super::dice::Dice;
+use super::relay::{Dir, Relay, Scope};
+use crate::resp::push::Value;
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Faults {
+    pub(crate) stalls: bool,
+    pub(crate) cuts: bool,
+    pub(crate) kills: bool,
+}
+
+impl Faults {
+    /// `none`, `all`, or some of `stalls`, `cuts` and `kills`.
+    pub(crate) fn parse(text: &str) -> Result<Faults, String> {
+        let mut faults = Faults::default();
+        for word in text.split(',') {
+            match word {
+                "none" if text == "none" => {}
+                "all" if text == "all" => faults = Faults { stalls: true, cuts: true, kills: true },
+                "stalls" => faults.stalls = true,
+                "cuts" => faults.cuts = true,
+                "kills" => faults.kills = true,
+                _ => {
+                    return Err(format!("\"{word}\" is not one of none, all, or a list of stalls, cuts, kills"));
+                }
+            }
+        }
+        Ok(faults)
+    }
+
+    /// Whether a relay has to carry them out.
+    pub(crate) fn needs_relay(self) -> bool {
+        self.stalls || self.cuts
+    }
+
+    pub(crate) fn words(self) -> Vec<&'static str> {
+        let all = [(self.stalls, "stalls"), (self.cuts, "cuts"), (self.kills, "kills")];
+        all.iter().filter(|(on, _)| *on).map(|(_, word)| *word).collect()
+    }
+}
+
+/// Of one relay, until the audit is over.
+pub(super) async fn network(shared: Rc<Shared>, relay: Rc<Relay>, number: u64) {
+    let faults = shared.plan.faults;
+    let mut dice = Dice::new(shared.plan.seed, 2_000 + number);
+    while !shared.stop.get() {
+        shared.pause(dice.time(shared.plan.bound / 2)).await;
+        match dice.below(12) {
+            0..5 if faults.stalls => stall(&shared, &relay, &mut dice).await,
+            5..8 if faults.stalls => slow(&shared, &relay, &mut dice).await,
+            8 if faults.stalls => split(&shared, &relay, &mut dice).await,
+            9..12 if faults.cuts => cut(&shared, &relay, &mut dice),
+            _ => {}
+        }
+    }
+    relay.heal();
+}
+
+fn scope(relay: &Relay, dice: &mut Dice) -> Scope {
+    match dice.below(10) {
+        0..6 => Scope::Feeds,
+        6..8 => Scope::All,
+        _ => Scope::One(dice.below(relay.alive() as u64) as usize),
+    }
+}
+
+/// One direction stands still, for up to 3 B: long enough that the lease has to run out.
+async fn stall(shared: &Shared, relay: &Relay, dice: &mut Dice) {
+    let scope = scope(relay, dice);
+    let dir = if dice.below(4) == 0 { Dir::Up } else { Dir::Down };
+    let longest = if dice.below(3) == 0 { shared.plan.bound * 3 } else { shared.plan.bound / 2 };
+    shared.count_fault("stalls");
+    relay.hold(scope, dir, true);
+    shared.pause(dice.time(longest)).await;
+    // Of the links that are alive now: one of them may have been made since.
+    relay.heal();
+}
+
+/// Replies under way arrive late, up to half of B, while other links are as fast as ever.
+async fn slow(shared: &Shared, relay: &Relay, dice: &mut Dice) {
+    let (scope, dir) = (scope(relay, dice), if dice.below(3) == 0 { Dir::Up } else { Dir::Down });
+    shared.count_fault("delays");
+    relay.delay(scope, dir, dice.time(shared.plan.bound / 2));
+    shared.pause(dice.time(shared.plan.bound * 2)).await;
+    relay.heal();
+}
+
+async fn split(shared: &Shared, relay: &Relay, dice: &mut Dice) {
+    shared.count_fault("splits");
+    relay.split(Scope::All, Dir::Down, 1 + dice.below(40) as usize);
+    shared.pause(dice.time(shared.plan.bound / 2)).await;
+    relay.heal();
+}
+
+fn cut(shared: &Shared, relay: &Relay, dice: &mut Dice) {
+    shared.count_fault("cuts");
+    relay.cut(scope(relay, dice));
+}
+
+/// CLIENT KILL of the sidecars' connections, as administrators and failovers do it.
+pub(super) async fn kills(shared: Rc<Shared>, names: Vec<String>) {
+    let mut dice = Dice::new(shared.plan.seed, 3_000);
+    while !shared.stop.get() {
+        shared.pause(shared.plan.bound / 2 + dice.time(shared.plan.bound * 2)).await;
+        if let Err(why) = kill(&shared, &names, &mut dice).await {
+            shared.note_error(&format!("CLIENT KILL: {why}"));
+        }
+    }
+}
+
+async fn kill(shared: &Shared, names: &[String], dice: &mut Dice) -> Result<(), String> {
+    let mut conn =
+        Conn::open(&shared.plan.upstream, false, Duration::from_secs(5)).await.map_err(|lost| lost.to_string())?;
+    let list = conn.ask(&["CLIENT", "LIST"]).await.map_err(|lost| lost.to_string())?;
+    let Some(text) = list.text() else { return Err(format!("CLIENT LIST answers {list:?}")) };
+    let text = String::from_utf8_lossy(text);
+    let ids: Vec<&str> = text.lines().filter(|line| is_named(line, names)).filter_map(id).collect();
+    if ids.is_empty() {
+        return Ok(());
+    }
+    let one = [dice.of(&ids)];
+    let victims = if dice.below(4) == 0 { ids.as_slice() } else { &one };
+    for victim in victims {
+        shared.count_fault("kills");
+        // It may be gone already, and says so: "No such client".
+        let killed = conn.ask(&["CLIENT", "KILL", "ID", victim]).await.map_err(|lost| lost.to_string())?;
+        if let Value::Error(error) = killed {
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+fn is_named(line: &str, names: &[String]) -> bool {
+    let name = line.split(' ').find_map(|field| field.strip_prefix("name="));
+    name.is_some_and(|name| names.iter().any(|n| n == name))
+}
+
+fn id(line: &str) -> Option<&str> {
+    line.split(' ').find_map(|field| field.strip_prefix("id="))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_faults() {
+        let all = Faults { stalls: true, cuts: true, kills: true };
+        assert_eq!(Faults::parse("all"), Ok(all));
+        assert_eq!(Faults::parse("stalls,cuts,kills"), Ok(all));
+        assert_eq!(Faults::parse("none"), Ok(Faults::default()));
+        assert!(Faults::parse("none,cuts").is_err());
+        assert!(Faults::parse("floods").unwrap_err().contains("\"floods\" is not one of none, all"));
+        assert!(Faults::parse("").is_err());
+        assert!(!Faults::parse("kills").unwrap().needs_relay());
+    }
+
+    #[test]
+    fn only_connections_of_that_name_are_found() {
+        let line = "id=7 addr=127.0.0.1:1 laddr=127.0.0.1:2 fd=8 name=nearside:h:12 age=1";
+        assert!(is_named(line, &["nearside:h:12".to_owned()]));
+        assert!(!is_named(line, &["nearside:h:1".to_owned()]));
+        assert_eq!(id(line), Some("7"));
+    }
+}

@@ -1,0 +1,239 @@
+//! What an audit found, as text for people and as JSON for machines. The JSON's shape has a version: a field once released
+//! stays what it is.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::Shared;
+use super::client::shown;
+use super::truth::{Known, Property, Read, Violation};
+
+const SHAPE: u32 = 1;
+
+/// What a sidecar says of itself in INFO.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Sidecar {
+    pub(super) address: String,
+    pub(super) mode: String,
+    pub(super) coherence: String,
+    pub(super) upstream: String,
+    pub(super) client_name: String,
+    pub(super) max_staleness: Duration,
+    pub(super) pending: u64,
+    hits: u64,
+    misses: u64,
+}
+
+impl Sidecar {
+    pub(super) fn parse(address: String, info: &str) -> Option<Sidecar> {
+        let fields: BTreeMap<&str, &str> = info.lines().filter_map(|line| line.trim_end().split_once(':')).collect();
+        let number = |name: &str| fields.get(name).and_then(|value| value.parse().ok()).unwrap_or(0);
+        let word = |name: &str| fields.get(name).map(|word| (*word).to_owned());
+        fields.get("nearside_version")?;
+        Some(Sidecar {
+            address,
+            mode: word("mode")?,
+            coherence: word("coherence")?,
+            upstream: word("upstream")?,
+            client_name: word("upstream_client_name")?,
+            max_staleness: Duration::from_millis(number("max_staleness_ms")),
+            pending: number("pending_writes"),
+            hits: number("hits"),
+            misses: number("misses"),
+        })
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        self.upstream == "up" && self.coherence != "probing"
+    }
+
+    /// With the figures of the time between.
+    pub(super) fn until(self, now: &Sidecar) -> Sidecar {
+        let (hits, misses) = (now.hits.saturating_sub(self.hits), now.misses.saturating_sub(self.misses));
+        Sidecar { hits, misses, coherence: now.coherence.clone(), ..self }
+    }
+}
+
+pub(crate) struct Report {
+    json: Value,
+    reads: u64,
+    violations: u64,
+}
+
+impl Report {
+    pub(super) fn new(shared: &Shared, sidecars: Vec<Sidecar>, lasted: Duration) -> Report {
+        let truth = shared.truth.borrow();
+        let by_property = |counts: &BTreeMap<Property, u64>| -> Value {
+            Property::ALL.iter().map(|p| (p.as_str().to_owned(), json!(counts.get(p).copied().unwrap_or(0)))).collect()
+        };
+        let violations = truth.violations();
+        let json = json!({
+            "audit": SHAPE,
+            "verdict": if violations == 0 { "pass" } else { "fail" },
+            "version": env!("CARGO_PKG_VERSION"),
+            "seed": shared.plan.seed,
+            "seconds": (lasted.as_secs_f64() * 1000.0).round() / 1000.0,
+            "upstream": shown(&shared.plan.upstream.endpoint),
+            "max_staleness_ms": shared.plan.bound.as_millis() as u64,
+            "sidecars": sidecars.iter().map(sidecar).collect::<Vec<_>>(),
+            "reads": truth.reads,
+            "writes": truth.writes,
+            "checks": by_property(&truth.checks),
+            "violations": by_property(&truth.violated),
+            "outdated_reads": truth.outdated,
+            "oldest_read_ms": truth.oldest as f64 / 1000.0,
+            "faults": *shared.faults.borrow(),
+            "faults_asked_for": shared.plan.faults.words(),
+            "errors": *shared.errors.borrow(),
+            "evidence": truth.evidence.iter().map(evidence).collect::<Vec<_>>(),
+        });
+        Report { json, reads: truth.reads, violations }
+    }
+
+    pub(crate) fn violations(&self) -> u64 {
+        self.violations
+    }
+
+    pub(super) fn reads(&self) -> u64 {
+        self.reads
+    }
+
+    pub(crate) fn json(&self) -> String {
+        format!("{:#}\n", self.json)
+    }
+
+    pub(crate) fn text(&self) -> String {
+        let json = &self.json;
+        let mut text = String::new();
+        let mut line = |words: String| {
+            let _ = writeln!(text, "{words}");
+        };
+        for sidecar in list(&json["sidecars"]) {
+            let (hits, misses) = (&sidecar["hits"], &sidecar["misses"]);
+            line(format!(
+                "sidecar   {}: coherence {}, {hits} hits, {misses} misses",
+                word(&sidecar["address"]),
+                word(&sidecar["coherence"])
+            ));
+            if *hits == 0 {
+                line("          nothing was answered from this cache: little is proved about it".to_owned());
+            }
+        }
+        line(format!("load      {} reads, {} writes in {} s", json["reads"], json["writes"], json["seconds"]));
+        line(format!("faults    {}", counts(&json["faults"])));
+        line(format!(
+            "staleness {} reads were outdated when they were sent, by {} ms at the most; allowed are {} ms",
+            json["outdated_reads"], json["oldest_read_ms"], json["max_staleness_ms"]
+        ));
+        for property in Property::ALL.map(Property::as_str) {
+            let (checks, wrong) = (&json["checks"][property], &json["violations"][property]);
+            line(format!("{:<20} {checks:>9} checks, {wrong} violations", property));
+        }
+        line(format!("errors    {}", counts(&json["errors"])));
+        for violation in list(&json["evidence"]) {
+            line(format!("VIOLATION {}", word(&violation["text"])));
+        }
+        line(format!("verdict   {}: {} violations, seed {}", word(&json["verdict"]), self.violations, json["seed"]));
+        text
+    }
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+fn word(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+fn counts(value: &Value) -> String {
+    let pairs = value.as_object().into_iter().flatten();
+    let all: Vec<String> = pairs.map(|(name, count)| format!("{count} x {name}")).collect();
+    if all.is_empty() { "none".to_owned() } else { all.join(", ") }
+}
+
+fn sidecar(s: &Sidecar) -> Value {
+    json!({ "address": s.address, "mode": s.mode, "coherence": s.coherence, "hits": s.hits, "misses": s.misses })
+}
+
+fn evidence(v: &Violation) -> Value {
+    let read = v.read.map(|r| {
+        let Read { got, sent, replied, session, sidecar, how, .. } = r;
+        json!({ "got": got, "sent_ms": ms(sent), "replied_ms": ms(replied), "session": session, "sidecar": sidecar, "how": how })
+    });
+    let because = v.because.map(|k| {
+        let Known { version, sent, known, by, how } = k;
+        json!({ "version": version, "sent_ms": ms(sent), "known_ms": ms(known), "by": by.to_string(), "how": how })
+    });
+    json!({
+        "property": v.property.as_str(), "key": v.key, "read": read, "because": because, "note": v.note, "text": sentence(v),
+    })
+}
+
+fn ms(micros: u64) -> f64 {
+    micros as f64 / 1000.0
+}
+
+fn sentence(v: &Violation) -> String {
+    let mut text = format!("{}:", v.property.as_str());
+    if let Some(r) = v.read {
+        let (from, to) = (ms(r.sent), ms(r.replied));
+        let _ = write!(
+            text,
+            " session {} on sidecar {} read {} as {} by {} (sent {from} ms, answered {to} ms)",
+            r.session, r.sidecar, v.key, r.got, r.how
+        );
+    } else if !v.key.is_empty() {
+        let _ = write!(text, " {}", v.key);
+    }
+    if let Some(k) = v.because {
+        let (from, to) = (ms(k.sent), ms(k.known));
+        let _ = write!(text, "; {} knew of version {} by {} (sent {from} ms, known {to} ms)", k.by, k.version, k.how);
+    }
+    if !v.note.is_empty() {
+        let _ = write!(text, "; {}", v.note);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::truth::Actor;
+
+    const INFO: &str = "# Nearside\r\nnearside_version:0.1.0\r\nupstream_client_name:nearside:h:1\r\nmode:serve\r\n\
+        coherence:tracking\r\nupstream:up\r\nhits:10\r\nmisses:3\r\nmax_staleness_ms:250\r\npending_writes:0\r\n";
+
+    #[test]
+    fn a_sidecar_is_known_by_its_info() {
+        let sidecar = Sidecar::parse("a".to_owned(), INFO).unwrap();
+        assert!(sidecar.is_ready());
+        assert_eq!((sidecar.max_staleness, sidecar.hits), (Duration::from_millis(250), 10));
+        assert_eq!(sidecar.client_name, "nearside:h:1");
+        let later = Sidecar { hits: 25, ..sidecar.clone() };
+        assert_eq!(sidecar.until(&later).hits, 15);
+        assert_eq!(Sidecar::parse("a".to_owned(), "redis_version:7.0.15\r\n"), None);
+    }
+
+    #[test]
+    fn a_violation_says_who_read_what_when_and_who_knew_better() {
+        let read = Read { key: 0, got: 4, sent: 1_500, replied: 2_000, session: 3, sidecar: 1, how: "GET" };
+        let because = Known { version: 5, sent: 100, known: 200, by: Actor::Writer(2), how: "INCR upstream" };
+        let violation = Violation {
+            property: Property::Staleness,
+            key: "k".to_owned(),
+            read: Some(read),
+            because: Some(because),
+            note: String::new(),
+        };
+        assert_eq!(
+            sentence(&violation),
+            "bounded_staleness: session 3 on sidecar 1 read k as 4 by GET (sent 1.5 ms, answered 2 ms); writer 2 knew of \
+             version 5 by INCR upstream (sent 0.1 ms, known 0.2 ms)"
+        );
+        assert_eq!(evidence(&violation)["because"]["by"], "writer 2");
+    }
+}

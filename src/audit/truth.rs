@@ -1,0 +1,338 @@
+//! What is known to be true, and the judgement of every reply by it. Every value is a version that only grows, so whether
+//! a reply is too old is a comparison of two numbers.
+//!
+//! **No false alarm.** Times are stamped by one clock in one process: `sent` before the bytes are handed over, `known`
+//! after the reply has been read. A write has executed somewhere between the two, so at `known` at the latest; a read was
+//! received at `sent` at the earliest. A reply is called stale only if a newer version was *known* more than B before the
+//! read was *sent*, which leaves both uncertainties to the sidecar's credit. Write replies that never came count as nothing:
+//! their version may or may not exist, until somebody reads it.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// Microseconds since the audit's start.
+pub(super) type Micros = u64;
+
+/// Index of a key.
+pub(super) type Key = usize;
+
+/// Violations whose evidence is kept; all are counted.
+pub(super) const EVIDENCE_MAX: usize = 50;
+
+/// Redis keeps expiry in whole milliseconds and looks at its clock once per command.
+const EXPIRY_GRAIN: Micros = 5_000;
+
+/// What is verified.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Property {
+    /// Nothing older than what this connection has had acknowledged.
+    ReadYourWrites,
+    /// Nothing older than what the sidecar had acknowledged to anybody when the request was sent.
+    SidecarWrites,
+    /// Nothing older than what this connection has read.
+    Monotonic,
+    /// Who has seen the later of two writes sees the earlier one.
+    Prefix,
+    /// Keys that are written together are read together.
+    Torn,
+    /// Nothing that was outdated for longer than B.
+    Staleness,
+    /// Nothing past its expiry.
+    Expiry,
+    /// Nothing that nobody wrote.
+    Invented,
+    /// With everything quiet, what upstream has.
+    AtRest,
+    /// Every request is answered.
+    Unanswered,
+}
+
+impl Property {
+    pub(super) const ALL: [Property; 10] = [
+        Property::ReadYourWrites,
+        Property::SidecarWrites,
+        Property::Monotonic,
+        Property::Prefix,
+        Property::Torn,
+        Property::Staleness,
+        Property::Expiry,
+        Property::Invented,
+        Property::AtRest,
+        Property::Unanswered,
+    ];
+
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Property::ReadYourWrites => "read_your_writes",
+            Property::SidecarWrites => "sidecar_writes",
+            Property::Monotonic => "monotonic_reads",
+            Property::Prefix => "cross_key_prefix",
+            Property::Torn => "torn_multi_key",
+            Property::Staleness => "bounded_staleness",
+            Property::Expiry => "expiry",
+            Property::Invented => "invented_value",
+            Property::AtRest => "at_rest",
+            Property::Unanswered => "unanswered",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Actor {
+    Session(usize),
+    Writer(usize),
+}
+
+impl std::fmt::Display for Actor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Actor::Session(n) => write!(f, "session {n}"),
+            Actor::Writer(n) => write!(f, "writer {n}"),
+        }
+    }
+}
+
+/// A version that has certainly executed: acknowledged to its writer, or read by somebody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Known {
+    pub(super) version: i64,
+    pub(super) sent: Micros,
+    pub(super) known: Micros,
+    pub(super) by: Actor,
+    pub(super) how: &'static str,
+}
+
+/// A reply about one key, as the session has it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Read {
+    pub(super) key: Key,
+    pub(super) got: i64,
+    pub(super) sent: Micros,
+    pub(super) replied: Micros,
+    pub(super) session: usize,
+    pub(super) sidecar: usize,
+    pub(super) how: &'static str,
+}
+
+/// What a reply may not fall behind.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Floors {
+    pub(super) written: Option<Known>,
+    pub(super) seen: Option<Known>,
+    /// As it stood when the request was sent.
+    pub(super) sidecar: Option<Known>,
+}
+
+#[derive(Debug)]
+pub(super) struct Violation {
+    pub(super) property: Property,
+    pub(super) key: String,
+    pub(super) read: Option<Read>,
+    /// What says that the reply is wrong.
+    pub(super) because: Option<Known>,
+    pub(super) note: String,
+}
+
+struct History {
+    name: String,
+    /// Written with this expiry each time.
+    life: Option<Micros>,
+    /// The newest version that anybody may have written.
+    begun: i64,
+    /// Versions in the order in which they were known, only those that were news.
+    known: Vec<Known>,
+    /// The newest that each sidecar has acknowledged.
+    acknowledged: Vec<Option<Known>>,
+}
+
+pub(super) struct Truth {
+    start: Instant,
+    bound: Micros,
+    sidecars: usize,
+    keys: Vec<History>,
+    pub(super) checks: BTreeMap<Property, u64>,
+    pub(super) violated: BTreeMap<Property, u64>,
+    pub(super) evidence: Vec<Violation>,
+    pub(super) reads: u64,
+    pub(super) writes: u64,
+    /// Replies that were known to be outdated when they were asked for, and by how much at the most.
+    pub(super) outdated: u64,
+    pub(super) oldest: Micros,
+}
+
+impl Truth {
+    pub(super) fn new(bound: Duration, sidecars: usize) -> Truth {
+        Truth {
+            start: Instant::now(),
+            bound: micros(bound),
+            sidecars,
+            keys: Vec::new(),
+            checks: BTreeMap::new(),
+            violated: BTreeMap::new(),
+            evidence: Vec::new(),
+            reads: 0,
+            writes: 0,
+            outdated: 0,
+            oldest: 0,
+        }
+    }
+
+    pub(super) fn add_key(&mut self, name: String, life: Option<Duration>) -> Key {
+        let acknowledged = vec![None; self.sidecars];
+        self.keys.push(History { name, life: life.map(micros), begun: 0, known: Vec::new(), acknowledged });
+        self.keys.len() - 1
+    }
+
+    pub(super) fn now(&self) -> Micros {
+        micros(self.start.elapsed())
+    }
+
+    pub(super) fn name(&self, key: Key) -> &str {
+        &self.keys[key].name
+    }
+
+    pub(super) fn names(&self) -> impl Iterator<Item = (Key, &str)> {
+        self.keys.iter().enumerate().map(|(key, history)| (key, history.name.as_str()))
+    }
+
+    pub(super) fn violations(&self) -> u64 {
+        self.violated.values().sum()
+    }
+
+    /// A count is about to be sent: from now on one more version may exist.
+    pub(super) fn begin_count(&mut self, key: Key) {
+        self.keys[key].begun += 1;
+    }
+
+    /// A value is about to be sent, by the key's only writer.
+    pub(super) fn begin_set(&mut self, key: Key) -> i64 {
+        self.begin_count(key);
+        self.keys[key].begun
+    }
+
+    /// The floor for requests that are sent through this sidecar from now on.
+    pub(super) fn acknowledged(&self, key: Key, sidecar: usize) -> Option<Known> {
+        self.keys[key].acknowledged[sidecar]
+    }
+
+    /// A write was acknowledged, or handed over, through a sidecar.
+    pub(super) fn acknowledge(&mut self, key: Key, known: Known, sidecar: usize) {
+        let floor = &mut self.keys[key].acknowledged[sidecar];
+        if floor.is_none_or(|f| f.version < known.version) {
+            *floor = Some(known);
+        }
+        self.learn(key, known);
+    }
+
+    /// A version certainly exists since `known.known` at the latest.
+    pub(super) fn learn(&mut self, key: Key, known: Known) {
+        let history = &mut self.keys[key].known;
+        if history.last().is_none_or(|last| last.version < known.version) {
+            history.push(known);
+        }
+    }
+
+    /// The newest version that was known at `time`.
+    fn known_at(&self, key: Key, time: Micros) -> Option<Known> {
+        let known = &self.keys[key].known;
+        known[..known.partition_point(|k| k.known < time)].last().copied()
+    }
+
+    /// Holds one reply against all that is known.
+    pub(super) fn judge(&mut self, read: Read, floors: Floors) {
+        self.reads += 1;
+        let begun = self.keys[read.key].begun;
+        let note = || format!("only {begun} versions had ever been sent");
+        self.check(Property::Invented, &read, None, (0..=begun).contains(&read.got), note);
+        if let Some(life) = self.keys[read.key].life {
+            return self.judge_mortal(read, floors, life);
+        }
+        self.not_behind(Property::ReadYourWrites, &read, floors.written);
+        self.not_behind(Property::Monotonic, &read, floors.seen);
+        self.not_behind(Property::SidecarWrites, &read, floors.sidecar);
+        self.note_age(&read);
+        let limit = read.sent.checked_sub(self.bound).and_then(|t| self.known_at(read.key, t));
+        self.not_behind(Property::Staleness, &read, limit);
+        self.has_read(&read);
+    }
+
+    /// A key that comes and goes: nothing past its expiry, and *missing* only where it may be.
+    fn judge_mortal(&mut self, read: Read, floors: Floors, life: Micros) {
+        let limit = read.sent.checked_sub(self.bound).and_then(|t| self.known_at(read.key, t));
+        if read.got == 0 {
+            // Missing is wrong only if a version was there all the time from B before the request until the reply.
+            let alive = limit.filter(|known| known.sent + life > read.replied);
+            return self.not_behind(Property::Staleness, &read, alive);
+        }
+        self.not_behind(Property::Monotonic, &read, floors.seen);
+        self.not_behind(Property::Staleness, &read, limit);
+        let written = self.keys[read.key].known.iter().rev().find(|k| k.version == read.got).copied();
+        if let Some(written) = written.filter(|w| matches!(w.by, Actor::Writer(_)) && w.how != READ) {
+            let over = written.known + life + EXPIRY_GRAIN;
+            let note = || format!("it had expired at {} ms", over / 1000);
+            self.check(Property::Expiry, &read, Some(written), read.sent <= over, note);
+        }
+    }
+
+    fn has_read(&mut self, read: &Read) {
+        let Read { key, got: version, sent, replied: known, session, .. } = *read;
+        self.learn(key, Known { version, sent, known, by: Actor::Session(session), how: READ });
+    }
+
+    fn note_age(&mut self, read: &Read) {
+        let known = &self.keys[read.key].known;
+        let successor = known[known.partition_point(|k| k.version <= read.got)..].first();
+        if let Some(successor) = successor.filter(|s| s.known < read.sent) {
+            self.outdated += 1;
+            self.oldest = self.oldest.max(read.sent - successor.known);
+        }
+    }
+
+    fn not_behind(&mut self, property: Property, read: &Read, floor: Option<Known>) {
+        if let Some(floor) = floor {
+            self.check(property, read, Some(floor), read.got >= floor.version, String::new);
+        }
+    }
+
+    /// One thing that was verified of a reply.
+    pub(super) fn check(
+        &mut self,
+        property: Property,
+        read: &Read,
+        because: Option<Known>,
+        holds: bool,
+        note: impl FnOnce() -> String,
+    ) {
+        *self.checks.entry(property).or_default() += 1;
+        if !holds {
+            let key = self.keys[read.key].name.clone();
+            self.violate(Violation { property, key, read: Some(*read), because, note: note() });
+        }
+    }
+
+    /// Something that is wrong without a reply that could be held against anything.
+    pub(super) fn check_at_large(&mut self, property: Property, key: &str, holds: bool, note: impl FnOnce() -> String) {
+        *self.checks.entry(property).or_default() += 1;
+        if !holds {
+            self.violate(Violation { property, key: key.to_owned(), read: None, because: None, note: note() });
+        }
+    }
+
+    fn violate(&mut self, violation: Violation) {
+        *self.violated.entry(violation.property).or_default() += 1;
+        // The first of each kind says most; of one that comes in thousands the others say nothing new.
+        let same = self.evidence.iter().filter(|v| v.property == violation.property).count();
+        if same < EVIDENCE_MAX / Property::ALL.len() {
+            self.evidence.push(violation);
+        }
+    }
+}
+
+const READ: &str = "read";
+
+pub(super) fn micros(d: Duration) -> Micros {
+    u64::try_from(d.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

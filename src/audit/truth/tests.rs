@@ -1,0 +1,113 @@
+use super::*;
+
+const B: Micros = 1_000;
+
+fn truth() -> (Truth, Key) {
+    let mut truth = Truth::new(Duration::from_micros(B), 2);
+    let key = truth.add_key("k".to_owned(), None);
+    truth.keys[key].begun = 100;
+    (truth, key)
+}
+
+fn known(version: i64, sent: Micros, known: Micros) -> Known {
+    Known { version, sent, known, by: Actor::Writer(0), how: "SET" }
+}
+
+fn read(key: Key, got: i64, sent: Micros) -> Read {
+    Read { key, got, sent, replied: sent + 10, session: 0, sidecar: 0, how: "GET" }
+}
+
+fn violated(truth: &Truth) -> Vec<Property> {
+    truth.violated.keys().copied().collect()
+}
+
+#[test]
+fn stale_is_what_was_known_longer_than_the_bound_before_it_was_asked_for() {
+    let (mut truth, k) = truth();
+    truth.learn(k, known(1, 0, 10));
+    truth.learn(k, known(2, 4_000, 5_000));
+    truth.judge(read(k, 1, 5_000 + B), Floors::default()); // known no longer than B: the sidecar may not know it yet
+    assert_eq!(violated(&truth), []);
+    assert_eq!((truth.outdated, truth.oldest), (1, B));
+    truth.judge(read(k, 1, 5_001 + B), Floors::default());
+    assert_eq!(violated(&truth), [Property::Staleness]);
+    let because = truth.evidence[0].because.unwrap();
+    assert_eq!((because.version, because.known), (2, 5_000));
+}
+
+#[test]
+fn what_somebody_has_read_exists() {
+    let (mut truth, k) = truth();
+    truth.judge(read(k, 7, 100), Floors::default());
+    truth.judge(read(k, 6, 111 + B), Floors::default());
+    assert_eq!(violated(&truth), [Property::Staleness]);
+}
+
+#[test]
+fn a_reply_is_held_against_each_floor_by_itself() {
+    let floors = Floors { written: Some(known(3, 0, 1)), seen: Some(known(4, 0, 1)), sidecar: Some(known(5, 0, 1)) };
+    for (got, expected) in [
+        (5, vec![]),
+        (4, vec![Property::SidecarWrites]),
+        (3, vec![Property::SidecarWrites, Property::Monotonic]),
+        (2, vec![Property::ReadYourWrites, Property::SidecarWrites, Property::Monotonic]),
+    ] {
+        let (mut truth, k) = truth();
+        truth.judge(read(k, got, 5), floors);
+        assert_eq!(violated(&truth), expected, "{got}");
+    }
+}
+
+#[test]
+fn each_sidecar_answers_for_what_it_has_acknowledged() {
+    let (mut truth, k) = truth();
+    truth.acknowledge(k, known(9, 0, 1), 1);
+    truth.acknowledge(k, known(8, 0, 2), 1);
+    assert_eq!(truth.acknowledged(k, 0), None);
+    assert_eq!(truth.acknowledged(k, 1).unwrap().version, 9);
+}
+
+#[test]
+fn nobody_reads_what_nobody_wrote() {
+    let (mut truth, k) = truth();
+    truth.judge(read(k, 100, 1), Floors::default());
+    assert_eq!(violated(&truth), []);
+    truth.judge(read(k, 101, 2), Floors::default());
+    assert_eq!(violated(&truth), [Property::Invented]);
+}
+
+#[test]
+fn a_mortal_key_is_missing_or_there_at_its_time_only() {
+    let life = Duration::from_micros(20_000);
+    let mortal = |truth: &mut Truth| {
+        let key = truth.add_key("e".to_owned(), Some(life));
+        truth.begin_set(key);
+        truth.learn(key, known(1, 1_000, 2_000));
+        key
+    };
+    // (got, sent, what is wrong about it)
+    let rows = [
+        (1, 2_000 + 20_000 + EXPIRY_GRAIN, None),
+        (1, 2_001 + 20_000 + EXPIRY_GRAIN, Some(Property::Expiry)),
+        (0, 2_000 + B, None),
+        (0, 2_001 + B, Some(Property::Staleness)),
+        (0, 1_000 + 20_000 - 10, None), // may have expired before the reply
+    ];
+    for (got, sent, wrong) in rows {
+        let (mut truth, _) = truth();
+        let key = mortal(&mut truth);
+        truth.judge(read(key, got, sent), Floors::default());
+        assert_eq!(violated(&truth), Vec::from_iter(wrong), "{got} at {sent}");
+    }
+}
+
+#[test]
+fn evidence_is_bounded_and_has_something_of_each_kind() {
+    let (mut truth, k) = truth();
+    for _ in 0..100 {
+        truth.judge(read(k, 101, 1), Floors::default());
+    }
+    truth.check_at_large(Property::AtRest, "k", false, || "differs".to_owned());
+    assert_eq!(truth.violations(), 101);
+    assert_eq!(truth.evidence.len(), 6);
+}

@@ -1,0 +1,305 @@
+//! `nearside audit` finds nothing where nothing is wrong, however bad the network is, and finds something as soon as one
+//! rule of the protocol is missing. The second half is what makes the first one worth anything.
+
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::symlink;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::support::{Proxy, Redis, Reply, temp_dir};
+
+/// B of the audited sidecars: the shorter, the more often the lease runs out in the time there is.
+const B: &str = "150ms";
+
+/// The switch of debug builds that turns one rule off.
+const BREAK: &str = "TEST_ONLY_NEARSIDE_BREAK";
+
+/// The longest that a missing rule may stay unseen; it takes a second or two where nothing else is running.
+const SEEN_WITHIN: &str = "40s";
+
+fn audit(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nearside"));
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("NEARSIDE_")) {
+        command.env_remove(name);
+    }
+    command.arg("audit").args(args).stdin(Stdio::null());
+    command
+}
+
+/// A finished audit.
+struct Audit {
+    code: Option<i32>,
+    stderr: String,
+    report: Value,
+}
+
+impl Audit {
+    fn run(command: &mut Command) -> Audit {
+        Audit::of(&command.args(["--json", "-"]).output().expect("the built nearside"))
+    }
+
+    fn of(output: &Output) -> Audit {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let report = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
+        Audit { code: output.status.code(), stderr: text(&output.stderr), report }
+    }
+
+    fn number(&self, path: &[&str]) -> f64 {
+        path.iter().fold(&self.report, |value, name| &value[name]).as_f64().unwrap_or(0.0)
+    }
+
+    fn hits(&self) -> f64 {
+        let sidecars = self.report["sidecars"].as_array().map_or(&[][..], Vec::as_slice);
+        sidecars.iter().filter_map(|s| s["hits"].as_f64()).sum()
+    }
+
+    /// Nothing wrong, and enough looked at to say so, on a machine that is busy with other tests too.
+    #[track_caller]
+    fn assert_passed(&self) {
+        assert_eq!(self.code, Some(0), "{}\n{:#}", self.stderr, self.report);
+        assert_eq!(self.report["verdict"], "pass");
+        for property in [
+            "read_your_writes",
+            "sidecar_writes",
+            "monotonic_reads",
+            "cross_key_prefix",
+            "torn_multi_key",
+            "bounded_staleness",
+            "expiry",
+            "invented_value",
+            "at_rest",
+        ] {
+            assert!(self.number(&["checks", property]) >= 5.0, "{property} was hardly looked at: {:#}", self.report);
+            assert_eq!(self.number(&["violations", property]), 0.0);
+        }
+        assert!(self.number(&["reads"]) > 500.0 && self.hits() > 100.0, "{:#}", self.report);
+        assert!(self.number(&["oldest_read_ms"]) <= self.number(&["max_staleness_ms"]));
+        self.assert_only_losses();
+    }
+
+    /// Clients are told of lost connections, and of nothing else.
+    #[track_caller]
+    fn assert_only_losses(&self) {
+        let errors = self.report["errors"].as_object().expect("errors");
+        let lost = |text: &&String| text.contains("NEARSIDE upstream") || text.contains("connection was closed");
+        let odd: Vec<_> = errors.keys().filter(|text| !lost(text)).collect();
+        assert!(odd.is_empty(), "{odd:?}");
+    }
+}
+
+/// Long in `tests/run --all`.
+fn lasts(short: &'static str, long: &'static str) -> &'static str {
+    if std::env::var_os("NEARSIDE_TEST_LONG").is_some() { long } else { short }
+}
+
+fn proxy(redis: &Redis) -> Proxy {
+    Proxy::upstream(&redis.url()).set("coherence.max_staleness", B).start()
+}
+
+fn url(proxy: &Proxy) -> String {
+    format!("unix://{}", proxy.socket().display())
+}
+
+#[test]
+fn a_healthy_pair_of_sidecars_passes() {
+    let redis = Redis::start();
+    let (one, two) = (proxy(&redis), proxy(&redis));
+    let audit = Audit::run(&mut audit(&[
+        "--upstream",
+        &redis.url(),
+        "--through",
+        &url(&one),
+        "--through",
+        &url(&two),
+        "--duration",
+        "3s",
+    ]));
+    audit.assert_passed();
+    assert_eq!(audit.number(&["max_staleness_ms"]), 150.0, "as the sidecars say");
+    assert_eq!(audit.report["errors"], serde_json::json!({}), "a healthy network, and no reply but what was asked for");
+    assert_eq!(redis.cmd(&["DBSIZE"]), Reply::Int(0), "it removes what it wrote");
+}
+
+/// C59, C60: readers and writers in every way there is, two sidecars, and every fault there is.
+#[test]
+fn every_fault_and_no_violation() {
+    let redis = Redis::start();
+    let lasts = lasts("8s", "90s");
+    let spawned = ["--upstream", &redis.url(), "--spawn", "2", "--max-staleness", B, "--duration", lasts];
+    let audit = Audit::run(audit(&spawned).args(["--faults", "all"]));
+    audit.assert_passed();
+    for fault in ["stalls", "delays", "splits", "cuts", "kills"] {
+        assert!(audit.number(&["faults", fault]) >= 1.0, "no {fault}: {:#}", audit.report["faults"]);
+    }
+    assert!(audit.number(&["outdated_reads"]) > 0.0, "no stall has made a hit old: the faults are too kind");
+}
+
+/// Two users of one sidecar: lanes of their own, and one L1 (C66).
+#[test]
+fn two_users_of_one_sidecar_behind_a_relay() {
+    let redis = Redis::start();
+    redis.cmd(&["ACL", "SETUSER", "other", "on", ">secret", "~*", "&*", "+@all"]);
+    let dir = temp_dir();
+    let socket = dir.path().join("n.sock");
+    let (own, other) = (format!("unix://{}", socket.display()), format!("unix://other:secret@{}", socket.display()));
+    let mut child = audit(&["--upstream", &redis.url(), "--through", &own, "--through", &other])
+        .args(["--relay", "127.0.0.1:0", "--faults", "all", "--duration", lasts("6s", "60s"), "--json", "-"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the built nearside");
+    let relay = relay_address(&mut child);
+    let proxy = Proxy::upstream(&format!("redis://{relay}")).set("coherence.max_staleness", B).start();
+    symlink(proxy.socket(), &socket).expect("a link to the socket");
+    Audit::of(&child.wait_with_output().expect("its end")).assert_passed();
+    assert_eq!(proxy.stat("pending_writes"), 0.0);
+}
+
+/// The first line that the audit writes says where it listens.
+fn relay_address(child: &mut Child) -> String {
+    let mut stderr = BufReader::new(child.stderr.take().expect("its stderr"));
+    let mut line = String::new();
+    stderr.read_line(&mut line).expect("a line");
+    std::thread::spawn(move || stderr.read_to_end(&mut Vec::new())); // what nobody reads must not stop it
+    let address = line.split("upstream on ").nth(1).and_then(|rest| rest.split(": ").next());
+    address.unwrap_or_else(|| panic!("no address in {line:?}")).to_owned()
+}
+
+// ---- the mutation guard ----
+
+/// With `rule` off, violations of one of `expected` are seen, with their evidence.
+#[track_caller]
+fn assert_seen_without(rule: &str, expected: &[&str]) {
+    let redis = Redis::start();
+    let spawned = ["--upstream", &redis.url(), "--spawn", "2", "--max-staleness", B, "--duration", SEEN_WITHIN];
+    let audit = Audit::run(audit(&spawned).args(["--faults", "all", "--fail-fast"]).env(BREAK, rule));
+    assert_eq!(audit.code, Some(1), "without {rule}: {}\n{:#}", audit.stderr, audit.report);
+    assert_eq!(audit.report["verdict"], "fail");
+    let seen = expected.iter().any(|property| audit.number(&["violations", property]) > 0.0);
+    assert!(seen, "without {rule} one of {expected:?} was to be seen: {:#}", audit.report);
+    let evidence = &audit.report["evidence"][0];
+    assert!(evidence["key"].as_str().is_some_and(|key| key.starts_with("nearside:audit:")), "{evidence:#}");
+    remove_kept_logs(&audit);
+}
+
+/// The sidecars' logs stay where something was found.
+fn remove_kept_logs(audit: &Audit) {
+    let dir = audit.stderr.lines().find_map(|line| line.strip_prefix("the sidecars' logs are in "));
+    let dir = dir.expect("where the logs are");
+    let log = std::fs::read_to_string(format!("{dir}/0.log")).expect("a log");
+    assert!(log.contains("THE CACHE IS WRONG ON PURPOSE"), "the switch says so:\n{log}");
+    std::fs::remove_dir_all(dir).expect("the directory of the logs");
+}
+
+#[test]
+fn the_audit_sees_a_missing_fence() {
+    assert_seen_without("fence", &["read_your_writes", "sidecar_writes", "monotonic_reads"]);
+}
+
+#[test]
+fn the_audit_sees_a_missing_lease() {
+    assert_seen_without("lease", &["bounded_staleness"]);
+}
+
+#[test]
+fn the_audit_sees_a_missing_epoch() {
+    let any =
+        ["bounded_staleness", "monotonic_reads", "torn_multi_key", "cross_key_prefix", "sidecar_writes", "at_rest"];
+    assert_seen_without("epoch", &any);
+}
+
+#[test]
+fn the_audit_sees_missing_ends_of_own_writes() {
+    assert_seen_without("begin_end", &["sidecar_writes", "read_your_writes"]);
+}
+
+#[test]
+fn the_audit_sees_a_missing_token() {
+    assert_seen_without("token", &["sidecar_writes", "bounded_staleness"]);
+}
+
+/// A test that believes a rule to be off and is wrong proves nothing.
+#[test]
+fn a_rule_that_is_none_is_refused() {
+    let redis = Redis::start();
+    let mut proxy = Proxy::to(&redis).env(BREAK, "fences").without_waiting().start();
+    assert_eq!(proxy.wait_exit(Duration::from_secs(15)).code(), Some(1));
+    assert!(proxy.logged("\"fences\" is not one of fence, lease, epoch, begin_end, token"));
+}
+
+// ---- exit codes ----
+
+fn said(args: &[&str]) -> (Option<i32>, String) {
+    let output = audit(args).output().expect("the built nearside");
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[test]
+fn arguments_that_do_not_fit_are_refused_with_2() {
+    let up = ["--upstream", "redis://127.0.0.1:1"];
+    for (args, wanted) in [
+        (&["--spawn", "2"][..], "--upstream"),
+        (&up, "nothing to audit: name sidecars with --through, or start some with --spawn"),
+        (&[&up[..], &["--through", "127.0.0.1:2", "--spawn", "1"]].concat(), "not both"),
+        (&[&up[..], &["--through", "127.0.0.1:2", "--faults", "stalls"]].concat(), "need a relay"),
+        (&[&up[..], &["--spawn", "1", "--faults", "rain"]].concat(), "\"rain\" is not one of none, all"),
+        (&[&up[..], &["--spawn", "1", "--duration", "30"]].concat(), "is not a duration; use ms, s, m or h"),
+        (&[&up[..], &["--spawn", "1", "--duration", "1ms"]].concat(), "at least 100ms"),
+        (&[&up[..], &["--spawn", "1", "--max-staleness", "1ms"]].concat(), "at least 10ms"),
+        (&[&up[..], &["--spawn", "1", "--rate", "0"]].concat(), "0 is not in 1..=100000"),
+        (&[&up[..], &["--spawn", "1", "--prefix", ""]].concat(), "--prefix must not be empty"),
+        (&["--upstream", "redis://me:hunter2@:1", "--spawn", "1"], "--upstream names no host"),
+        (&[&up[..], &["--through", "http://127.0.0.1"]].concat(), "--through must begin with redis:// or unix://"),
+    ] {
+        let (code, stderr) = said(args);
+        assert_eq!(code, Some(2), "{args:?}: {stderr}");
+        assert!(stderr.contains(wanted), "{args:?}: {stderr}");
+        assert!(!stderr.contains("hunter2"), "{stderr}");
+    }
+}
+
+#[test]
+fn what_cannot_be_audited_ends_with_3() {
+    let redis = Redis::start();
+    let (code, stderr) = said(&["--upstream", "unix:///nowhere/at-all", "--spawn", "1"]);
+    assert_eq!((code, stderr.starts_with("nearside: upstream /nowhere/at-all: ")), (Some(3), true), "{stderr}");
+
+    let strange = Redis::start();
+    let proxy = proxy(&strange);
+    let (code, stderr) = said(&["--upstream", &redis.url(), "--through", &url(&proxy)]);
+    assert_eq!(code, Some(3), "{stderr}");
+    assert!(stderr.contains("does not lead to this upstream and database"), "{stderr}");
+    let (code, stderr) = said(&["--upstream", &strange.url(), "--through", &url(&proxy), "--max-staleness", "10ms"]);
+    assert_eq!(code, Some(3), "{stderr}");
+    assert!(stderr.contains("less than a sidecar's own coherence.max_staleness"), "{stderr}");
+}
+
+#[test]
+fn a_sidecar_that_does_not_start_is_shown_in_its_own_words() {
+    let redis = Redis::start();
+    let dir: TempDir = temp_dir();
+    let config = dir.path().join("nearside.yaml");
+    std::fs::write(&config, "cache:\n  max_bites: 1MiB\n").expect("a file");
+    let config = config.display().to_string();
+    let (code, stderr) = said(&["--upstream", &redis.url(), "--spawn", "1", "--config", &config]);
+    assert_eq!(code, Some(3), "{stderr}");
+    assert!(stderr.contains("cache.max_bites: unknown key"), "{stderr}");
+}
+
+#[test]
+fn the_report_is_text_for_people() {
+    let redis = Redis::start();
+    let proxy = proxy(&redis);
+    let dir = temp_dir();
+    let json = dir.path().join("report.json");
+    let mut command = audit(&["--upstream", &redis.url(), "--through", &url(&proxy), "--duration", "500ms"]);
+    let output = command.args(["--seed", "42", "--json"]).arg(&json).output().expect("the built nearside");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    assert!(text.contains("bounded_staleness") && text.ends_with("verdict   pass: 0 violations, seed 42\n"), "{text}");
+    let report: Value = serde_json::from_slice(&std::fs::read(json).expect("the JSON")).expect("JSON");
+    assert_eq!((&report["audit"], &report["seed"]), (&Value::from(1), &Value::from(42)));
+}
