@@ -15,6 +15,7 @@
 //! here (R8) and hands over the epoch it checked.
 
 mod entry;
+mod form;
 mod large;
 
 use std::hash::BuildHasher;
@@ -28,6 +29,7 @@ use moka::sync::Cache;
 use parking_lot::Mutex;
 
 pub(crate) use entry::{Entry, Forms, Value};
+pub(crate) use form::{Displaced, FormEntry, FormId};
 pub(crate) use large::Large;
 
 use crate::observe::clock;
@@ -94,7 +96,7 @@ struct FreeAtDeadline;
 
 impl FreeAtDeadline {
     fn remaining(forms: &Forms) -> Option<Duration> {
-        let last = forms.entries.iter().map(|e| e.deadline).max().unwrap_or(0);
+        let last = forms.all().map(|e| e.deadline).max().unwrap_or(0);
         Some(Duration::from_nanos(last.saturating_sub(clock::now())))
     }
 }
@@ -172,6 +174,15 @@ impl L1 {
     /// Stores `entry` if `token` is still good; else says what took the right away. The caller has compared the epoch with
     /// its lane's.
     pub(crate) fn insert(&self, key: &[u8], token: &Token, entry: Entry) -> Result<(), Discard> {
+        self.replace(key, token, |old| (old.with(entry), ()))
+    }
+
+    /// The same for the reply to another command than GET; says what had to go for it.
+    pub(crate) fn insert_form(&self, key: &[u8], token: &Token, form: FormEntry) -> Result<Displaced, Discard> {
+        self.replace(key, token, |old| old.with_form(form))
+    }
+
+    fn replace<T>(&self, key: &[u8], token: &Token, with: impl FnOnce(&Forms) -> (Forms, T)) -> Result<T, Discard> {
         let s = self.stripes[token.stripe.0 as usize].lock();
         if self.flush_gen() != token.flush_gen {
             return Err(Discard::Flush);
@@ -182,13 +193,13 @@ impl L1 {
         if s.generation != token.generation {
             return Err(Discard::Push);
         }
-        let forms = match self.store.get(key) {
-            Some(old) => old.with(entry),
-            None => Forms::default().with(entry),
+        let (forms, said) = match self.store.get(key) {
+            Some(old) => with(&old),
+            None => with(&Forms::default()),
         };
         self.store.insert(key.into(), Arc::new(forms));
         drop(s);
-        Ok(())
+        Ok(said)
     }
 
     /// A write of ours that names `key` is about to be sent: drop, bump, and let nobody store until it has ended.
@@ -218,7 +229,7 @@ impl L1 {
         let stripe = self.stripe(key);
         let mut s = self.stripes[stripe.0 as usize].lock();
         s.generation += 1;
-        self.store.remove(key).map_or(0, |forms| forms.entries.len())
+        self.store.remove(key).map_or(0, |forms| forms.all().count())
     }
 
     /// Everything is void from here on, whatever is stored or being fetched.
@@ -245,7 +256,7 @@ impl L1 {
 
 /// The entry that a lane connection numbered `epoch` may serve at `now`, if there is one.
 pub(crate) fn usable(forms: &Forms, epoch: u64, flush_gen: u64, now: u64) -> Option<&Entry> {
-    forms.entries.iter().find(|e| e.epoch == epoch && e.flush_gen == flush_gen && now < e.deadline)
+    forms.entries.iter().find(|e| e.may_serve(epoch, flush_gen, now))
 }
 
 fn note_removal(metrics: &Metrics, forms: &Forms, cause: RemovalCause) {
@@ -256,8 +267,8 @@ fn note_removal(metrics: &Metrics, forms: &Forms, cause: RemovalCause) {
         RemovalCause::Expired => Evict::Expired,
         RemovalCause::Explicit => Evict::Invalidated,
     };
-    metrics.evictions.add(evict, forms.entries.len() as u64);
-    for entry in &forms.entries {
+    for entry in forms.all() {
+        metrics.evictions.inc(evict);
         metrics.patterns.del(entry.pattern);
     }
 }

@@ -23,6 +23,7 @@ use std::{
 pub(crate) use print::yaml;
 pub(crate) use settings::Overrides;
 
+use crate::command::cacheable::KeptCommands;
 use resolve::Resolver;
 use settings::Settings;
 
@@ -189,6 +190,7 @@ pub(crate) enum AdminResp {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Cache {
     pub(crate) mode: CacheMode,
+    pub(crate) commands: KeptCommands,
     pub(crate) max_bytes: u64,
     pub(crate) max_entries: Option<u64>,
     /// At most `limits::LARGE` and `max_bytes`.
