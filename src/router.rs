@@ -9,8 +9,8 @@ use crate::observe::reasons::Bypass;
 pub(crate) enum Stranger {
     /// Not asked yet.
     New,
-    /// A module's command.
-    Module,
+    /// A module's command. `reads_one`: upstream calls it a read of its first argument and of nothing else.
+    Module { reads_one: bool },
     /// Upstream does not explain it, or it is a container whose subcommand the table does not have.
     Unknown,
 }
@@ -20,6 +20,10 @@ pub(crate) enum Stranger {
 pub(crate) struct View {
     /// `cache.mode` is serve.
     pub(crate) serves: bool,
+    /// Replies to this request are kept: its row allows it, and the configuration names it.
+    pub(crate) kept: bool,
+    /// It reads fields of a hash, which may expire unheard (fact 29).
+    pub(crate) fields_expire: bool,
     /// The lane stores and serves (tracking is on).
     pub(crate) caches: bool,
     /// R8, first half: the epoch whose entries may be served now.
@@ -36,9 +40,9 @@ pub(crate) struct View {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Route {
-    /// GET and MGET: from the L1 where this epoch has it, else fetched.
+    /// A read whose replies are kept: from the L1 where this epoch has it, else fetched.
     Cached(u64),
-    /// GET and MGET that may be stored but not served from the L1 now.
+    /// One that may not be served from the L1 now; whether it may be stored says the reason.
     Fetch(Bypass),
     /// To the lane as it is.
     Lane,
@@ -114,7 +118,7 @@ pub(crate) fn route(spec: &Spec, req: &Request<'_>, view: &View) -> Route {
         return Route::Pinned(Why::Large);
     }
     match spec.effect {
-        Effect::Read if matches!(spec.kind, Kind::Get | Kind::Mget) => cached(view),
+        Effect::Read if view.kept => cached(view),
         Effect::Read => Route::Lane,
         _ if !view.serves => Route::Lane,
         Effect::Write => Route::Write,
@@ -130,6 +134,9 @@ fn cached(view: &View) -> Route {
     if !view.caches {
         return Route::Fetch(Bypass::TrackingRefused);
     }
+    if view.fields_expire {
+        return Route::Fetch(Bypass::FieldExpiry);
+    }
     if view.blocked || view.named {
         return Route::Fetch(Bypass::Outstanding);
     }
@@ -143,9 +150,9 @@ fn cached(view: &View) -> Route {
 pub(crate) fn route_stranger(stranger: Stranger, view: &View) -> Route {
     match stranger {
         Stranger::New => Route::Learn,
-        Stranger::Module if view.resp3 && view.serves => Route::Opaque,
-        Stranger::Module if view.resp3 => Route::Lane,
-        Stranger::Module => Route::Pinned(Why::Module),
+        Stranger::Module { .. } if view.resp3 && view.serves => Route::Opaque,
+        Stranger::Module { .. } if view.resp3 => Route::Lane,
+        Stranger::Module { .. } => Route::Pinned(Why::Module),
         Stranger::Unknown => Route::Pinned(Why::Unknown),
     }
 }
@@ -158,6 +165,8 @@ mod tests {
 
     const VIEW: View = View {
         serves: true,
+        kept: true,
+        fields_expire: false,
         caches: true,
         vouched: Ok(7),
         blocked: false,
@@ -191,14 +200,17 @@ mod tests {
             ("GET k", View { vouched: Err(Bypass::Lease), ..VIEW }, Route::Fetch(Bypass::Lease)),
             ("GET k", View { large: true, ..VIEW }, Route::Pinned(Why::Large)),
             ("GET", VIEW, Route::Lane),
-            ("HGETALL h", VIEW, Route::Lane),
+            ("HGETALL h", VIEW, Route::Cached(7)),
+            ("HGETALL h", View { kept: false, ..VIEW }, Route::Lane),
+            ("GET k", View { kept: false, ..VIEW }, Route::Lane),
+            ("HGETALL h", View { fields_expire: true, ..VIEW }, Route::Fetch(Bypass::FieldExpiry)),
             ("SET k v", VIEW, Route::Write),
             ("SET k v", View { large: true, ..VIEW }, Route::Write),
             ("SET k v", View { serves: false, ..VIEW }, Route::Lane),
             ("EVAL x 0", VIEW, Route::Opaque),
             ("SWAPDB 0 1", VIEW, Route::SwapDb),
             ("FLUSHALL", VIEW, Route::Pinned(Why::MayBlock)),
-            ("XREAD STREAMS s 0", VIEW, Route::Lane),
+            ("XREAD STREAMS s 0", View { kept: false, ..VIEW }, Route::Lane),
             ("XREAD BLOCK 0 STREAMS s 0", VIEW, Route::Pinned(Why::Blocking)),
             ("BLPOP q 0", VIEW, Route::Pinned(Why::Blocking)),
             ("MULTI", VIEW, Route::Pinned(Why::Transaction)),
@@ -219,8 +231,8 @@ mod tests {
     #[test]
     fn a_modules_command_goes_where_its_reply_can_be_read() {
         let resp2 = View { resp3: false, ..VIEW };
-        assert_eq!(route_stranger(Stranger::Module, &VIEW), Route::Opaque);
-        assert_eq!(route_stranger(Stranger::Module, &resp2), Route::Pinned(Why::Module));
-        assert_eq!(route_stranger(Stranger::Module, &View { serves: false, ..VIEW }), Route::Lane);
+        assert_eq!(route_stranger(Stranger::Module { reads_one: false }, &VIEW), Route::Opaque);
+        assert_eq!(route_stranger(Stranger::Module { reads_one: false }, &resp2), Route::Pinned(Why::Module));
+        assert_eq!(route_stranger(Stranger::Module { reads_one: false }, &View { serves: false, ..VIEW }), Route::Lane);
     }
 }

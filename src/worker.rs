@@ -421,7 +421,7 @@ impl Ctx {
         let known = self.learned.get(&name.to_ascii_lowercase()).map(|l| l.value().clone());
         match known {
             None => Err(Stranger::New),
-            Some(Learned::Module) => Err(Stranger::Module),
+            Some(Learned::Module { reads_one }) => Err(Stranger::Module { reads_one }),
             Some(Learned::Unknown) => Err(Stranger::Unknown),
             Some(Learned::Renamed(canonical)) => table::by_name(canonical.as_bytes()).ok_or(Stranger::Unknown),
         }

@@ -1,8 +1,12 @@
 //! What the L1 keeps for one key: an entry per profile that has read it, each a reply in wire form with the facts that
 //! decide whether it may still be served. Entries never change; a new reading replaces them.
 
+use std::sync::Arc;
+
 use smallvec::SmallVec;
 
+use super::form::FormEntry;
+use crate::mutation::{self, Rule};
 use crate::observe::patterns::PatternId;
 
 /// One profile's reading of one key.
@@ -23,16 +27,38 @@ pub(crate) struct Entry {
     pub(crate) value: Value,
 }
 
-/// GET's reply.
+impl Entry {
+    /// Whether a lane connection numbered `epoch` may serve it at `now`.
+    pub(crate) fn may_serve(&self, epoch: u64, flush_gen: u64, now: u64) -> bool {
+        let ours = self.epoch == epoch || mutation::off(Rule::Epoch);
+        ours && self.flush_gen == flush_gen && now < self.deadline
+    }
+
+    /// It can never be served any more, now that the same lane has read `newer`: another connection's, from before a flush,
+    /// or past its deadline when `newer` was sent.
+    pub(super) fn is_void_beside(&self, newer: &Entry) -> bool {
+        self.lane == newer.lane && !self.may_serve(newer.epoch, newer.flush_gen, newer.t_sent)
+    }
+}
+
+/// GET's reply, or another command's.
 #[derive(Clone, Debug)]
 pub(crate) enum Value {
-    /// No such key; the bytes depend on the client's protocol.
+    /// GET: no such key; the bytes depend on the client's protocol.
     Nil,
-    /// `$<len>\r\n<payload>\r\n`, the same in RESP2 and RESP3.
+    /// GET: `$<len>\r\n<payload>\r\n`, the same in RESP2 and RESP3. Another command: the whole reply as the lane read it.
     Bulk(Box<[u8]>),
 }
 
 impl Value {
+    /// The reply in the lane's protocol.
+    pub(crate) fn frame(&self) -> &[u8] {
+        match self {
+            Value::Nil => b"_\r\n",
+            Value::Bulk(frame) => frame,
+        }
+    }
+
     pub(crate) fn wire_len(&self) -> usize {
         match self {
             Value::Nil => 0,
@@ -44,7 +70,10 @@ impl Value {
 /// All entries of one key name: one in practice, more where several databases or users read the same name.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Forms {
+    /// GET's.
     pub(crate) entries: SmallVec<[Entry; 1]>,
+    /// Other commands', oldest first. Apart, so that a GET never looks at them.
+    pub(crate) others: Box<[Arc<FormEntry>]>,
 }
 
 impl Forms {
@@ -52,10 +81,16 @@ impl Forms {
     pub(crate) fn with(&self, entry: Entry) -> Forms {
         let mut entries: SmallVec<[Entry; 1]> = self.entries.iter().filter(|e| e.lane != entry.lane).cloned().collect();
         entries.push(entry);
-        Forms { entries }
+        Forms { entries, others: self.others.clone() }
+    }
+
+    /// All of them, whatever the command.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().chain(self.others.iter().map(|form| &form.entry))
     }
 
     pub(crate) fn bytes(&self) -> usize {
-        self.entries.iter().map(|e| std::mem::size_of::<Entry>() + e.value.wire_len()).sum()
+        let gets = self.entries.iter().map(|e| std::mem::size_of::<Entry>() + e.value.wire_len());
+        gets.chain(self.others.iter().map(|form| form.bytes())).sum()
     }
 }

@@ -15,6 +15,7 @@
 //! here (R8) and hands over the epoch it checked.
 
 mod entry;
+mod form;
 mod large;
 
 use std::hash::BuildHasher;
@@ -28,6 +29,7 @@ use moka::sync::Cache;
 use parking_lot::Mutex;
 
 pub(crate) use entry::{Entry, Forms, Value};
+pub(crate) use form::{Displaced, FormEntry, FormId};
 pub(crate) use large::Large;
 
 use crate::mutation::{self, Rule};
@@ -95,7 +97,7 @@ struct FreeAtDeadline;
 
 impl FreeAtDeadline {
     fn remaining(forms: &Forms) -> Option<Duration> {
-        let last = forms.entries.iter().map(|e| e.deadline).max().unwrap_or(0);
+        let last = forms.all().map(|e| e.deadline).max().unwrap_or(0);
         Some(Duration::from_nanos(last.saturating_sub(clock::now())))
     }
 }
@@ -173,17 +175,26 @@ impl L1 {
     /// Stores `entry` if `token` is still good; else says what took the right away. The caller has compared the epoch with
     /// its lane's.
     pub(crate) fn insert(&self, key: &[u8], token: &Token, entry: Entry) -> Result<(), Discard> {
+        self.replace(key, token, |old| (old.with(entry), ()))
+    }
+
+    /// The same for the reply to another command than GET; says what had to go for it.
+    pub(crate) fn insert_form(&self, key: &[u8], token: &Token, form: FormEntry) -> Result<Displaced, Discard> {
+        self.replace(key, token, |old| old.with_form(form))
+    }
+
+    fn replace<T>(&self, key: &[u8], token: &Token, with: impl FnOnce(&Forms) -> (Forms, T)) -> Result<T, Discard> {
         let s = self.stripes[token.stripe.0 as usize].lock();
         if let Some(why) = self.voids(token, &s).filter(|_| !mutation::off(Rule::Token)) {
             return Err(why);
         }
-        let forms = match self.store.get(key) {
-            Some(old) => old.with(entry),
-            None => Forms::default().with(entry),
+        let (forms, said) = match self.store.get(key) {
+            Some(old) => with(&old),
+            None => with(&Forms::default()),
         };
         self.store.insert(key.into(), Arc::new(forms));
         drop(s);
-        Ok(())
+        Ok(said)
     }
 
     /// What has taken the right to store away, if anything has.
@@ -230,7 +241,7 @@ impl L1 {
         let stripe = self.stripe(key);
         let mut s = self.stripes[stripe.0 as usize].lock();
         s.generation += 1;
-        self.store.remove(key).map_or(0, |forms| forms.entries.len())
+        self.store.remove(key).map_or(0, |forms| forms.all().count())
     }
 
     /// Everything is void from here on, whatever is stored or being fetched.
@@ -257,8 +268,7 @@ impl L1 {
 
 /// The entry that a lane connection numbered `epoch` may serve at `now`, if there is one.
 pub(crate) fn usable(forms: &Forms, epoch: u64, flush_gen: u64, now: u64) -> Option<&Entry> {
-    let ours = |e: &Entry| e.epoch == epoch || mutation::off(Rule::Epoch);
-    forms.entries.iter().find(|e| ours(e) && e.flush_gen == flush_gen && now < e.deadline)
+    forms.entries.iter().find(|e| e.may_serve(epoch, flush_gen, now))
 }
 
 fn note_removal(metrics: &Metrics, forms: &Forms, cause: RemovalCause) {
@@ -269,8 +279,8 @@ fn note_removal(metrics: &Metrics, forms: &Forms, cause: RemovalCause) {
         RemovalCause::Expired => Evict::Expired,
         RemovalCause::Explicit => Evict::Invalidated,
     };
-    metrics.evictions.add(evict, forms.entries.len() as u64);
-    for entry in &forms.entries {
+    for entry in forms.all() {
+        metrics.evictions.inc(evict);
         metrics.patterns.del(entry.pattern);
     }
 }

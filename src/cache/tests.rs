@@ -23,8 +23,8 @@ impl L1 {
     }
 }
 
-const EPOCH: u64 = 7;
-const HOUR: u64 = 3_600_000_000_000;
+pub(super) const EPOCH: u64 = 7;
+pub(super) const HOUR: u64 = 3_600_000_000_000;
 
 fn bounds(max_bytes: u64) -> Bounds {
     Bounds { max_bytes, max_entries: None, lru: false }
@@ -34,12 +34,12 @@ fn l1(bounds: Bounds) -> L1 {
     L1::new(bounds, Arc::new(Metrics::new(":", 10)))
 }
 
-fn small() -> L1 {
+pub(super) fn small() -> L1 {
     l1(bounds(1 << 20))
 }
 
 /// `text` as read by a lane under `EPOCH + lane`.
-fn entry(l1: &L1, lane: u32, text: &[u8]) -> Entry {
+pub(super) fn entry(l1: &L1, lane: u32, text: &[u8]) -> Entry {
     let mut frame = bytes::BytesMut::new();
     crate::resp::build::bulk(&mut frame, text);
     let now = clock::now();

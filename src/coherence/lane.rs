@@ -12,14 +12,13 @@ use tokio::sync::{Notify, oneshot};
 
 use super::hold::Hold;
 use super::log::Log;
-use super::wait::{Fetch, MgetFetch, Miss, Part, Refresh, RefreshKey, Relay, Waiter, Waiting};
-use crate::cache::{StripeId, Token};
+use super::wait::{Fetch, FetchRead, MgetFetch, Miss, Part, Refresh, RefreshKey, Relay, Waiter, Waiting};
+use crate::cache::{FormId, StripeId, Token};
 use crate::mutation::{self, Rule};
 use crate::observe::patterns::PatternId;
 use crate::observe::reasons::{Bypass, Discard};
 use crate::observe::status::{LaneStatus, Status};
 use crate::resp::build;
-use crate::resp::downgrade::Form;
 use crate::session::Session;
 use crate::upstream::Profile;
 use crate::wake::Wake;
@@ -74,6 +73,8 @@ pub(crate) struct Lane {
     pub(super) last_byte: Cell<u64>,
     pub(super) last_role_check: Cell<u64>,
     pub(super) role_check: Cell<bool>,
+    /// Upstream lets no field of a hash expire on its own (R9).
+    pub(super) fields_stay: Cell<bool>,
     pub(super) upstream_id: Cell<i64>,
     pub(super) upstream_role: RefCell<String>,
     pub(super) judging: Cell<bool>,
@@ -88,14 +89,25 @@ pub(super) struct Inner {
     pub(super) log: Log,
     pub(super) fifo: VecDeque<Waiter>,
     /// Fetches that others may join (R13), by key.
-    pub(super) flights: HashMap<Rc<[u8]>, Rc<Fetch>, foldhash::fast::RandomState>,
+    pub(super) flights: Flights,
     /// Refreshes whose GET has not been read yet, by stripe (R17).
     pub(super) refreshing: HashMap<StripeId, SmallVec<[Rc<Refresh>; 1]>, foldhash::fast::RandomState>,
     /// Sessions that wait until the log is shorter.
     pub(super) throttled: Vec<Rc<Session>>,
 }
 
+/// A fetch's key and, if it is no GET, its words.
+type Flights = HashMap<(Rc<[u8]>, Option<FormId>), Rc<Fetch>, foldhash::fast::RandomState>;
+
 impl Inner {
+    /// `fetch` is answered: nobody may join it any more.
+    pub(super) fn land(&mut self, fetch: &Rc<Fetch>) {
+        let flight = (fetch.key.clone(), fetch.read.id.clone());
+        if self.flights.get(&flight).is_some_and(|f| Rc::ptr_eq(f, fetch)) {
+            self.flights.remove(&flight);
+        }
+    }
+
     /// Wakes the sessions that wait for a shorter log, once it is half as long.
     pub(super) fn let_go(&mut self) {
         if !self.throttled.is_empty() && self.log.len() < LOG_MAX / 2 {
@@ -139,6 +151,7 @@ impl Lane {
             last_byte: Cell::new(0),
             last_role_check: Cell::new(0),
             role_check: Cell::new(false),
+            fields_stay: Cell::new(false),
             upstream_id: Cell::new(0),
             upstream_role: RefCell::default(),
             judging: Cell::new(false),
@@ -216,6 +229,11 @@ impl Lane {
         self.uncached.borrow().clone()
     }
 
+    /// Whether replies about fields of a hash may be kept.
+    pub(crate) fn fields_stay(&self) -> bool {
+        self.fields_stay.get()
+    }
+
     pub(crate) fn caches(&self) -> bool {
         self.uncached.borrow().is_none()
     }
@@ -288,10 +306,19 @@ impl Lane {
         self.wake.call();
     }
 
-    /// GET on a miss: joins a flight that is still good for this session (R13), else sends GET and PTTL with a token
-    /// (R11); without the right to store only GET.
-    pub(crate) fn get(&self, ctx: &Ctx, now: u64, session: &Rc<Session>, slot: u64, key: &[u8], get: &GetRequest<'_>) {
-        if get.may_join && self.join(ctx, now, session, slot, key) {
+    /// GET, or another read that is kept, on a miss: joins a flight that is still good for this session (R13), else sends
+    /// the read and PTTL with a token (R11); without the right to store only the read.
+    pub(crate) fn fetch(
+        &self,
+        ctx: &Ctx,
+        now: u64,
+        session: &Rc<Session>,
+        slot: u64,
+        key: &[u8],
+        get: FetchRequest<'_>,
+    ) {
+        let flight = (Rc::from(key), get.read.id.clone());
+        if get.may_join && self.join(ctx, now, session, slot, &flight) {
             return;
         }
         let token = if self.caches() { ctx.l1.token(key, self.epoch.get()) } else { None };
@@ -299,11 +326,12 @@ impl Lane {
             if self.caches() {
                 ctx.metrics.bypass.inc(Bypass::Pending);
             }
-            let relay = Relay::plain(session.clone(), slot, Form::Bulk, true);
+            let relay = Relay::plain(session.clone(), slot, get.read.form, get.read.resend);
             return self.send(&mut self.inner.borrow_mut(), now, get.raw, Waiting::Relay(relay));
         };
         let fetch = Rc::new(Fetch {
-            key: key.into(),
+            key: flight.0.clone(),
+            read: get.read,
             token,
             t_sent: now,
             pattern: get.pattern,
@@ -315,12 +343,12 @@ impl Lane {
         self.send(&mut inner, now, get.raw, Waiting::Fetch(fetch.clone()));
         let pttl = pttl(key);
         self.send(&mut inner, now, &pttl, Waiting::FetchTtl(fetch.clone()));
-        inner.flights.insert(fetch.key.clone(), fetch);
+        inner.flights.insert(flight, fetch);
     }
 
-    fn join(&self, ctx: &Ctx, now: u64, session: &Rc<Session>, slot: u64, key: &[u8]) -> bool {
+    fn join(&self, ctx: &Ctx, now: u64, session: &Rc<Session>, slot: u64, to: &(Rc<[u8]>, Option<FormId>)) -> bool {
         let inner = self.inner.borrow();
-        let Some(flight) = inner.flights.get(key) else { return false };
+        let Some(flight) = inner.flights.get(to) else { return false };
         let young = now.saturating_sub(flight.t_sent) <= ctx.max_staleness;
         let ours = flight.token.epoch == self.epoch.get();
         if !(young && ours && flight.t_sent > session.fence.get() && ctx.l1.alive(&flight.token)) {
@@ -414,9 +442,10 @@ impl Lane {
     }
 }
 
-/// A GET on its way to the lane.
-pub(crate) struct GetRequest<'a> {
+/// A GET, or another read that is kept, on its way to the lane.
+pub(crate) struct FetchRequest<'a> {
     pub(crate) raw: &'a [u8],
+    pub(crate) read: FetchRead,
     pub(crate) pattern: PatternId,
     pub(crate) may_join: bool,
 }

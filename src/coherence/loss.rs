@@ -11,7 +11,6 @@ use super::lane::{Availability, Inner, Lane};
 use super::wait::{Fetch, Waiter, Waiting};
 use crate::observe::clock;
 use crate::observe::reasons::{ErrorType, Flush, Link};
-use crate::resp::build;
 use crate::resp::downgrade::Form;
 use crate::session::Session;
 use crate::worker::Ctx;
@@ -216,10 +215,8 @@ impl Lane {
             return;
         }
         let was = std::mem::replace(&mut inner.fifo[0].kind, Waiting::Dropped);
-        if let Waiting::Fetch(fetch) = &was
-            && inner.flights.get(&fetch.key).is_some_and(|f| Rc::ptr_eq(f, fetch))
-        {
-            inner.flights.remove(&fetch.key);
+        if let Waiting::Fetch(fetch) = &was {
+            inner.land(fetch);
         }
         drop(inner);
         if let Waiting::Refresh(refresh) = was {
@@ -231,13 +228,14 @@ impl Lane {
     pub(super) fn drop_front_client(&self, ctx: &Rc<Ctx>) {
         let mut inner = self.inner.borrow_mut();
         let Some(front) = inner.fifo.front_mut() else { return };
-        if let Waiting::Relay(relay) = &mut front.kind {
-            let session = relay.session.take();
-            drop(inner);
-            if let Some(session) = session {
-                session.drop_client(ctx, TOO_LARGE);
-            }
-        }
+        let sessions: Vec<Rc<Session>> = match &mut front.kind {
+            Waiting::Relay(relay) => relay.session.take().into_iter().collect(),
+            // A module's read, which may not be asked for twice.
+            Waiting::Fetch(fetch) => fetch.waiters.borrow_mut().drain(..).map(|(session, _)| session).collect(),
+            _ => Vec::new(),
+        };
+        drop(inner);
+        sessions.iter().for_each(|session| session.drop_client(ctx, TOO_LARGE));
     }
 
     /// `upstream.request_timeout`: who was sent before `limit` and waits is told; the reply will be read off and dropped.
@@ -274,7 +272,8 @@ impl Waiting {
     pub(super) fn may_resend(&self) -> bool {
         match self {
             Waiting::Relay(relay) => relay.resend,
-            Waiting::Fetch(_) | Waiting::Mget(_) => true,
+            Waiting::Fetch(fetch) => fetch.read.resend,
+            Waiting::Mget(_) => true,
             _ => false,
         }
     }
@@ -320,15 +319,10 @@ fn detach(inner: &mut Inner, session: &Rc<Session>) -> Vec<Redo> {
                 *fetch.session.borrow_mut() = None;
             }
             Waiting::Fetch(fetch) => {
-                let get = || {
-                    let mut raw = bytes::BytesMut::new();
-                    build::command(&mut raw, &[b"GET", &fetch.key]);
-                    raw.to_vec()
-                };
                 fetch.waiters.borrow_mut().retain(|(s, slot)| {
                     let ours = Rc::ptr_eq(s, session);
                     if ours {
-                        redo.push(Redo { slot: *slot, raw: get() });
+                        redo.push(Redo { slot: *slot, raw: raw() });
                     }
                     !ours
                 });

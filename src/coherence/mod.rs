@@ -22,10 +22,10 @@ mod wait;
 
 pub(crate) use channel::Channel;
 pub(crate) use hold::Hold;
-pub(crate) use lane::{Availability, GetRequest, Lane, MgetRequest};
+pub(crate) use lane::{Availability, FetchRequest, Lane, MgetRequest};
 pub(crate) use loss::Redo;
 pub(crate) use payload::Malformed;
-pub(crate) use wait::{Ends, Miss, Part, Refresh, RefreshKey, Relay};
+pub(crate) use wait::{Ends, FetchRead, Miss, Part, Refresh, RefreshKey, Relay};
 
 #[cfg(test)]
 mod tests;

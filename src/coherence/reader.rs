@@ -11,11 +11,12 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::lane::{Availability, Lane};
 use super::wait::{Fetch, MgetFetch, Part, Refresh, Relay, Waiting};
-use crate::cache::{Entry, Token, Value};
+use crate::cache::{Entry, FormEntry, FormId, Token, Value};
+use crate::command::cacheable::Shape;
 use crate::net::{ReadHalf, WriteHalf, drop_front};
 use crate::observe::clock;
 use crate::observe::patterns::PatternId;
-use crate::observe::reasons::{Coherence, Discard, ErrorType, Flush, Link, Peer, Source, Tag};
+use crate::observe::reasons::{Coherence, Discard, ErrorType, Evict, Flush, Link, Peer, Source, Tag};
 use crate::resp::downgrade::Form;
 use crate::resp::push::{self, Push};
 use crate::resp::reply::{self, Frame, FrameScanner};
@@ -118,7 +119,13 @@ enum Failure {
 async fn open(ctx: &Rc<Ctx>, lane: &Rc<Lane>) -> Result<LaneLink, Failure> {
     let limit = ctx.config.upstream.connect_timeout;
     let stream = connect(&ctx.config.upstream.endpoint, limit).await.map_err(|e| Failure::Gone(e.to_string()))?;
-    let hello = handshake::lane(stream, &lane.profile, &ctx.name, ctx.cache_serves());
+    let hello = async {
+        let mut link = handshake::lane(stream, &lane.profile, &ctx.name, ctx.cache_serves()).await?;
+        if ctx.config.cache.commands.reads_fields() {
+            link.ask_for_field_expiry().await?;
+        }
+        Ok(link)
+    };
     match timeout(HANDSHAKE_LIMIT, hello).await {
         Ok(Ok(link)) => Ok(link),
         Ok(Err(HandshakeError::Refused { command, reply })) if is_refusal(&reply) => {
@@ -244,6 +251,7 @@ impl Lane {
         self.populated.set(false);
         self.epoch.set(ctx.next_epoch());
         self.role_check.set(link.role_check);
+        self.fields_stay.set(link.fields_stay);
         self.upstream_id.set(link.info.id);
         *self.upstream_role.borrow_mut() = link.info.role.clone();
         self.last_byte.set(now);
@@ -428,17 +436,15 @@ impl Lane {
     }
 
     fn on_fetch(&self, ctx: &Rc<Ctx>, fetch: &Rc<Fetch>, frame: &[u8]) {
-        {
-            let mut inner = self.inner.borrow_mut();
-            if inner.flights.get(&fetch.key).is_some_and(|f| Rc::ptr_eq(f, fetch)) {
-                inner.flights.remove(&fetch.key);
-            }
-        }
-        *fetch.value.borrow_mut() = cacheable(ctx, frame);
+        self.inner.borrow_mut().land(fetch);
+        *fetch.value.borrow_mut() = match &fetch.read.id {
+            None => cacheable(ctx, frame),
+            Some(id) => cacheable_form(ctx, id, frame),
+        };
         fetch.denied.set(frame.starts_with(b"-NOPERM"));
         ctx.metrics.upstream.observe(self.last_byte.get().saturating_sub(fetch.t_sent));
         for (session, slot) in fetch.waiters.borrow_mut().drain(..) {
-            session.complete(ctx, slot, frame, Form::Bulk);
+            session.complete(ctx, slot, frame, fetch.read.form);
         }
     }
 
@@ -449,7 +455,15 @@ impl Lane {
             }
             return;
         };
-        let read = Reading { key: &fetch.key, token: fetch.token, t_sent: fetch.t_sent, pattern: fetch.pattern, value };
+        let read = Reading {
+            key: &fetch.key,
+            id: fetch.read.id.clone(),
+            shape: fetch.read.shape,
+            token: fetch.token,
+            t_sent: fetch.t_sent,
+            pattern: fetch.pattern,
+            value,
+        };
         self.store(ctx, read, frame);
     }
 
@@ -476,11 +490,8 @@ impl Lane {
             return Err(Discard::NoPerm);
         };
         let cache = &ctx.config.cache;
-        let own_limit = match (&read.value, ttl) {
-            (Value::Nil, -2) => cache.negative_ttl,
-            (Value::Bulk(_), t) if t >= -1 => cache.default_ttl,
-            _ => return Err(Discard::Inconsistent),
-        };
+        let absent = read.shape.agrees(read.value.frame(), ttl).ok_or(Discard::Inconsistent)?;
+        let own_limit = if absent { cache.negative_ttl } else { cache.default_ttl };
         let mut life = nanos(own_limit).min(TTL_CAP);
         if ttl >= 0 {
             let upstream = ttl as u64 * MS;
@@ -498,7 +509,15 @@ impl Lane {
             pattern: read.pattern,
             value: read.value,
         };
-        ctx.l1.insert(read.key, &read.token, entry)?;
+        match read.id {
+            None => ctx.l1.insert(read.key, &read.token, entry)?,
+            Some(id) => {
+                let displaced = ctx.l1.insert_form(read.key, &read.token, FormEntry { id, entry })?;
+                ctx.metrics.evictions.add(Evict::Size, displaced.oldest as u64);
+                ctx.metrics.evictions.add(Evict::Invalidated, displaced.void as u64);
+                (0..displaced.oldest + displaced.void).for_each(|_| ctx.metrics.patterns.del(read.pattern));
+            }
+        }
         ctx.metrics.patterns.set(read.pattern);
         Ok(())
     }
@@ -556,7 +575,7 @@ impl Lane {
         let mut misses = fetch.misses.borrow_mut();
         let Some(miss) = misses.get_mut(i) else { return };
         let (Some(value), Some(token)) = (miss.value.take(), miss.token) else { return };
-        let read = Reading { key: &miss.key, token, t_sent: fetch.t_sent, pattern: miss.pattern, value };
+        let read = Reading::get(&miss.key, token, fetch.t_sent, miss.pattern, value);
         // A wrong type reads as nil in MGET; its PTTL then says -1 or more, and `store` finds the two inconsistent.
         self.store(ctx, read, frame);
     }
@@ -593,7 +612,7 @@ impl Lane {
         let mut keys = refresh.keys.borrow_mut();
         let Some(key) = keys.get_mut(i) else { return };
         let Some(value) = key.value.take() else { return };
-        let read = Reading { key: &key.key, token: key.token, t_sent: refresh.t_sent, pattern: key.pattern, value };
+        let read = Reading::get(&key.key, key.token, refresh.t_sent, key.pattern, value);
         if self.store(ctx, read, frame) {
             ctx.metrics.updates.inc();
         }
@@ -680,10 +699,19 @@ impl Lane {
 
 struct Reading<'a> {
     key: &'a [u8],
+    /// `None`: GET.
+    id: Option<FormId>,
+    shape: Shape,
     token: Token,
     t_sent: u64,
     pattern: PatternId,
     value: Value,
+}
+
+impl<'a> Reading<'a> {
+    fn get(key: &'a [u8], token: Token, t_sent: u64, pattern: PatternId, value: Value) -> Reading<'a> {
+        Reading { key, id: None, shape: Shape::GET, token, t_sent, pattern, value }
+    }
 }
 
 /// The reply of a GET (or an element of MGET's) as the L1 keeps it; none for errors and for what is too large.
@@ -696,6 +724,19 @@ fn cacheable(ctx: &Ctx, frame: &[u8]) -> Option<Value> {
         return None;
     }
     if frame.len() > ctx.config.cache.max_value_bytes {
+        ctx.metrics.discarded.inc(Discard::TooLarge);
+        return None;
+    }
+    Some(Value::Bulk(frame.into()))
+}
+
+/// The same for another command's, whatever its type; its words are kept with it.
+fn cacheable_form(ctx: &Ctx, id: &FormId, frame: &[u8]) -> Option<Value> {
+    if reply::is_error(frame) {
+        ctx.metrics.discarded.inc(Discard::Error);
+        return None;
+    }
+    if id.len() + frame.len() > ctx.config.cache.max_value_bytes {
         ctx.metrics.discarded.inc(Discard::TooLarge);
         return None;
     }

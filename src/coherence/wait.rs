@@ -7,7 +7,8 @@ use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
 use super::hold::Hold;
-use crate::cache::{StripeId, Token, Value};
+use crate::cache::{FormId, StripeId, Token, Value};
+use crate::command::cacheable::Shape;
 use crate::observe::patterns::PatternId;
 use crate::resp::downgrade::Form;
 use crate::session::Session;
@@ -124,16 +125,33 @@ impl Relay {
 /// Sessions and their slots.
 pub(super) type Waiters = SmallVec<[(Rc<Session>, u64); 1]>;
 
-/// One GET with its PTTL, for one or more sessions: the flight of R13.
+/// One GET, or another read that is kept, with its PTTL, for one or more sessions: the flight of R13.
 pub(super) struct Fetch {
     pub(super) key: Rc<[u8]>,
+    pub(super) read: FetchRead,
     pub(super) token: Token,
     pub(super) t_sent: u64,
     pub(super) pattern: PatternId,
     pub(super) waiters: RefCell<Waiters>,
     pub(super) value: RefCell<Option<Value>>,
-    /// GET was answered with NOPERM: then PTTL's NOPERM is about the key, not about the command.
+    /// The read was answered with NOPERM: then PTTL's NOPERM is about the key, not about the command.
     pub(super) denied: Cell<bool>,
+}
+
+/// What a fetch reads of its key.
+pub(crate) struct FetchRead {
+    /// `None`: GET.
+    pub(crate) id: Option<FormId>,
+    /// What the reply has to be (R12).
+    pub(crate) shape: Shape,
+    /// The conversion, should a client speak RESP2.
+    pub(crate) form: Form,
+    /// R26.
+    pub(crate) resend: bool,
+}
+
+impl FetchRead {
+    pub(crate) const GET: FetchRead = FetchRead { id: None, shape: Shape::GET, form: Form::Bulk, resend: true };
 }
 
 /// A split MGET (decision 4): hits taken at parse time, misses asked for, all checked at the reply.

@@ -2,6 +2,7 @@
 //! upstream connection it needs, which RESP2 form its reply has and whether it may be sent again; `keys` finds the keys of
 //! one concrete request. Pure: knows no connection, no cache, no configuration.
 
+pub(crate) mod cacheable;
 pub(crate) mod keys;
 pub(crate) mod table;
 #[cfg(test)]
@@ -141,6 +142,8 @@ pub(crate) struct Spec {
     pub(crate) resend: bool,
     /// What the data path singles out.
     pub(crate) kind: Kind,
+    /// R9: whether its replies may be kept in the L1.
+    pub(crate) caching: cacheable::Caching,
 }
 
 /// Commands that the data path treats by name. All others are `Other`.

@@ -5,7 +5,8 @@
 //! not know renamed commands, modules or newer servers (the caller asks upstream's `COMMAND INFO` about those), and it does
 //! not check a request's words: upstream does, and words the error.
 
-use super::{Effect, Kind, Request, Resp2, Spec};
+use super::cacheable::{self, Absent, Caching, Never, Part};
+use super::{Effect, Keys, Kind, Need, Request, Resp2, Spec};
 
 /// What the table says about a request's name.
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +48,31 @@ pub(crate) fn lookup(req: &Request<'_>) -> Lookup {
 pub(crate) fn by_name(name: &[u8]) -> Option<&'static Spec> {
     if name.len() > NAME_MAX { None } else { find(name) }
 }
+
+/// Whether the replies of the command that a configuration names so may be kept, in any case, a subcommand behind a blank
+/// or a bar. A container's name alone stands for its first subcommand.
+pub(crate) fn caching(name: &str) -> Option<Caching> {
+    let name = name.trim().to_ascii_lowercase().replace(' ', "|");
+    if name == JSON_GET.name {
+        return Some(JSON_GET.caching);
+    }
+    let of_container = |row: &&Spec| row.name.split_once('|').is_some_and(|(container, _)| container == name);
+    Some(by_name(name.as_bytes()).or_else(|| TABLE.iter().find(of_container))?.caching)
+}
+
+/// The one module command whose replies may be kept. Not in the table, which is the core's: a server without the module
+/// has no such command, and one that has it says so (`COMMAND INFO`).
+pub(crate) static JSON_GET: Spec = Spec {
+    name: "json.get",
+    arity: -2,
+    keys: Keys::Range { first: 1, last: 1, step: 1 },
+    effect: Effect::Read,
+    need: Need::Lane,
+    resp2: Resp2::Bulk,
+    resend: false,
+    kind: Kind::Other,
+    caching: cacheable::kept("json.get", Part::Some, Absent::Null),
+};
 
 #[cfg(test)]
 pub(crate) fn all() -> impl Iterator<Item = &'static Spec> {
@@ -267,9 +293,22 @@ mod col {
     }
 }
 
+/// The column `caching`: nothing for what is no read of a key, else `Never(why)` or `part(answer of an absent key)`.
+macro_rules! caching {
+    ($name:literal $effect:ident $keys:ident) => {
+        cacheable::otherwise(Effect::$effect, col::$keys)
+    };
+    ($name:literal $effect:ident $keys:ident Never $why:ident) => {
+        Caching::Never(Never::$why)
+    };
+    ($name:literal $effect:ident $keys:ident $part:ident $absent:ident) => {
+        cacheable::kept($name, Part::$part, Absent::$absent)
+    };
+}
+
 macro_rules! table {
     ($($name:literal $arity:literal $keys:ident $effect:ident $need:ident
-       $resp2:ident $(($words:literal))? $again:ident $kind:ident;)*) => {
+       $resp2:ident $(($words:literal))? $again:ident $kind:ident $($caching:ident ($what:ident))?;)*) => {
         const ROWS: [Spec; [$($name),*].len()] = [$(Spec {
             name: $name,
             arity: $arity,
@@ -279,6 +318,7 @@ macro_rules! table {
             resp2: Resp2::$resp2 $(($words))?,
             resend: col::$again,
             kind: Kind::$kind,
+            caching: caching!($name $effect $keys $($caching $what)?),
         }),*];
     };
 }
@@ -288,21 +328,21 @@ macro_rules! table {
 // _RO scripts cannot write; vector sets are a module inside Redis 8, so R26 does not have them sent again; REPLICAOF and
 // what moves cluster slots replace data that no key names.
 table! {
-    // name                    arity  keys      effect need     resp2        again kind
+    // name                    arity  keys      effect need     resp2        again kind   caching
     // strings
     "append"                         3  ONE       Write  LANE     Same         ONCE  Other;
     "decr"                           2  ONE       Write  LANE     Same         ONCE  Other;
     "decrby"                         3  ONE       Write  LANE     Same         ONCE  Other;
-    "get"                            2  ONE       Read   LANE     Bulk         AGAIN Get;
+    "get"                            2  ONE       Read   LANE     Bulk         AGAIN Get    Whole(Null);
     "getdel"                         2  ONE       Write  LANE     Bulk         ONCE  Other;
     "getex"                         -2  ONE       Write  LANE     Bulk         ONCE  Other;
-    "getrange"                       4  ONE       Read   LANE     Same         AGAIN Other;
+    "getrange"                       4  ONE       Read   LANE     Same         AGAIN Other  Some(Text);
     "getset"                         3  ONE       Write  LANE     Bulk         ONCE  Set;
     "incr"                           2  ONE       Write  LANE     Same         ONCE  Other;
     "incrby"                         3  ONE       Write  LANE     Same         ONCE  Other;
     "incrbyfloat"                    3  ONE       Write  LANE     Same         ONCE  Other;
-    "lcs"                           -3  TWO       Read   LANE     Bulk         AGAIN Other;
-    "mget"                          -2  ALL       Read   LANE     Bulk         AGAIN Mget;
+    "lcs"                           -3  TWO       Read   LANE     Bulk         AGAIN Other  Never(Several);
+    "mget"                          -2  ALL       Read   LANE     Bulk         AGAIN Mget   Whole(Null);
     "mset"                          -3  PAIRS     Write  LANE     Same         ONCE  Mset;
     "msetnx"                        -3  PAIRS     Write  LANE     Same         ONCE  Other;
     "psetex"                         4  ONE       Write  LANE     Same         ONCE  Set;
@@ -310,95 +350,95 @@ table! {
     "setex"                          4  ONE       Write  LANE     Same         ONCE  Set;
     "setnx"                          3  ONE       Write  LANE     Same         ONCE  Other;
     "setrange"                       4  ONE       Write  LANE     Same         ONCE  Other;
-    "strlen"                         2  ONE       Read   LANE     Same         AGAIN Other;
-    "substr"                         4  ONE       Read   LANE     Same         AGAIN Other;
+    "strlen"                         2  ONE       Read   LANE     Same         AGAIN Other  Some(Zero);
+    "substr"                         4  ONE       Read   LANE     Same         AGAIN Other  Some(Text);
     // bitmaps
-    "bitcount"                      -2  ONE       Read   LANE     Same         AGAIN Other;
+    "bitcount"                      -2  ONE       Read   LANE     Same         AGAIN Other  Some(Zero);
     "bitfield"                      -2  ONE       Write  LANE     Bulk         ONCE  Other;
-    "bitfield_ro"                   -2  ONE       Read   LANE     Same         AGAIN Other;
+    "bitfield_ro"                   -2  ONE       Read   LANE     Same         AGAIN Other  Never(Unlisted);
     "bitop"                         -4  FROM2     Write  LANE     Same         ONCE  Other;
-    "bitpos"                        -3  ONE       Read   LANE     Same         AGAIN Other;
-    "getbit"                         3  ONE       Read   LANE     Same         AGAIN Other;
+    "bitpos"                        -3  ONE       Read   LANE     Same         AGAIN Other  Some(Bit);
+    "getbit"                         3  ONE       Read   LANE     Same         AGAIN Other  Some(Zero);
     "setbit"                         4  ONE       Write  LANE     Same         ONCE  Other;
     // keys of any type
     "copy"                          -3  TWO       Write  LANE     Same         ONCE  Other;
     "del"                           -2  ALL       Write  LANE     Same         ONCE  Other;
-    "dump"                           2  ONE       Read   LANE     Bulk         AGAIN Other;
-    "exists"                        -2  ALL       Read   LANE     Same         AGAIN Other;
+    "dump"                           2  ONE       Read   LANE     Bulk         AGAIN Other  Never(Upkeep);
+    "exists"                        -2  ALL       Read   LANE     Same         AGAIN Other  Whole(Zero);
     "expire"                        -3  ONE       Write  LANE     Same         ONCE  Other;
     "expireat"                      -3  ONE       Write  LANE     Same         ONCE  Other;
-    "expiretime"                     2  ONE       Read   LANE     Same         AGAIN Other;
+    "expiretime"                     2  ONE       Read   LANE     Same         AGAIN Other  Never(Clock);
     "keys"                           2  NONE      Read   LANE     Same         AGAIN Other;
     "migrate"                       -6  MIGRATE   Write  SLOW     Same         ONCE  Other;
     "move"                           3  ONE       Write  LANE     Same         ONCE  Other;
-    "object|encoding"                3  SECOND    Read   LANE     Bulk         AGAIN Other;
-    "object|freq"                    3  SECOND    Read   LANE     Bulk         AGAIN Other;
+    "object|encoding"                3  SECOND    Read   LANE     Bulk         AGAIN Other  Never(Upkeep);
+    "object|freq"                    3  SECOND    Read   LANE     Bulk         AGAIN Other  Never(Upkeep);
     "object|help"                    2  NONE      Read   LANE     Same         ONCE  Other;
-    "object|idletime"                3  SECOND    Read   LANE     Bulk         AGAIN Other;
-    "object|refcount"                3  SECOND    Read   LANE     Bulk         AGAIN Other;
+    "object|idletime"                3  SECOND    Read   LANE     Bulk         AGAIN Other  Never(Upkeep);
+    "object|refcount"                3  SECOND    Read   LANE     Bulk         AGAIN Other  Never(Upkeep);
     "persist"                        2  ONE       Write  LANE     Same         ONCE  Other;
     "pexpire"                       -3  ONE       Write  LANE     Same         ONCE  Other;
     "pexpireat"                     -3  ONE       Write  LANE     Same         ONCE  Other;
-    "pexpiretime"                    2  ONE       Read   LANE     Same         AGAIN Other;
-    "pttl"                           2  ONE       Read   LANE     Same         AGAIN Other;
-    "randomkey"                      1  NONE      Read   LANE     Bulk         AGAIN Other;
+    "pexpiretime"                    2  ONE       Read   LANE     Same         AGAIN Other  Never(Clock);
+    "pttl"                           2  ONE       Read   LANE     Same         AGAIN Other  Never(Clock);
+    "randomkey"                      1  NONE      Read   LANE     Bulk         AGAIN Other  Never(Chance);
     "rename"                         3  TWO       Write  LANE     Same         ONCE  Other;
     "renamenx"                       3  TWO       Write  LANE     Same         ONCE  Other;
     "restore"                       -4  ONE       Write  LANE     Same         ONCE  Other;
-    "scan"                          -2  NONE      Read   LANE     Same         AGAIN Other;
+    "scan"                          -2  NONE      Read   LANE     Same         AGAIN Other  Never(Cursor);
     "sort"                          -2  SORT      Write  LANE     Bulk         ONCE  Other;
-    "sort_ro"                       -2  ONE       Read   LANE     Bulk         AGAIN Other;
-    "touch"                         -2  ALL       Read   LANE     Same         AGAIN Other;
-    "ttl"                            2  ONE       Read   LANE     Same         AGAIN Other;
-    "type"                           2  ONE       Read   LANE     Same         AGAIN Other;
+    "sort_ro"                       -2  ONE       Read   LANE     Bulk         AGAIN Other  Never(External);
+    "touch"                         -2  ALL       Read   LANE     Same         AGAIN Other  Never(Upkeep);
+    "ttl"                            2  ONE       Read   LANE     Same         AGAIN Other  Never(Clock);
+    "type"                           2  ONE       Read   LANE     Same         AGAIN Other  Whole(Word);
     "unlink"                        -2  ALL       Write  LANE     Same         ONCE  Other;
     "wait"                           3  NONE      Read   BLOCKS   Same         ONCE  Wait;
     "waitaof"                        4  NONE      Read   BLOCKS   Same         ONCE  Wait;
     // hashes
     "hdel"                          -3  ONE       Write  LANE     Same         ONCE  Other;
-    "hexists"                        3  ONE       Read   LANE     Same         AGAIN Other;
+    "hexists"                        3  ONE       Read   LANE     Same         AGAIN Other  Field(Zero);
     "hexpire"                       -6  ONE       Write  LANE     Same         ONCE  Other;
     "hexpireat"                     -6  ONE       Write  LANE     Same         ONCE  Other;
-    "hexpiretime"                   -5  ONE       Read   LANE     Same         AGAIN Other;
-    "hget"                           3  ONE       Read   LANE     Bulk         AGAIN Other;
-    "hgetall"                        2  ONE       Read   LANE     Bulk         AGAIN Other;
+    "hexpiretime"                   -5  ONE       Read   LANE     Same         AGAIN Other  Never(Clock);
+    "hget"                           3  ONE       Read   LANE     Bulk         AGAIN Other  Field(Null);
+    "hgetall"                        2  ONE       Read   LANE     Bulk         AGAIN Other  Fields(Empty);
     "hgetdel"                       -5  ONE       Write  LANE     Bulk         ONCE  Other;
     "hgetex"                        -5  ONE       Write  LANE     Bulk         ONCE  Other;
     "hincrby"                        4  ONE       Write  LANE     Same         ONCE  Other;
     "hincrbyfloat"                   4  ONE       Write  LANE     Same         ONCE  Other;
-    "hkeys"                          2  ONE       Read   LANE     Same         AGAIN Other;
-    "hlen"                           2  ONE       Read   LANE     Same         AGAIN Other;
-    "hmget"                         -3  ONE       Read   LANE     Bulk         AGAIN Other;
+    "hkeys"                          2  ONE       Read   LANE     Same         AGAIN Other  Fields(Empty);
+    "hlen"                           2  ONE       Read   LANE     Same         AGAIN Other  Fields(Zero);
+    "hmget"                         -3  ONE       Read   LANE     Bulk         AGAIN Other  Field(Nulls);
     "hmset"                         -4  ONE       Write  LANE     Same         ONCE  Other;
     "hpersist"                      -5  ONE       Write  LANE     Same         ONCE  Other;
     "hpexpire"                      -6  ONE       Write  LANE     Same         ONCE  Other;
     "hpexpireat"                    -6  ONE       Write  LANE     Same         ONCE  Other;
-    "hpexpiretime"                  -5  ONE       Read   LANE     Same         AGAIN Other;
-    "hpttl"                         -5  ONE       Read   LANE     Same         AGAIN Other;
-    "hrandfield"                    -2  ONE       Read   LANE     Flatten      AGAIN Other;
-    "hscan"                         -3  ONE       Read   LANE     Same         AGAIN Other;
+    "hpexpiretime"                  -5  ONE       Read   LANE     Same         AGAIN Other  Never(Clock);
+    "hpttl"                         -5  ONE       Read   LANE     Same         AGAIN Other  Never(Clock);
+    "hrandfield"                    -2  ONE       Read   LANE     Flatten      AGAIN Other  Never(Chance);
+    "hscan"                         -3  ONE       Read   LANE     Same         AGAIN Other  Never(Cursor);
     "hset"                          -4  ONE       Write  LANE     Same         ONCE  Other;
     "hsetex"                        -6  ONE       Write  LANE     Same         ONCE  Other;
     "hsetnx"                         4  ONE       Write  LANE     Same         ONCE  Other;
-    "hstrlen"                        3  ONE       Read   LANE     Same         AGAIN Other;
-    "httl"                          -5  ONE       Read   LANE     Same         AGAIN Other;
-    "hvals"                          2  ONE       Read   LANE     Same         AGAIN Other;
+    "hstrlen"                        3  ONE       Read   LANE     Same         AGAIN Other  Field(Zero);
+    "httl"                          -5  ONE       Read   LANE     Same         AGAIN Other  Never(Clock);
+    "hvals"                          2  ONE       Read   LANE     Same         AGAIN Other  Fields(Empty);
     // lists
     "blmove"                         6  TWO       Write  BLOCKS   Direct       ONCE  BlockingPop;
     "blmpop"                        -5  COUNT2    Write  BLOCKS   Array        ONCE  BlockingPop;
     "blpop"                         -3  POP       Write  BLOCKS   Array        ONCE  BlockingPop;
     "brpop"                         -3  POP       Write  BLOCKS   Array        ONCE  BlockingPop;
     "brpoplpush"                     4  TWO       Write  BLOCKS   Direct       ONCE  BlockingPop;
-    "lindex"                         3  ONE       Read   LANE     Bulk         AGAIN Other;
+    "lindex"                         3  ONE       Read   LANE     Bulk         AGAIN Other  Some(Null);
     "linsert"                        5  ONE       Write  LANE     Same         ONCE  Other;
-    "llen"                           2  ONE       Read   LANE     Same         AGAIN Other;
+    "llen"                           2  ONE       Read   LANE     Same         AGAIN Other  Whole(Zero);
     "lmove"                          5  TWO       Write  LANE     Bulk         ONCE  Other;
     "lmpop"                         -4  COUNT1    Write  LANE     Array        ONCE  Other;
     "lpop"                          -2  ONE       Write  LANE     ArrayFrom(3) ONCE  Other;
-    "lpos"                          -3  ONE       Read   LANE     Bulk         AGAIN Other;
+    "lpos"                          -3  ONE       Read   LANE     Bulk         AGAIN Other  Some(NullOrEmpty);
     "lpush"                         -3  ONE       Write  LANE     Same         ONCE  Other;
     "lpushx"                        -3  ONE       Write  LANE     Same         ONCE  Other;
-    "lrange"                         4  ONE       Read   LANE     Same         AGAIN Other;
+    "lrange"                         4  ONE       Read   LANE     Same         AGAIN Other  Some(Empty);
     "lrem"                           4  ONE       Write  LANE     Same         ONCE  Other;
     "lset"                           4  ONE       Write  LANE     Same         ONCE  Other;
     "ltrim"                          4  ONE       Write  LANE     Same         ONCE  Other;
@@ -408,68 +448,68 @@ table! {
     "rpushx"                        -3  ONE       Write  LANE     Same         ONCE  Other;
     // sets
     "sadd"                          -3  ONE       Write  LANE     Same         ONCE  Other;
-    "scard"                          2  ONE       Read   LANE     Same         AGAIN Other;
-    "sdiff"                         -2  ALL       Read   LANE     Bulk         AGAIN Other;
+    "scard"                          2  ONE       Read   LANE     Same         AGAIN Other  Whole(Zero);
+    "sdiff"                         -2  ALL       Read   LANE     Bulk         AGAIN Other  Never(Several);
     "sdiffstore"                    -3  ALL       Write  LANE     Same         ONCE  Other;
-    "sinter"                        -2  ALL       Read   LANE     Bulk         AGAIN Other;
-    "sintercard"                    -3  COUNT1    Read   LANE     Same         AGAIN Other;
+    "sinter"                        -2  ALL       Read   LANE     Bulk         AGAIN Other  Never(Several);
+    "sintercard"                    -3  COUNT1    Read   LANE     Same         AGAIN Other  Never(Several);
     "sinterstore"                   -3  ALL       Write  LANE     Same         ONCE  Other;
-    "sismember"                      3  ONE       Read   LANE     Same         AGAIN Other;
-    "smembers"                       2  ONE       Read   LANE     Bulk         AGAIN Other;
-    "smismember"                    -3  ONE       Read   LANE     Same         AGAIN Other;
+    "sismember"                      3  ONE       Read   LANE     Same         AGAIN Other  Some(Zero);
+    "smembers"                       2  ONE       Read   LANE     Bulk         AGAIN Other  Whole(Empty);
+    "smismember"                    -3  ONE       Read   LANE     Same         AGAIN Other  Some(Zeros);
     "smove"                          4  TWO       Write  LANE     Same         ONCE  Other;
     "spop"                          -2  ONE       Write  LANE     Bulk         ONCE  Other;
-    "srandmember"                   -2  ONE       Read   LANE     Bulk         AGAIN Other;
+    "srandmember"                   -2  ONE       Read   LANE     Bulk         AGAIN Other  Never(Chance);
     "srem"                          -3  ONE       Write  LANE     Same         ONCE  Other;
-    "sscan"                         -3  ONE       Read   LANE     Same         AGAIN Other;
-    "sunion"                        -2  ALL       Read   LANE     Bulk         AGAIN Other;
+    "sscan"                         -3  ONE       Read   LANE     Same         AGAIN Other  Never(Cursor);
+    "sunion"                        -2  ALL       Read   LANE     Bulk         AGAIN Other  Never(Several);
     "sunionstore"                   -3  ALL       Write  LANE     Same         ONCE  Other;
     // sorted sets
     "bzmpop"                        -5  COUNT2    Write  BLOCKS   Array        ONCE  BlockingPop;
     "bzpopmax"                      -3  POP       Write  BLOCKS   Array        ONCE  BlockingPop;
     "bzpopmin"                      -3  POP       Write  BLOCKS   Array        ONCE  BlockingPop;
     "zadd"                          -4  ONE       Write  LANE     Bulk         ONCE  Other;
-    "zcard"                          2  ONE       Read   LANE     Same         AGAIN Other;
-    "zcount"                         4  ONE       Read   LANE     Same         AGAIN Other;
-    "zdiff"                         -3  COUNT1    Read   LANE     Flatten      AGAIN Other;
+    "zcard"                          2  ONE       Read   LANE     Same         AGAIN Other  Whole(Zero);
+    "zcount"                         4  ONE       Read   LANE     Same         AGAIN Other  Some(Zero);
+    "zdiff"                         -3  COUNT1    Read   LANE     Flatten      AGAIN Other  Never(Several);
     "zdiffstore"                    -4  STORE     Write  LANE     Same         ONCE  Other;
     "zincrby"                        4  ONE       Write  LANE     Bulk         ONCE  Other;
-    "zinter"                        -3  COUNT1    Read   LANE     Flatten      AGAIN Other;
-    "zintercard"                    -3  COUNT1    Read   LANE     Same         AGAIN Other;
+    "zinter"                        -3  COUNT1    Read   LANE     Flatten      AGAIN Other  Never(Several);
+    "zintercard"                    -3  COUNT1    Read   LANE     Same         AGAIN Other  Never(Several);
     "zinterstore"                   -4  STORE     Write  LANE     Same         ONCE  Other;
-    "zlexcount"                      4  ONE       Read   LANE     Same         AGAIN Other;
+    "zlexcount"                      4  ONE       Read   LANE     Same         AGAIN Other  Some(Zero);
     "zmpop"                         -4  COUNT1    Write  LANE     Array        ONCE  Other;
-    "zmscore"                       -3  ONE       Read   LANE     Bulk         AGAIN Other;
+    "zmscore"                       -3  ONE       Read   LANE     Bulk         AGAIN Other  Some(Nulls);
     "zpopmax"                       -2  ONE       Write  LANE     Flatten      ONCE  Other;
     "zpopmin"                       -2  ONE       Write  LANE     Flatten      ONCE  Other;
-    "zrandmember"                   -2  ONE       Read   LANE     Flatten      AGAIN Other;
-    "zrange"                        -4  ONE       Read   LANE     Flatten      AGAIN Other;
-    "zrangebylex"                   -4  ONE       Read   LANE     Same         AGAIN Other;
-    "zrangebyscore"                 -4  ONE       Read   LANE     Flatten      AGAIN Other;
+    "zrandmember"                   -2  ONE       Read   LANE     Flatten      AGAIN Other  Never(Chance);
+    "zrange"                        -4  ONE       Read   LANE     Flatten      AGAIN Other  Some(Empty);
+    "zrangebylex"                   -4  ONE       Read   LANE     Same         AGAIN Other  Some(Empty);
+    "zrangebyscore"                 -4  ONE       Read   LANE     Flatten      AGAIN Other  Some(Empty);
     "zrangestore"                   -5  TWO       Write  LANE     Same         ONCE  Other;
-    "zrank"                         -3  ONE       Read   LANE     ArrayFrom(4) AGAIN Other;
+    "zrank"                         -3  ONE       Read   LANE     ArrayFrom(4) AGAIN Other  Some(Null);
     "zrem"                          -3  ONE       Write  LANE     Same         ONCE  Other;
     "zremrangebylex"                 4  ONE       Write  LANE     Same         ONCE  Other;
     "zremrangebyrank"                4  ONE       Write  LANE     Same         ONCE  Other;
     "zremrangebyscore"               4  ONE       Write  LANE     Same         ONCE  Other;
-    "zrevrange"                     -4  ONE       Read   LANE     Flatten      AGAIN Other;
-    "zrevrangebylex"                -4  ONE       Read   LANE     Same         AGAIN Other;
-    "zrevrangebyscore"              -4  ONE       Read   LANE     Flatten      AGAIN Other;
-    "zrevrank"                      -3  ONE       Read   LANE     ArrayFrom(4) AGAIN Other;
-    "zscan"                         -3  ONE       Read   LANE     Same         AGAIN Other;
-    "zscore"                         3  ONE       Read   LANE     Bulk         AGAIN Other;
-    "zunion"                        -3  COUNT1    Read   LANE     Flatten      AGAIN Other;
+    "zrevrange"                     -4  ONE       Read   LANE     Flatten      AGAIN Other  Some(Empty);
+    "zrevrangebylex"                -4  ONE       Read   LANE     Same         AGAIN Other  Some(Empty);
+    "zrevrangebyscore"              -4  ONE       Read   LANE     Flatten      AGAIN Other  Some(Empty);
+    "zrevrank"                      -3  ONE       Read   LANE     ArrayFrom(4) AGAIN Other  Some(Null);
+    "zscan"                         -3  ONE       Read   LANE     Same         AGAIN Other  Never(Cursor);
+    "zscore"                         3  ONE       Read   LANE     Bulk         AGAIN Other  Some(Null);
+    "zunion"                        -3  COUNT1    Read   LANE     Flatten      AGAIN Other  Never(Several);
     "zunionstore"                   -4  STORE     Write  LANE     Same         ONCE  Other;
     // geo
     "geoadd"                        -5  ONE       Write  LANE     Same         ONCE  Other;
-    "geodist"                       -4  ONE       Read   LANE     Bulk         AGAIN Other;
-    "geohash"                       -2  ONE       Read   LANE     Bulk         AGAIN Other;
-    "geopos"                        -2  ONE       Read   LANE     Array        AGAIN Other;
+    "geodist"                       -4  ONE       Read   LANE     Bulk         AGAIN Other  Never(Unlisted);
+    "geohash"                       -2  ONE       Read   LANE     Bulk         AGAIN Other  Never(Unlisted);
+    "geopos"                        -2  ONE       Read   LANE     Array        AGAIN Other  Never(Unlisted);
     "georadius"                     -6  GEORADIUS Write  LANE     Bulk         ONCE  Other;
-    "georadius_ro"                  -6  ONE       Read   LANE     Bulk         AGAIN Other;
+    "georadius_ro"                  -6  ONE       Read   LANE     Bulk         AGAIN Other  Never(Unlisted);
     "georadiusbymember"             -5  GEORADIUS Write  LANE     Bulk         ONCE  Other;
-    "georadiusbymember_ro"          -5  ONE       Read   LANE     Bulk         AGAIN Other;
-    "geosearch"                     -7  ONE       Read   LANE     Bulk         AGAIN Other;
+    "georadiusbymember_ro"          -5  ONE       Read   LANE     Bulk         AGAIN Other  Never(Unlisted);
+    "geosearch"                     -7  ONE       Read   LANE     Bulk         AGAIN Other  Never(Unlisted);
     "geosearchstore"                -8  TWO       Write  LANE     Same         ONCE  Other;
     // hyperloglog
     "pfadd"                         -2  ONE       Write  LANE     Same         ONCE  Other;
@@ -489,31 +529,31 @@ table! {
     "xgroup|destroy"                 4  SECOND    Write  LANE     Same         ONCE  Other;
     "xgroup|help"                    2  NONE      Read   LANE     Same         ONCE  Other;
     "xgroup|setid"                  -5  SECOND    Write  LANE     Same         ONCE  Other;
-    "xinfo|consumers"                4  SECOND    Read   LANE     Bulk         AGAIN Other;
-    "xinfo|groups"                   3  SECOND    Read   LANE     Bulk         AGAIN Other;
+    "xinfo|consumers"                4  SECOND    Read   LANE     Bulk         AGAIN Other  Never(Stream);
+    "xinfo|groups"                   3  SECOND    Read   LANE     Bulk         AGAIN Other  Never(Stream);
     "xinfo|help"                     2  NONE      Read   LANE     Same         ONCE  Other;
-    "xinfo|stream"                  -3  SECOND    Read   LANE     Bulk         AGAIN Other;
-    "xlen"                           2  ONE       Read   LANE     Same         AGAIN Other;
-    "xpending"                      -3  ONE       Read   LANE     Xpending     AGAIN Other;
-    "xrange"                        -4  ONE       Read   LANE     Array        AGAIN Other;
-    "xread"                         -4  STREAMS   Read   UNLESS   Pairs        AGAIN Other;
+    "xinfo|stream"                  -3  SECOND    Read   LANE     Bulk         AGAIN Other  Never(Stream);
+    "xlen"                           2  ONE       Read   LANE     Same         AGAIN Other  Never(Stream);
+    "xpending"                      -3  ONE       Read   LANE     Xpending     AGAIN Other  Never(Stream);
+    "xrange"                        -4  ONE       Read   LANE     Array        AGAIN Other  Never(Stream);
+    "xread"                         -4  STREAMS   Read   UNLESS   Pairs        AGAIN Other  Never(Stream);
     "xreadgroup"                    -7  STREAMS   Write  UNLESS   Pairs        ONCE  Other;
-    "xrevrange"                     -4  ONE       Read   LANE     Array        AGAIN Other;
+    "xrevrange"                     -4  ONE       Read   LANE     Array        AGAIN Other  Never(Stream);
     "xsetid"                        -3  ONE       Write  LANE     Same         ONCE  Other;
     "xtrim"                         -4  ONE       Write  LANE     Same         ONCE  Other;
     // vector sets (Redis 8, built in)
     "vadd"                          -1  ONE       Write  SLOW     Bulk         ONCE  Other;
-    "vcard"                         -1  ONE       Read   LANE     Same         ONCE  Other;
-    "vdim"                          -1  ONE       Read   LANE     Same         ONCE  Other;
-    "vemb"                          -1  ONE       Read   LANE     Bulk         ONCE  Other;
-    "vgetattr"                      -1  ONE       Read   LANE     Bulk         ONCE  Other;
-    "vinfo"                         -1  ONE       Read   LANE     Array        ONCE  Other;
-    "vismember"                     -1  ONE       Read   LANE     Bulk         ONCE  Other;
-    "vlinks"                        -1  ONE       Read   LANE     Bulk         ONCE  Other;
-    "vrandmember"                   -1  ONE       Read   LANE     Bulk         ONCE  Other;
+    "vcard"                         -1  ONE       Read   LANE     Same         ONCE  Other  Never(Module);
+    "vdim"                          -1  ONE       Read   LANE     Same         ONCE  Other  Never(Module);
+    "vemb"                          -1  ONE       Read   LANE     Bulk         ONCE  Other  Never(Module);
+    "vgetattr"                      -1  ONE       Read   LANE     Bulk         ONCE  Other  Never(Module);
+    "vinfo"                         -1  ONE       Read   LANE     Array        ONCE  Other  Never(Module);
+    "vismember"                     -1  ONE       Read   LANE     Bulk         ONCE  Other  Never(Module);
+    "vlinks"                        -1  ONE       Read   LANE     Bulk         ONCE  Other  Never(Module);
+    "vrandmember"                   -1  ONE       Read   LANE     Bulk         ONCE  Other  Never(Chance);
     "vrem"                          -1  ONE       Write  LANE     Bulk         ONCE  Other;
     "vsetattr"                      -1  ONE       Write  LANE     Bulk         ONCE  Other;
-    "vsim"                          -1  ONE       Read   SLOW     Bulk         ONCE  Other;
+    "vsim"                          -1  ONE       Read   SLOW     Bulk         ONCE  Other  Never(Module);
     // transactions
     "discard"                        1  NONE      Read   TXN      Same         ONCE  Discard;
     "exec"                           1  NONE      Read   TXN      Array        ONCE  Exec;
@@ -537,11 +577,11 @@ table! {
     "unsubscribe"                   -1  NONE      Read   SUBS     Bulk         ONCE  Unsubscribe;
     // scripts and functions
     "eval"                          -3  COUNT2    Opaque LANE     Bulk         ONCE  Script;
-    "eval_ro"                       -3  COUNT2    Read   LANE     Bulk         ONCE  Script;
+    "eval_ro"                       -3  COUNT2    Read   LANE     Bulk         ONCE  Script Never(Script);
     "evalsha"                       -3  COUNT2    Opaque LANE     Bulk         ONCE  Script;
-    "evalsha_ro"                    -3  COUNT2    Read   LANE     Bulk         ONCE  Script;
+    "evalsha_ro"                    -3  COUNT2    Read   LANE     Bulk         ONCE  Script Never(Script);
     "fcall"                         -3  COUNT2    Opaque LANE     Bulk         ONCE  Script;
-    "fcall_ro"                      -3  COUNT2    Read   LANE     Bulk         ONCE  Script;
+    "fcall_ro"                      -3  COUNT2    Read   LANE     Bulk         ONCE  Script Never(Script);
     "function|delete"                3  NONE      Read   LANE     Same         ONCE  Other;
     "function|dump"                  2  NONE      Read   LANE     Same         ONCE  Other;
     "function|flush"                -2  NONE      Read   LANE     Same         ONCE  Other;
@@ -640,7 +680,7 @@ table! {
     "memory|malloc-stats"            2  NONE      Read   LANE     Bulk         ONCE  Other;
     "memory|purge"                   2  NONE      Read   LANE     Same         ONCE  Other;
     "memory|stats"                   2  NONE      Read   LANE     Bulk         ONCE  Other;
-    "memory|usage"                  -3  SECOND    Read   LANE     Bulk         AGAIN Other;
+    "memory|usage"                  -3  SECOND    Read   LANE     Bulk         AGAIN Other  Never(Upkeep);
     "module|help"                    2  NONE      Read   LANE     Same         ONCE  Other;
     "module|list"                    2  NONE      Read   LANE     Bulk         ONCE  Other;
     "module|load"                   -3  NONE      Read   ADMIN    Same         ONCE  Other;

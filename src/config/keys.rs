@@ -30,6 +30,7 @@ pub(super) const KEYS: &[&str] = &[
     "admin.password_file",
     "workers",
     "cache.mode",
+    "cache.commands",
     "cache.max_bytes",
     "cache.max_entries",
     "cache.max_value_bytes",

@@ -25,6 +25,7 @@ pub(crate) use settings::Overrides;
 pub(crate) use units::duration;
 pub(crate) use url::{Url, parse as parse_url};
 
+use crate::command::cacheable::KeptCommands;
 use resolve::Resolver;
 use settings::Settings;
 
@@ -191,6 +192,7 @@ pub(crate) enum AdminResp {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Cache {
     pub(crate) mode: CacheMode,
+    pub(crate) commands: KeptCommands,
     pub(crate) max_bytes: u64,
     pub(crate) max_entries: Option<u64>,
     /// At most `limits::LARGE` and `max_bytes`.

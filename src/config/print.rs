@@ -108,6 +108,7 @@ impl Entries {
 
     fn cache(&mut self, cache: &super::Cache) {
         self.value("cache.mode", cache_word(cache.mode));
+        self.list("cache.commands", cache.commands.iter().map(|method| method.as_str().to_owned()));
         self.value("cache.max_bytes", show_size(cache.max_bytes));
         match cache.max_entries {
             Some(n) => self.value("cache.max_entries", n),

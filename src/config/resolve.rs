@@ -19,6 +19,10 @@ use super::{
     url::{self, Url},
 };
 
+use crate::command::cacheable::Caching;
+use crate::command::table;
+use crate::observe::reasons::Method;
+
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -26,6 +30,9 @@ const GIB: u64 = 1 << 30;
 /// Loopback only: whoever wants more says so.
 const TCP_DEFAULT: [&str; 2] = ["127.0.0.1:6380", "[::1]:6380"];
 const HTTP_DEFAULT: &str = "127.0.0.1:9380";
+
+/// What applications ask for most, and what one change of a key drops least of.
+const COMMANDS_DEFAULT: [&str; 2] = ["GET", "MGET"];
 
 /// `cache.max_bytes: auto` where memory is not limited further. A sidecar that takes more without being asked would
 /// surprise.
@@ -198,6 +205,7 @@ impl<'s> Resolver<'s> {
         let ttl = |least| least..=TTL_MAX;
         Cache {
             mode: self.word("cache.mode", &[("serve", CacheMode::Serve), ("off", CacheMode::Off)]),
+            commands: self.list("cache.commands", &COMMANDS_DEFAULT, kept_command).into_iter().collect(),
             max_bytes: self.one("cache.max_bytes", cache_auto(memory), |text| cache_bytes(text, memory)),
             max_entries: self.one("cache.max_entries", None, |text| units::number(text, 1..=u64::MAX).map(Some)),
             max_value_bytes,
@@ -446,6 +454,16 @@ fn file_mode(text: &str) -> Result<u32, String> {
     mode.ok_or_else(|| {
         format!("{} is not a file mode; use octal digits from 0000 to 0777, for example \"0660\"", shown(text))
     })
+}
+
+/// Refused by what the table says of the command, so that nobody waits for hits that cannot come.
+fn kept_command(text: &str) -> Result<Method, String> {
+    let shown = shown(&text.to_ascii_uppercase());
+    match table::caching(text) {
+        Some(Caching::Kept(kept)) => Ok(kept.method),
+        Some(Caching::Never(never)) => Err(format!("{shown} is never cached: {}", never.why())),
+        None => Err(format!("{shown} is no command that can be cached; those are {}", Method::WORDS.join(", "))),
+    }
 }
 
 fn cache_bytes(text: &str, memory: Option<u64>) -> Result<u64, String> {

@@ -3,6 +3,8 @@ use std::{io::Write as _, time::Duration};
 use proptest::prelude::*;
 
 use super::{keys::KEYS, *};
+use crate::command::table;
+use crate::observe::reasons::Method;
 
 const DOCUMENTED: &str = include_str!("../../config/nearside.yaml");
 
@@ -132,7 +134,7 @@ upstream: {url: "unix:///run/r%3F.sock?db=3", connect_timeout: 20ms, request_tim
            pinned_idle: 1, retry: {max_attempts: 0, base_delay: 1ms, max_delay: 2ms}}
 admin: {resp: off}
 workers: 1
-cache: {mode: off, max_bytes: 3MiB, max_entries: 7, max_value_bytes: 9KiB, default_ttl: 1h, negative_ttl: 0s, ttl_buffer: 0,
+cache: {mode: off, commands: [hgetall, Json.Get], max_bytes: 3MiB, max_entries: 7, max_value_bytes: 9KiB, default_ttl: 1h, negative_ttl: 0s, ttl_buffer: 0,
         eviction: lru, on_write: resident, update_max_bytes: 8KiB}
 coherence: {mode: tracking, max_staleness: 10ms, channel: "app:drop"}
 commands: {shutdown: true}
@@ -159,6 +161,7 @@ fn unusual_values_arrive() {
     assert_eq!(config.upstream.endpoint, Endpoint::Unix("/run/r?.sock".into()));
     assert_eq!(config.cache.mode, CacheMode::Off);
     assert_eq!(config.cache.max_entries, Some(7));
+    assert_eq!(config.cache.commands.iter().collect::<Vec<_>>(), [Method::Hgetall, Method::JsonGet]);
     assert_eq!(config.admin.resp, AdminResp::Off);
     assert_eq!(config.http.allowed_hosts, ["nearside.example"]);
 }
@@ -245,6 +248,12 @@ fn problems_name_file_line_key_and_what_would_be_right() {
             "x.yaml:1: cache.default_ttl: \"300\" is not a duration; use ms, s, m or h, for example 500ms",
         ),
         ("cache: {default_ttl: 48h}", "x.yaml:1: cache.default_ttl: \"48h\" is too large; at most 24h"),
+        (
+            "cache: {commands: [GET, ttl]}",
+            "x.yaml:1: cache.commands: \"TTL\" is never cached: its answer changes as time passes, and Redis does not signal that",
+        ),
+        ("cache: {commands: [SET]}", "x.yaml:1: cache.commands: \"SET\" is never cached: it is not a read"),
+        ("cache: {commands: GET}", "x.yaml:1: cache.commands: a list is wanted here, for example [\"a\", \"b\"]"),
         ("cache: {max_bytes: 10}", "x.yaml:1: cache.max_bytes: \"10\" is too small; at least 1MiB"),
         (
             "cache: {max_bytes: lots}",
@@ -293,6 +302,26 @@ fn problems_name_file_line_key_and_what_would_be_right() {
     ] {
         assert_eq!(problems(yaml), [problem], "{yaml}");
     }
+}
+
+#[test]
+fn every_read_that_may_be_kept_can_be_named_and_every_other_command_is_refused_with_the_reason() {
+    let all = format!("cache: {{commands: [{}]}}", Method::WORDS.join(", "));
+    assert_eq!(loaded(&all).cache.commands.iter().count(), Method::COUNT);
+    let refused = |name: &str| problems(&format!("cache: {{commands: [\"{name}\"]}}")).remove(0);
+    let mut reasons = std::collections::BTreeSet::new();
+    for row in table::all().filter(|row| !Method::WORDS.iter().any(|word| word.eq_ignore_ascii_case(row.name))) {
+        let problem = refused(&row.name.replace('|', " "));
+        let (_, why) = problem.split_once(" is never cached: ").unwrap_or_else(|| panic!("{problem}"));
+        reasons.insert(why.to_owned());
+    }
+    assert_eq!(reasons.len(), 12, "{reasons:#?}");
+    assert!(refused("OBJECT").contains("how upstream keeps the key"));
+    let unknown = refused("HGETALLL");
+    assert!(
+        unknown.contains("\"HGETALLL\" is no command that can be cached; those are GET, MGET, STRLEN"),
+        "{unknown}"
+    );
 }
 
 #[test]

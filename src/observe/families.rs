@@ -168,12 +168,12 @@ fn enabled(view: &View, out: &mut Series) {
     }
 }
 
-/// A pair appears with its first request; those of `_other` are there from the start.
+/// A pair appears with its first request; those of `_other` and the commands cached by default are there from the start.
 fn candidates(view: &View, out: &mut Series) {
     for (i, (name, row)) in view.metrics.patterns.iter().enumerate() {
-        for (method, count) in Method::WORDS.iter().zip(&row.candidates) {
-            if count.get() > 0 || i == 0 {
-                out.push(&[name, method], count.get() as f64);
+        for (method, count) in Method::ALL.iter().zip(&row.candidates) {
+            if count.get() > 0 || (i == 0 && matches!(method, Method::Get | Method::Mget)) {
+                out.push(&[name, method.as_str()], count.get() as f64);
             }
         }
     }

@@ -59,7 +59,6 @@ pub(crate) struct Patterns {
 }
 
 /// What is counted for one family.
-#[derive(Default)]
 pub(crate) struct Row {
     name: OnceLock<Box<str>>,
     pub(crate) hits: Counter,
@@ -68,6 +67,14 @@ pub(crate) struct Row {
     pub(crate) dels: Counter,
     pub(crate) candidates: [Counter; Method::COUNT],
     updates_since_read: AtomicU32,
+}
+
+impl Default for Row {
+    fn default() -> Row {
+        let (name, hits, misses, sets, dels, updates_since_read) = Default::default();
+        let candidates = std::array::from_fn(|_| Counter::default());
+        Row { name, hits, misses, sets, dels, candidates, updates_since_read }
+    }
 }
 
 impl Patterns {

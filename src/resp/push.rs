@@ -78,6 +78,13 @@ impl Value {
         }
     }
 
+    pub(crate) fn integer(&self) -> Option<i64> {
+        match self {
+            Self::Int(n) => Some(*n),
+            _ => None,
+        }
+    }
+
     /// The items of an array, set or push.
     pub(crate) fn list(&self) -> Option<&[Value]> {
         match self {

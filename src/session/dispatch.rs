@@ -10,9 +10,10 @@ use super::outbox::Asked;
 use super::{BACKPRESSURE, Client, OUTSTANDING_MAX, Session};
 use crate::cache::{self, Forms, StripeId, Value};
 use crate::coherence::{
-    Availability, Ends, GetRequest, Hold, Lane, MgetRequest, Miss, Part, Refresh, RefreshKey, Relay,
+    Availability, Ends, FetchRead, FetchRequest, Hold, Lane, MgetRequest, Miss, Part, Refresh, RefreshKey, Relay,
 };
-use crate::command::table::{self, Lookup};
+use crate::command::cacheable::{Caching, Kept, Never};
+use crate::command::table;
 use crate::command::{Effect, Keys, Kind, Need, Request, Resp2, Spec, Why, keys};
 use crate::config::OnWrite;
 use crate::net::drop_front;
@@ -41,6 +42,7 @@ pub(super) static STRANGER: Spec = Spec {
     resp2: Resp2::Same,
     resend: false,
     kind: Kind::Other,
+    caching: Caching::Never(Never::Module),
 };
 
 /// What the session's task does next.
@@ -111,7 +113,8 @@ impl Batch {
 
 /// The part of the router's view that is the same for every GET of one read.
 fn straight(ctx: &Ctx, lane: &Lane, vouched: Result<u64, Bypass>) -> Option<u64> {
-    let open = ctx.cache_serves() && lane.caches() && ctx.large.borrow().is_empty();
+    let keeps = ctx.config.cache.commands.has(Method::Get);
+    let open = keeps && ctx.cache_serves() && lane.caches() && ctx.large.borrow().is_empty();
     if open { vouched.ok() } else { None }
 }
 
@@ -171,6 +174,19 @@ impl Client {
 }
 
 impl Batch {
+    pub(super) fn lane(&self) -> &Rc<Lane> {
+        &self.lane
+    }
+
+    /// What an entry has to stand up to.
+    pub(super) fn at(&self, epoch: u64) -> (u64, u64, u64) {
+        (epoch, self.flush_gen, self.now)
+    }
+
+    pub(super) fn count_hit(&mut self) {
+        self.hits += 1;
+    }
+
     /// A local command may have changed the profile: what stands behind it in the same read belongs on another lane, and
     /// under another fence (R18).
     fn follow(&mut self, ctx: &Rc<Ctx>, session: &Rc<Session>) {
@@ -223,17 +239,13 @@ impl Session {
 
     /// One request. `None`: done, look at the next.
     pub(super) fn dispatch(self: &Rc<Self>, ctx: &Rc<Ctx>, b: &mut Batch, req: &Request<'_>) -> Option<Step> {
-        let spec = match table::lookup(req) {
-            Lookup::Known(spec) => spec,
-            Lookup::UnknownSub => return self.stranger(ctx, b, req, Stranger::Unknown),
-            Lookup::Unknown if table::is_cross_protocol(req.arg(0)) => {
+        let spec = match self.spec(ctx, req) {
+            Ok(spec) => spec,
+            Err(_) if table::is_cross_protocol(req.arg(0)) => {
                 tracing::warn!(client = %self.addr, "closed: an HTTP request on the Redis port, a cross-protocol attack perhaps");
                 return Some(Step::Close);
             }
-            Lookup::Unknown => match ctx.learned(req.arg(0)) {
-                Ok(spec) => spec,
-                Err(stranger) => return self.stranger(ctx, b, req, stranger),
-            },
+            Err(stranger) => return self.stranger(ctx, b, req, stranger),
         };
         self.last_command.set(spec.name);
         if let Some(epoch) = b.straight
@@ -284,8 +296,10 @@ impl Session {
     ) -> Option<Step> {
         match route {
             Route::Cached(epoch) if spec.kind == Kind::Get => self.get(ctx, b, req, mute, Ok(epoch)),
-            Route::Cached(epoch) => self.mget(ctx, b, req, mute, Ok(epoch)),
+            Route::Cached(epoch) if spec.kind == Kind::Mget => self.mget(ctx, b, req, mute, Ok(epoch)),
+            Route::Cached(epoch) => self.read(ctx, b, req, spec, mute, Ok(epoch)),
             Route::Fetch(why) if spec.kind == Kind::Get => self.get(ctx, b, req, mute, Err(why)),
+            Route::Fetch(why) if spec.kind != Kind::Mget => self.read(ctx, b, req, spec, mute, Err(why)),
             Route::Fetch(Bypass::CacheOff | Bypass::TrackingRefused) => self.forward(ctx, b, req, spec, mute, None),
             Route::Fetch(why) => self.mget(ctx, b, req, mute, Err(why)),
             Route::Lane => self.forward(ctx, b, req, spec, mute, None),
@@ -331,9 +345,12 @@ impl Session {
     pub(super) fn view(&self, ctx: &Ctx, b: &Batch, req: &Request<'_>, spec: &Spec) -> View {
         let serves = ctx.cache_serves();
         // Of what is not served nothing more needs to be known.
-        let reads = serves && matches!(spec.kind, Kind::Get | Kind::Mget);
+        let kept = super::forms::kept(ctx, req, spec);
+        let reads = serves && kept.is_some();
         View {
             serves,
+            kept: kept.is_some(),
+            fields_expire: kept.is_some_and(Kept::of_fields) && !b.lane.fields_stay(),
             caches: !reads || b.lane.caches(),
             vouched: b.vouched,
             blocked: self.blockers.get() > 0,
@@ -352,7 +369,7 @@ impl Session {
         any
     }
 
-    fn note_named(&self, stripe: StripeId) {
+    pub(super) fn note_named(&self, stripe: StripeId) {
         self.named.set(self.named.get() | bit(stripe));
     }
 
@@ -383,13 +400,14 @@ impl Session {
         let pattern = self.note_lookup(ctx, b, key, epoch);
         ctx.metrics.patterns.candidate(pattern, Method::Get);
         let slot = self.outbox.borrow_mut().reserve(self.proto(), mute, false, asked(b, epoch));
-        let get = GetRequest {
+        let get = FetchRequest {
             raw: req.raw,
+            read: FetchRead::GET,
             pattern,
             may_join: epoch.is_ok() || matches!(epoch, Err(Bypass::Fence | Bypass::Lease)),
         };
         b.lane.note_read(b.now);
-        b.lane.get(ctx, b.now, self, slot, key, &get);
+        b.lane.fetch(ctx, b.now, self, slot, key, get);
         if ctx.cache_serves() {
             self.note_named(ctx.l1.stripe(key));
         }
@@ -407,7 +425,7 @@ impl Session {
     }
 
     /// Counts a key that was not served from the L1: a miss where the L1 was asked, else a bypass.
-    fn note_lookup(&self, ctx: &Ctx, b: &Batch, key: &[u8], epoch: Result<u64, Bypass>) -> PatternId {
+    pub(super) fn note_lookup(&self, ctx: &Ctx, b: &Batch, key: &[u8], epoch: Result<u64, Bypass>) -> PatternId {
         let pattern = ctx.metrics.patterns.id(key);
         match epoch {
             Ok(_) => ctx.metrics.patterns.miss(pattern),
@@ -490,7 +508,7 @@ impl Session {
     }
 
     /// What keeps a command from the lane now, if anything does.
-    fn lane_stop(&self, b: &Batch, req: &Request<'_>, mute: bool) -> Option<Option<Step>> {
+    pub(super) fn lane_stop(&self, b: &Batch, req: &Request<'_>, mute: bool) -> Option<Option<Step>> {
         if b.lane.is_ready() {
             return None;
         }
@@ -506,7 +524,7 @@ impl Session {
     }
 
     /// Any other command for the lane. `effect`: what the L1 must do about it; `None`: nothing.
-    fn forward(
+    pub(super) fn forward(
         self: &Rc<Self>,
         ctx: &Rc<Ctx>,
         b: &mut Batch,
@@ -621,7 +639,7 @@ impl Session {
     }
 }
 
-fn asked(b: &Batch, epoch: Result<u64, Bypass>) -> Asked {
+pub(super) fn asked(b: &Batch, epoch: Result<u64, Bypass>) -> Asked {
     Asked::read(b.now, if epoch.is_ok() { Timed::ReadMiss } else { Timed::ReadBypass })
 }
 

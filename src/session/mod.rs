@@ -4,6 +4,7 @@
 //! over.
 
 mod dispatch;
+mod forms;
 mod inspect;
 mod local;
 mod nearside;

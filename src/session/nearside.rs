@@ -7,15 +7,13 @@ use bytes::BytesMut;
 
 use super::Session;
 use super::dispatch::Batch;
-use crate::cache::{self, Value};
-use crate::coherence::Lane;
-use crate::command::table::{self, Lookup};
+use crate::cache::{Entry, FormEntry, Value};
 use crate::command::{Effect, Request, keys};
 use crate::config::{AdminResp, CacheMode};
 use crate::observe::reasons::{Bypass, Flush, Source, Tag};
 use crate::resp::reply;
 use crate::resp::{Proto, build};
-use crate::router::{self, Stranger};
+use crate::router;
 use crate::worker::Ctx;
 
 const HELP: &[&str] = &[
@@ -142,16 +140,12 @@ impl Session {
         }
         let asked = Request { raw: &raw, args: scanner.args() };
         let batch = Batch::new(ctx, self);
-        let (name, spec, route) = match table::lookup(&asked) {
-            Lookup::Known(spec) => {
+        let (name, spec, route) = match self.spec(ctx, &asked) {
+            Ok(spec) => {
                 let view = self.view(ctx, &batch, &asked, spec);
                 (spec.name, Some(spec), router::route(spec, &asked, &view))
             }
-            other => {
-                let stranger = match other {
-                    Lookup::UnknownSub => Stranger::Unknown,
-                    _ => ctx.learned(asked.arg(0)).err().unwrap_or(Stranger::New),
-                };
+            Err(stranger) => {
                 let view = self.view(ctx, &batch, &asked, &super::dispatch::STRANGER);
                 ("unknown", None, router::route_stranger(stranger, &view))
             }
@@ -168,60 +162,74 @@ impl Session {
             ("reason", route.reason().to_owned()),
             ("effect", format!("{effect:?}").to_ascii_lowercase()),
             ("may_be_sent_again", yes(spec.is_some_and(|s| s.resend))),
-            ("in_l1", yes(named.first().is_some_and(|key| holds(ctx, &lane, key)))),
+            ("in_l1", yes(spec.is_some_and(|spec| self.holds(ctx, lane.id, &asked, spec)))),
+            ("not_kept_because", Session::why_not_kept(ctx, &asked, spec)),
             ("not_stored_because", lane.uncached().unwrap_or_default()),
         ];
         let proto = self.proto();
         self.answer(mute, |out| {
             build::map_or_array(out, proto, fields.len() + 1);
-            for (name, value) in &fields {
-                build::bulk(out, name.as_bytes());
-                build::bulk(out, value.as_bytes());
-            }
+            pairs(out, &fields);
             build::bulk(out, b"keys");
             build::array(out, named.len());
             named.iter().for_each(|key| build::bulk(out, key));
         });
     }
 
+    /// GET's entry, and in `forms` those of other commands.
     fn entry(self: &Rc<Self>, ctx: &Rc<Ctx>, now: u64, key: &[u8], mute: bool) {
         let proto = self.proto();
         let lane = self.lane(ctx);
-        let Some(forms) = ctx.l1.get(key) else {
+        let forms = ctx.l1.get(key).unwrap_or_default();
+        let of_get = forms.entries.iter().find(|e| e.lane == lane.id);
+        let others: Vec<&FormEntry> =
+            forms.others.iter().map(|form| &**form).filter(|form| form.entry.lane == lane.id).collect();
+        let Some(first) = of_get.or(others.first().map(|form| &form.entry)) else {
             return self.answer(mute, |out| build::null(out, proto));
         };
-        let Some(entry) = forms.entries.iter().find(|e| e.lane == lane.id) else {
-            return self.answer(mute, |out| build::null(out, proto));
+        let vouched = lane.vouches(now, self.fence.get(), ctx.max_staleness);
+        let served = |entry: &Entry| match vouched {
+            Ok(epoch) if entry.may_serve(epoch, ctx.l1.flush_gen(), now) => "yes",
+            Ok(_) => Bypass::NotLive.as_str(),
+            Err(why) => why.as_str(),
         };
-        let served = lane
-            .vouches(now, self.fence.get(), ctx.max_staleness)
-            .and_then(|epoch| cache::usable(&forms, epoch, ctx.l1.flush_gen(), now).map(|_| ()).ok_or(Bypass::NotLive));
-        let size = match &entry.value {
-            Value::Nil => 0,
-            Value::Bulk(frame) => reply::bulk(frame).map_or(0, <[u8]>::len),
+        let times = |entry: &Entry| {
+            let ms = |ns: u64| (ns / 1_000_000).to_string();
+            let (age, left) = (now.saturating_sub(entry.t_sent), entry.deadline.saturating_sub(now));
+            [("age_ms", ms(age)), ("ttl_ms", ms(left)), ("served", served(entry).to_owned())]
         };
-        let ms = |ns: u64| (ns / 1_000_000).to_string();
-        let fields = [
-            ("kind", if matches!(entry.value, Value::Nil) { "absent" } else { "string" }.to_owned()),
-            ("value_bytes", size.to_string()),
-            ("age_ms", ms(now.saturating_sub(entry.t_sent))),
-            ("ttl_ms", ms(entry.deadline.saturating_sub(now))),
-            ("key_pattern", ctx.metrics.patterns.name(entry.pattern).to_owned()),
-            ("served", served.map_or_else(|why| why.as_str().to_owned(), |()| "yes".to_owned())),
-        ];
+        let kind = match of_get.map(|entry| &entry.value) {
+            Some(Value::Bulk(_)) => "string",
+            Some(Value::Nil) => "absent",
+            None => "none",
+        };
+        let mut fields =
+            vec![("kind", kind.to_owned()), ("key_pattern", ctx.metrics.patterns.name(first.pattern).to_owned())];
+        if let Some(entry) = of_get {
+            fields.push(("value_bytes", reply::bulk(entry.value.frame()).map_or(0, <[u8]>::len).to_string()));
+            fields.extend(times(entry));
+        }
         self.answer(mute, |out| {
-            build::map_or_array(out, proto, fields.len());
-            for (name, value) in &fields {
-                build::bulk(out, name.as_bytes());
-                build::bulk(out, value.as_bytes());
+            build::map_or_array(out, proto, fields.len() + 1);
+            pairs(out, &fields);
+            build::bulk(out, b"forms");
+            build::array(out, others.len());
+            for form in others {
+                let size = ("reply_bytes", form.entry.value.wire_len().to_string());
+                let fields: Vec<_> =
+                    [("command", form.id.text()), size].into_iter().chain(times(&form.entry)).collect();
+                build::map_or_array(out, proto, fields.len());
+                pairs(out, &fields);
             }
         });
     }
 }
 
-/// Only entries of the asker's own lane count: that another user has a key cached is not for everybody to know.
-fn holds(ctx: &Ctx, lane: &Lane, key: &[u8]) -> bool {
-    ctx.l1.get(key).is_some_and(|forms| forms.entries.iter().any(|e| e.lane == lane.id))
+fn pairs(out: &mut BytesMut, fields: &[(&str, String)]) {
+    for (name, value) in fields {
+        build::bulk(out, name.as_bytes());
+        build::bulk(out, value.as_bytes());
+    }
 }
 
 impl Refusal {

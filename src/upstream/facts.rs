@@ -28,6 +28,8 @@ pub(crate) const CLIENT_NO_EVICT: Since = REDIS_7_0;
 pub(crate) const CLIENT_NO_TOUCH: Since = REDIS_7_2;
 pub(crate) const CLIENT_SETINFO: Since = REDIS_7_2;
 pub(crate) const CLIENT_KILL_MAXAGE: Since = REDIS_7_4;
+/// Fields of a hash can expire, which nothing signals (COHERENCE fact 29).
+pub(crate) const HASH_FIELD_EXPIRY: Since = Since { redis: &[[7, 4, 0]], valkey: Some([9, 0, 0]) };
 /// Pushes and confirmations of subscriptions pass CLIENT REPLY OFF and SKIP.
 pub(crate) const PUSHES_UNMUTED: Since = Since { redis: &[[6, 2, 12], [7, 0, 10]], valkey: ALL };
 

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use bytes::{Buf, BytesMut};
 use tokio::io::AsyncReadExt;
 
-use super::{Credential, Profile};
+use super::{Credential, Profile, facts};
 use crate::net::{ReadHalf, Stream, WriteHalf};
 use crate::resp::push::{self, Value};
 use crate::resp::reply::{self, BadFrame, Frame, FrameScanner};
@@ -57,6 +57,11 @@ impl Default for ServerInfo {
 }
 
 impl ServerInfo {
+    /// A server of a kind and version known to have no expiry of hash fields.
+    fn predates_field_expiry(&self) -> bool {
+        matches!(self.server.as_str(), "redis" | "valkey") && !self.has(&facts::HASH_FIELD_EXPIRY)
+    }
+
     /// Reads a HELLO reply of either protocol.
     pub(crate) fn parse(frame: &[u8]) -> Option<ServerInfo> {
         let mut info = ServerInfo::default();
@@ -147,6 +152,26 @@ pub(crate) struct LaneLink {
     /// Two HELLOs agreed on id and role, so later ones tell a replaced or demoted server (R5). An upstream that is itself
     /// a proxy answers otherwise.
     pub(crate) role_check: bool,
+    /// Fields of a hash do not expire on their own (fact 29), as far as upstream says; not asked: false.
+    pub(crate) fields_stay: bool,
+}
+
+/// The commands by which fields are made to expire: Redis 7.4 and Valkey 9; KeyDB; Dragonfly.
+const FIELD_EXPIRY: [&[u8]; 3] = [b"HEXPIRE", b"EXPIREMEMBER", b"FIELDEXPIRE"];
+
+impl LaneLink {
+    /// Asks what reads of hashes need to know. The version alone would not do: Valkey can be told to say it were Redis 7.2.
+    pub(crate) async fn ask_for_field_expiry(&mut self) -> Result<(), HandshakeError> {
+        let words: Vec<&[u8]> = [&b"COMMAND"[..], b"INFO"].into_iter().chain(FIELD_EXPIRY).collect();
+        let frame = self.link.ask(&words).await?;
+        self.fields_stay = self.info.predates_field_expiry() && knows_none(&frame, FIELD_EXPIRY.len());
+        Ok(())
+    }
+}
+
+fn knows_none(command_info: &[u8], asked: usize) -> bool {
+    let mut rows = reply::elements(command_info);
+    rows.left() == asked && rows.all(reply::is_null)
 }
 
 /// The handshake of a lane: RESP3, credential, name, database, tracking (only where `track` asks for it).
@@ -170,7 +195,7 @@ pub(crate) async fn lane(
             if reply::is_error(&frame) { Err(error_text(&frame)) } else { Ok(()) }
         }
     };
-    Ok(LaneLink { link, info, tracking, role_check })
+    Ok(LaneLink { link, info, tracking, role_check, fields_stay: false })
 }
 
 fn unreadable(hello: &[u8]) -> HandshakeError {
@@ -280,8 +305,9 @@ pub(crate) async fn subscriber(
 pub(crate) enum Learned {
     /// Another name for this canonical one (`rename-command`).
     Renamed(String),
-    /// A module's command.
-    Module,
+    /// A module's command. `reads_one`: flagged readonly, with its first argument as only key, so that reading registers that
+    /// key for tracking (fact 12).
+    Module { reads_one: bool },
     /// Nothing useful.
     Unknown,
 }
@@ -294,8 +320,10 @@ pub(crate) fn learned(frame: &[u8]) -> Learned {
     };
     let Some(name) = info.first().and_then(Value::text) else { return Learned::Unknown };
     let flags = info.get(2).and_then(Value::list).unwrap_or_default();
-    if flags.iter().any(|flag| flag.text() == Some(b"module")) {
-        return Learned::Module;
+    let flagged = |word: &[u8]| flags.iter().any(|flag| flag.text() == Some(word));
+    if flagged(b"module") {
+        let places: Vec<Option<i64>> = info.iter().skip(3).take(3).map(Value::integer).collect();
+        return Learned::Module { reads_one: flagged(b"readonly") && places == [Some(1); 3] };
     }
     Learned::Renamed(String::from_utf8_lossy(name).to_ascii_lowercase())
 }

@@ -657,6 +657,7 @@ impl World {
             link: Link::new(Stream::Unix(stream)),
             info: ServerInfo::default(),
             tracking: Ok(()),
+            fields_stay: true,
             role_check: false,
         };
         let w = &mut self.wires[wire];

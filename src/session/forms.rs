@@ -1,0 +1,130 @@
+//! Reads other than GET and MGET that are kept: from the L1 under their words, or fetched like a GET. What may be kept at
+//! all says the table (`command::cacheable`), what is kept the configuration.
+
+use std::rc::Rc;
+
+use super::Session;
+use super::dispatch::{Batch, STRANGER, Step, asked};
+use crate::cache::FormId;
+use crate::coherence::{FetchRead, FetchRequest};
+use crate::command::cacheable::{Caching, Kept};
+use crate::command::table::{self, Lookup};
+use crate::command::{Keys, Kind, Request, Spec, keys};
+use crate::observe::reasons::{Bypass, Method};
+use crate::resp::Proto;
+use crate::resp::downgrade;
+use crate::router::Stranger;
+use crate::worker::Ctx;
+
+/// How this process keeps the replies to a request, if it does.
+pub(super) fn kept(ctx: &Ctx, req: &Request<'_>, spec: &Spec) -> Option<Kept> {
+    let Caching::Kept(kept) = spec.caching else { return None };
+    // EXISTS counts the keys it names: of several it is no read of one.
+    let one = spec.kind == Kind::Mget || !matches!(spec.keys, Keys::Range { last: -1, .. }) || req.argc() == 2;
+    (one && ctx.config.cache.commands.has(kept.method)).then_some(kept)
+}
+
+impl Session {
+    /// The row of a request's name, also of one that upstream has explained.
+    pub(super) fn spec(&self, ctx: &Ctx, req: &Request<'_>) -> Result<&'static Spec, Stranger> {
+        match table::lookup(req) {
+            Lookup::Known(spec) => Ok(spec),
+            Lookup::UnknownSub => Err(Stranger::Unknown),
+            Lookup::Unknown => match ctx.learned(req.arg(0)) {
+                Err(Stranger::Module { reads_one: true }) if self.reads_json(ctx, req) => Ok(&table::JSON_GET),
+                other => other,
+            },
+        }
+    }
+
+    /// JSON.GET, where it is configured. Of RESP3 clients only: without a path its reply is another one in RESP2, and what a
+    /// module answers is not converted (decision 1).
+    fn reads_json(&self, ctx: &Ctx, req: &Request<'_>) -> bool {
+        req.is(0, table::JSON_GET.name)
+            && ctx.config.cache.commands.has(Method::JsonGet)
+            && ctx.cache_serves()
+            && self.proto() == Proto::Resp3
+    }
+
+    /// A read that is kept: a hit, a flight to join, or a fetch.
+    pub(super) fn read(
+        self: &Rc<Self>,
+        ctx: &Rc<Ctx>,
+        b: &mut Batch,
+        req: &Request<'_>,
+        spec: &'static Spec,
+        mute: bool,
+        epoch: Result<u64, Bypass>,
+    ) -> Option<Step> {
+        let Some(kept) = kept(ctx, req, spec) else { return self.forward(ctx, b, req, spec, mute, None) };
+        let (key, method) = (req.arg(1), kept.method);
+        if let Ok(epoch) = epoch
+            && let Some(forms) = ctx.l1.get(key)
+            && let Some(entry) = forms.usable(method, req, b.at(epoch))
+        {
+            b.count_hit();
+            ctx.metrics.patterns.hit(entry.pattern);
+            ctx.metrics.patterns.note_read(entry.pattern);
+            ctx.metrics.patterns.candidate(entry.pattern, method);
+            self.answer_kept(mute, entry.value.frame(), keys::form(spec, req));
+            return None;
+        }
+        if let Some(stop) = self.lane_stop(b, req, mute) {
+            return stop;
+        }
+        let pattern = self.note_lookup(ctx, b, key, epoch);
+        ctx.metrics.patterns.candidate(pattern, method);
+        if matches!(epoch, Err(Bypass::CacheOff | Bypass::TrackingRefused | Bypass::FieldExpiry)) {
+            return self.forward(ctx, b, req, spec, mute, None);
+        }
+        let slot = self.outbox.borrow_mut().reserve(self.proto(), mute, false, asked(b, epoch));
+        let read = FetchRead {
+            id: Some(FormId::of(method, req)),
+            shape: kept.shape(req),
+            form: keys::form(spec, req),
+            resend: spec.resend,
+        };
+        let may_join = epoch.is_ok() || matches!(epoch, Err(Bypass::Fence | Bypass::Lease));
+        b.lane().note_read(b.now);
+        b.lane().fetch(ctx, b.now, self, slot, key, FetchRequest { raw: req.raw, read, pattern, may_join });
+        self.note_named(ctx.l1.stripe(key));
+        None
+    }
+
+    /// One reply in the lane's form is kept for both protocols: the conversion is exact, and a copy in RESP2 would cost
+    /// memory for as long as the entry lives to save one pass over bytes that are copied anyway.
+    fn answer_kept(&self, mute: bool, frame: &[u8], form: downgrade::Form) {
+        let proto = self.proto();
+        self.answer(mute, |out| match proto {
+            Proto::Resp3 => out.extend_from_slice(frame),
+            Proto::Resp2 => downgrade::to_resp2(frame, form, out),
+        });
+    }
+
+    /// Whether the L1 has an answer to this very request, usable or not. Only of the asker's own lane: that another user has a
+    /// key cached is not for everybody to know.
+    pub(super) fn holds(&self, ctx: &Ctx, lane: u32, req: &Request<'_>, spec: &Spec) -> bool {
+        let Some(forms) = (req.argc() > 1).then(|| ctx.l1.get(req.arg(1))).flatten() else { return false };
+        match spec.caching {
+            _ if matches!(spec.kind, Kind::Get | Kind::Mget) => forms.entries.iter().any(|e| e.lane == lane),
+            Caching::Kept(kept) => {
+                let id = FormId::of(kept.method, req);
+                forms.others.iter().any(|form| form.entry.lane == lane && form.id == id)
+            }
+            Caching::Never(_) => false,
+        }
+    }
+
+    /// EXPLAIN's word on whether replies to this request are kept.
+    pub(super) fn why_not_kept(ctx: &Ctx, req: &Request<'_>, spec: Option<&Spec>) -> String {
+        let spec = spec.unwrap_or(&STRANGER);
+        match spec.caching {
+            _ if kept(ctx, req, spec).is_some() => String::new(),
+            Caching::Never(never) => never.why().to_owned(),
+            Caching::Kept(kept) if !ctx.config.cache.commands.has(kept.method) => {
+                format!("{} is not in cache.commands", kept.method.as_str())
+            }
+            Caching::Kept(_) => crate::command::cacheable::Never::Several.why().to_owned(),
+        }
+    }
+}
