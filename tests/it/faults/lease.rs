@@ -142,6 +142,8 @@ fn c47_busy_script() {
         start.elapsed()
     };
     let turns = (5_000_000.0 * 2.0 / count(&mut w, 5_000_000).as_secs_f64()) as u64;
+    // The lease has aged meanwhile.
+    warm(&proxy, &mut c, "k");
     // Answers when it has written, by the server's clock (this machine's, too), then keeps the server busy for about 2 s.
     let script = "local t = redis.call('TIME') redis.call('SET', 'k', '2') for i = 1, tonumber(ARGV[1]) do end
         return t[1] * 1000 + math.floor(t[2] / 1000)";
