@@ -36,6 +36,8 @@ pub(crate) struct View {
     pub(crate) large: bool,
     pub(crate) resp3: bool,
     pub(crate) allow_shutdown: bool,
+    /// A PUBLISH on the sidecars' channel.
+    pub(crate) announces: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +54,8 @@ pub(crate) enum Route {
     Opaque,
     /// To the lane, the L1 flushed at both ends (R16).
     SwapDb,
+    /// Applied here as a message on the sidecars' channel, then to the lane.
+    Announce,
     Pinned(Why),
     /// Answered here.
     Local,
@@ -69,6 +73,7 @@ impl Route {
             Route::Write => "write",
             Route::Opaque => "opaque",
             Route::SwapDb => "swapdb",
+            Route::Announce => "announce",
             Route::Pinned(_) => "pinned",
             Route::Local => "local",
             Route::Learn => "learn",
@@ -116,6 +121,9 @@ pub(crate) fn route(spec: &Spec, req: &Request<'_>, view: &View) -> Route {
     }
     if view.large && spec.effect == Effect::Read {
         return Route::Pinned(Why::Large);
+    }
+    if view.announces {
+        return Route::Announce;
     }
     match spec.effect {
         Effect::Read if view.kept => cached(view),
@@ -174,6 +182,7 @@ mod tests {
         large: false,
         resp3: true,
         allow_shutdown: false,
+        announces: false,
     };
 
     fn of(line: &str, view: View) -> Route {
@@ -209,6 +218,8 @@ mod tests {
             ("SET k v", View { serves: false, ..VIEW }, Route::Lane),
             ("EVAL x 0", VIEW, Route::Opaque),
             ("SWAPDB 0 1", VIEW, Route::SwapDb),
+            ("PUBLISH c m", VIEW, Route::Lane),
+            ("PUBLISH c m", View { announces: true, ..VIEW }, Route::Announce),
             ("FLUSHALL", VIEW, Route::Pinned(Why::MayBlock)),
             ("XREAD STREAMS s 0", View { kept: false, ..VIEW }, Route::Lane),
             ("XREAD BLOCK 0 STREAMS s 0", VIEW, Route::Pinned(Why::Blocking)),

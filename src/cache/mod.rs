@@ -16,11 +16,14 @@
 
 mod entry;
 mod form;
+mod glob;
 mod large;
+mod sweep;
 
 use std::hash::BuildHasher;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use moka::notification::RemovalCause;
@@ -31,6 +34,7 @@ use parking_lot::Mutex;
 pub(crate) use entry::{Entry, Forms, Value};
 pub(crate) use form::{Displaced, FormEntry, FormId};
 pub(crate) use large::Large;
+pub(crate) use sweep::{Matcher, Sweep};
 
 use crate::mutation::{self, Rule};
 use crate::observe::clock;
@@ -79,13 +83,17 @@ pub(crate) struct Token {
     pub(crate) stripe: StripeId,
     pub(crate) generation: u64,
     pub(crate) flush_gen: u64,
+    pub(crate) sweep_gen: u64,
     pub(crate) epoch: u64,
 }
 
 pub(crate) struct L1 {
     store: Cache<Key, Arc<Forms>, foldhash::fast::RandomState>,
-    stripes: Box<[Mutex<Stripe>]>,
+    stripes: Arc<[Mutex<Stripe>]>,
     flush_gen: AtomicU64,
+    /// Grows with every sweep: what was sent before is not stored after. Entries do not carry it, the sweep finds them.
+    sweep_gen: AtomicU64,
+    sweeper: OnceLock<Option<SyncSender<sweep::Job>>>,
     /// The sum of all stripes' `pending`.
     pending: AtomicU64,
     hasher: foldhash::fast::RandomState,
@@ -132,6 +140,8 @@ impl L1 {
             store,
             stripes,
             flush_gen: AtomicU64::new(0),
+            sweep_gen: AtomicU64::new(0),
+            sweeper: OnceLock::new(),
             pending: AtomicU64::new(0),
             hasher: foldhash::fast::RandomState::default(),
         }
@@ -150,6 +160,10 @@ impl L1 {
         self.flush_gen.load(Ordering::Acquire)
     }
 
+    fn sweep_gen(&self) -> u64 {
+        self.sweep_gen.load(Ordering::Acquire)
+    }
+
     pub(crate) fn generation(&self, stripe: StripeId) -> u64 {
         self.stripes[stripe.0 as usize].lock().generation
     }
@@ -158,12 +172,16 @@ impl L1 {
     pub(crate) fn token(&self, key: &[u8], epoch: u64) -> Option<Token> {
         let stripe = self.stripe(key);
         let s = self.stripes[stripe.0 as usize].lock();
-        (s.pending == 0).then(|| Token { stripe, generation: s.generation, flush_gen: self.flush_gen(), epoch })
+        (s.pending == 0).then(|| self.token_at(stripe, s.generation, epoch))
     }
 
     /// The token of a refresh: taken right after its own `begin_write`, while that write is pending (R17).
     pub(crate) fn refresh_token(&self, stripe: StripeId, epoch: u64) -> Token {
-        Token { stripe, generation: self.generation(stripe), flush_gen: self.flush_gen(), epoch }
+        self.token_at(stripe, self.generation(stripe), epoch)
+    }
+
+    fn token_at(&self, stripe: StripeId, generation: u64, epoch: u64) -> Token {
+        Token { stripe, generation, flush_gen: self.flush_gen(), sweep_gen: self.sweep_gen(), epoch }
     }
 
     /// Whether `token` still gives the right to store, were it used now.
@@ -201,6 +219,8 @@ impl L1 {
     fn voids(&self, token: &Token, stripe: &Stripe) -> Option<Discard> {
         if self.flush_gen() != token.flush_gen {
             Some(Discard::Flush)
+        } else if self.sweep_gen() != token.sweep_gen {
+            Some(Discard::Sweep)
         } else if stripe.pending > 0 {
             Some(Discard::Write)
         } else {

@@ -34,6 +34,10 @@ fn l1(bounds: Bounds) -> L1 {
     L1::new(bounds, Arc::new(Metrics::new(":", 10)))
 }
 
+pub(super) fn large() -> L1 {
+    l1(bounds(64 << 20))
+}
+
 pub(super) fn small() -> L1 {
     l1(bounds(1 << 20))
 }
@@ -54,7 +58,7 @@ pub(super) fn entry(l1: &L1, lane: u32, text: &[u8]) -> Entry {
     }
 }
 
-fn store(l1: &L1, key: &[u8], lane: u32, text: &[u8]) -> Result<(), Discard> {
+pub(super) fn store(l1: &L1, key: &[u8], lane: u32, text: &[u8]) -> Result<(), Discard> {
     let token = l1.token(key, EPOCH).expect("nothing pending");
     l1.insert(key, &token, entry(l1, lane, text))
 }

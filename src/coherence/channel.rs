@@ -3,7 +3,7 @@
 //! also not what this sidecar has published itself (a write of ours that timed out may execute later, R23).
 //!
 //! S runs on the data thread as a task of its own and speaks RESP2, in which a subscribed connection answers PING
-//! (`pong`). Upstream appends a message to S's output at the instant the PUBLISH executes (fact 50), so a PONG to a PING
+//! (`pong`); a PONG behind a prefix or pattern is looked at when that sweep is over. Upstream appends a message to S's output at the instant the PUBLISH executes (fact 50), so a PONG to a PING
 //! that was sent at `t` says: every message published before `t` has been applied here. `f` is the newest such `t`.
 //!
 //! **Loss.** While S is away messages are missed, and nobody repeats them. So the L1 is flushed when S is back, unless
@@ -23,7 +23,8 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use super::Hold;
-use super::payload::{self, Op};
+use super::invalidate::{Applied, apply};
+use super::payload::{self, Message, Op, Sender};
 use crate::net::{ReadHalf, WriteHalf, drop_front};
 use crate::observe::clock;
 use crate::observe::reasons::{ChannelState, Flush, Peer, Source};
@@ -66,6 +67,8 @@ pub(crate) struct Channel {
     judging: Cell<bool>,
     /// It was confirmed before: messages may have been missed since.
     known: Cell<bool>,
+    /// Sweeps that messages have begun and that are not over.
+    sweeping: Cell<usize>,
     /// Tells the task that upstream has answered a lane.
     news: Notify,
     seq: Cell<u64>,
@@ -98,6 +101,7 @@ impl Channel {
             last_read: Cell::new(0),
             judging: Cell::new(false),
             known: Cell::new(false),
+            sweeping: Cell::new(0),
             news: Notify::new(),
             seq: Cell::new(0),
         })
@@ -129,7 +133,6 @@ impl Channel {
         self.last_read.set(now);
     }
 
-    #[allow(dead_code, reason = "pubsub mode is built on it")]
     /// One more PONG for `hold` to wait for. Without a subscription there is nothing to wait for.
     pub(crate) fn fence(&self, now: u64, hold: &Rc<Hold>) {
         if self.is_confirmed() {
@@ -143,11 +146,10 @@ impl Channel {
         self.news.notify_one();
     }
 
-    #[allow(dead_code, reason = "pubsub mode is built on it")]
-    /// The number of the next message that this sidecar publishes.
-    pub(crate) fn next_seq(&self) -> u64 {
+    /// A message of this sidecar's, numbered.
+    pub(crate) fn payload(&self, from: &str, message: &Message) -> Vec<u8> {
         self.seq.set(self.seq.get() + 1);
-        self.seq.get()
+        payload::written(message.op, &message.args, None, Sender { from, seq: self.seq.get() })
     }
 
     fn ping(&self, now: u64, hold: Option<Rc<Hold>>) {
@@ -282,11 +284,20 @@ struct Stream {
     scanner: FrameScanner,
     /// The frame at the front is being read off without being kept.
     discarding: bool,
+    /// The frame at the front waits until the sweeps are over; nothing is read meanwhile.
+    waiting: bool,
 }
 
 /// Serves one subscription until it ends; returns why it did.
 async fn serve(ctx: &Rc<Ctx>, channel: &Rc<Channel>, link: Link) -> String {
-    let mut s = Stream { rd: link.rd, wr: link.wr, rbuf: link.rbuf, scanner: FrameScanner::new(), discarding: false };
+    let mut s = Stream {
+        rd: link.rd,
+        wr: link.wr,
+        rbuf: link.rbuf,
+        scanner: FrameScanner::new(),
+        discarding: false,
+        waiting: false,
+    };
     let mut tick = interval(Duration::from_nanos(ctx.max_staleness / 4));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -304,7 +315,7 @@ async fn serve(ctx: &Rc<Ctx>, channel: &Rc<Channel>, link: Link) -> String {
             s.rbuf.reserve(READ);
         }
         tokio::select! {
-            read = s.rd.read_buf(&mut s.rbuf) => match read {
+            read = s.rd.read_buf(&mut s.rbuf), if !s.waiting => match read {
                 Ok(0) => return "upstream closed the connection".to_owned(),
                 Ok(n) => {
                     ctx.metrics.bytes_in.add(Peer::Upstream, n as u64);
@@ -323,12 +334,13 @@ async fn serve(ctx: &Rc<Ctx>, channel: &Rc<Channel>, link: Link) -> String {
 }
 
 /// Applies every whole frame in the buffer.
-fn process(ctx: &Rc<Ctx>, channel: &Channel, s: &mut Stream) -> Result<(), String> {
+fn process(ctx: &Rc<Ctx>, channel: &Rc<Channel>, s: &mut Stream) -> Result<(), String> {
     let garbage = |e: &dyn std::fmt::Display| {
         ctx.metrics.protocol_errors.inc(Peer::Upstream);
         format!("garbage from upstream: {e}")
     };
     let mut at = 0;
+    s.waiting = false;
     loop {
         if s.discarding {
             let step = s.scanner.advance(&s.rbuf[at..]).map_err(|e| garbage(&e))?;
@@ -342,6 +354,12 @@ fn process(ctx: &Rc<Ctx>, channel: &Channel, s: &mut Stream) -> Result<(), Strin
             continue;
         }
         match s.scanner.scan(&s.rbuf[at..]).map_err(|e| garbage(&e))? {
+            // What a PONG proves includes the sweeps: it is looked at when they are over.
+            Frame::Complete { len } if channel.sweeping.get() > 0 && !is_message(&s.rbuf[at..at + len]) => {
+                s.scanner.reset();
+                s.waiting = true;
+                break;
+            }
             Frame::Complete { len } => {
                 channel.apply(ctx, &s.rbuf[at..at + len])?;
                 s.scanner.reset();
@@ -355,9 +373,13 @@ fn process(ctx: &Rc<Ctx>, channel: &Channel, s: &mut Stream) -> Result<(), Strin
     Ok(())
 }
 
+fn is_message(frame: &[u8]) -> bool {
+    reply::elements(frame).next().and_then(reply::bulk) == Some(b"message")
+}
+
 impl Channel {
     /// One frame's effect.
-    fn apply(&self, ctx: &Rc<Ctx>, frame: &[u8]) -> Result<(), String> {
+    fn apply(self: &Rc<Self>, ctx: &Rc<Ctx>, frame: &[u8]) -> Result<(), String> {
         let mut parts = reply::elements(frame);
         match parts.next().and_then(reply::bulk) {
             Some(b"message") => {
@@ -384,23 +406,27 @@ impl Channel {
         Ok(())
     }
 
-    fn message(&self, ctx: &Rc<Ctx>, bytes: &[u8]) {
-        match payload::parse(bytes) {
-            Ok(message) if message.op == Op::Key => {
-                message.args.iter().for_each(|key| {
-                    ctx.l1.invalidate(key);
+    fn message(self: &Rc<Self>, ctx: &Rc<Ctx>, bytes: &[u8]) {
+        let applied = payload::parse(bytes).and_then(|message| apply(ctx, &message, Source::Channel));
+        match applied {
+            Ok(Applied::Done(_)) => {}
+            Ok(sweeping) => {
+                self.sweeping.set(self.sweeping.get() + 1);
+                let (channel, ctx) = (self.clone(), ctx.clone());
+                tokio::task::spawn_local(async move {
+                    sweeping.done(&ctx).await;
+                    channel.sweeping.set(channel.sweeping.get() - 1);
+                    channel.wake.call();
                 });
-                ctx.metrics.invalidations.add(Source::Channel, message.args.len() as u64);
             }
-            Ok(_) => self.flush_all(ctx),
             Err(why) => ctx.malformed(bytes, &why),
         }
     }
 
     fn flush_all(&self, ctx: &Ctx) {
-        ctx.l1.flush();
-        ctx.metrics.flushes.inc(Flush::Channel);
-        ctx.metrics.invalidations.inc(Source::Channel);
+        let message = Message { op: Op::Flush, args: Vec::new() };
+        // A flush is done at once and cannot be malformed.
+        let _ = apply(ctx, &message, Source::Channel);
     }
 
     /// Every B/4: keeps F young where it is wanted, and finds out whether S is dead.
@@ -416,7 +442,7 @@ impl Channel {
 
     fn is_silent(&self, now: u64) -> bool {
         let oldest = self.pings.borrow().front().map_or(0, |ping| now.saturating_sub(ping.t_sent));
-        oldest > SILENCE && now.saturating_sub(self.last_byte.get()) > SILENCE
+        self.sweeping.get() == 0 && oldest > SILENCE && now.saturating_sub(self.last_byte.get()) > SILENCE
     }
 
     /// S is dead when a fresh connection is answered while S is not (decision 9): a server that is busy answers neither.

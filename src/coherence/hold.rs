@@ -32,7 +32,7 @@ struct Held {
 
 impl Hold {
     /// One more PONG to wait for.
-    pub(super) fn expect(&self) {
+    pub(crate) fn expect(&self) {
         self.waiting.set(self.waiting.get() + 1);
     }
 
@@ -42,7 +42,7 @@ impl Hold {
     }
 
     /// One PONG has come, or its lane has died.
-    pub(super) fn passed(&self, ctx: &Ctx) {
+    pub(crate) fn passed(&self, ctx: &Ctx) {
         self.waiting.set(self.waiting.get().saturating_sub(1));
         if self.waiting.get() == 0 {
             self.release(ctx);

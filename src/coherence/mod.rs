@@ -12,6 +12,7 @@
 
 mod channel;
 mod hold;
+mod invalidate;
 mod judge;
 mod lane;
 mod log;
@@ -22,9 +23,10 @@ mod wait;
 
 pub(crate) use channel::Channel;
 pub(crate) use hold::Hold;
+pub(crate) use invalidate::{Applied, Asker, apply, drop_everywhere, publish, publish_flush};
 pub(crate) use lane::{Availability, FetchRequest, Lane, MgetRequest};
 pub(crate) use loss::Redo;
-pub(crate) use payload::Malformed;
+pub(crate) use payload::{Malformed, Message, Op, parse};
 pub(crate) use wait::{Ends, FetchRead, Miss, Part, Refresh, RefreshKey, Relay};
 
 #[cfg(test)]

@@ -59,6 +59,8 @@ pub(crate) enum Malformed {
     Version(u64),
     #[error("an argument is no base64")]
     Base64,
+    #[error("no regular expression: {0}")]
+    Regex(String),
 }
 
 /// The JSON form. Unknown fields are left for later versions to mean something by.
@@ -79,7 +81,6 @@ struct Wire {
     _seq: Option<u64>,
 }
 
-#[allow(dead_code, reason = "pubsub mode is built on it")]
 #[derive(Serialize)]
 struct Written<'a> {
     v: u64,
@@ -93,7 +94,6 @@ struct Written<'a> {
     seq: u64,
 }
 
-#[allow(dead_code, reason = "pubsub mode is built on it")]
 /// Who publishes: a sidecar's name, and the number of this message among its own.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sender<'a> {
@@ -136,7 +136,6 @@ fn json(payload: &[u8]) -> Result<Message, Malformed> {
     Ok(Message { op, args: wire.args.into_iter().map(bytes).collect::<Result<_, _>>()? })
 }
 
-#[allow(dead_code, reason = "pubsub mode is built on it")]
 /// The JSON form of a message of ours. Names that are no UTF-8 make it base64, for all of its names.
 pub(crate) fn written<A: AsRef<[u8]>>(op: Op, args: &[A], db: Option<u32>, sender: Sender<'_>) -> Vec<u8> {
     let plain: Option<Vec<String>> = args.iter().map(|a| String::from_utf8(a.as_ref().to_vec()).ok()).collect();

@@ -133,6 +133,8 @@ words! {
         /// The lane was lost in between.
         Epoch = "epoch",
         Flush = "flush",
+        /// A prefix, pattern or regular expression was invalidated in between, of this key or not.
+        Sweep = "sweep",
         /// Value and PTTL do not describe one state of the key.
         Inconsistent = "inconsistent",
         /// Upstream's ACL refuses GET or PTTL to this user.
@@ -153,6 +155,10 @@ words! {
         Command = "command",
         /// A message on the sidecars' channel.
         Channel = "channel",
+        /// A client's PUBLISH on that channel, applied here before it was forwarded.
+        Publish = "publish",
+        /// The side port.
+        Http = "http",
     }
 }
 
@@ -188,6 +194,9 @@ words! {
     /// `tag` of `cache_invalidate_total` for invalidations without a tag of a rule.
     Tag {
         Key = "_key",
+        Prefix = "_prefix",
+        Pattern = "_pattern",
+        Regex = "_regex",
         Flush = "_flush",
         Push = "_push",
     }

@@ -6,7 +6,7 @@ pub(crate) mod build;
 pub(crate) mod downgrade;
 pub(crate) mod push;
 #[cfg(test)]
-mod real;
+pub(crate) mod real;
 pub(crate) mod reply;
 pub(crate) mod request;
 

@@ -15,13 +15,13 @@ const START_MAX: Duration = Duration::from_secs(20);
 /// A reply that has not come by then will not come.
 const REPLY_MAX: Duration = Duration::from_secs(20);
 
-pub(super) struct Server {
+pub(crate) struct Server {
     child: Child,
     dir: tempfile::TempDir,
 }
 
 impl Server {
-    pub(super) fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let dir = tempfile::tempdir().expect("temporary directory");
         let child = Command::new("redis-server")
             .args(["--port", "0", "--save", "", "--enable-debug-command", "yes", "--unixsocket", "socket"])
@@ -46,7 +46,7 @@ impl Server {
         self.dir.path().join("socket")
     }
 
-    pub(super) fn connect(&self) -> Connection {
+    pub(crate) fn connect(&self) -> Connection {
         let socket = UnixStream::connect(self.socket()).expect("connect");
         socket.set_read_timeout(Some(REPLY_MAX)).expect("timeout");
         Connection { socket, buf: Vec::new(), scanner: FrameScanner::new() }
@@ -60,27 +60,27 @@ impl Drop for Server {
     }
 }
 
-pub(super) struct Connection {
+pub(crate) struct Connection {
     socket: UnixStream,
     buf: Vec<u8>,
     scanner: FrameScanner,
 }
 
 impl Connection {
-    pub(super) fn send(&mut self, bytes: &[u8]) {
+    pub(crate) fn send(&mut self, bytes: &[u8]) {
         // A server that has closed already has still answered.
         let _ = self.socket.write_all(bytes);
     }
 
     /// Sends one command and returns its reply as bytes, embedded pushes taken out.
-    pub(super) fn call(&mut self, args: &[&[u8]]) -> Vec<u8> {
+    pub(crate) fn call(&mut self, args: &[&[u8]]) -> Vec<u8> {
         let mut out = bytes::BytesMut::new();
         super::build::command(&mut out, args);
         self.send(&out);
         self.reply()
     }
 
-    pub(super) fn reply(&mut self) -> Vec<u8> {
+    pub(crate) fn reply(&mut self) -> Vec<u8> {
         loop {
             if let Frame::Complete { len } = self.scanner.scan(&self.buf).expect("valid reply") {
                 let frame: Vec<u8> = self.buf.drain(..len).collect();
@@ -96,7 +96,7 @@ impl Connection {
     }
 
     /// Everything the server says until it closes.
-    pub(super) fn until_closed(&mut self) -> Vec<u8> {
+    pub(crate) fn until_closed(&mut self) -> Vec<u8> {
         let mut all = std::mem::take(&mut self.buf);
         let mut chunk = [0; 16 * 1024];
         loop {

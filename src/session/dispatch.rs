@@ -10,7 +10,8 @@ use super::outbox::Asked;
 use super::{BACKPRESSURE, Client, OUTSTANDING_MAX, Session};
 use crate::cache::{self, Forms, StripeId, Value};
 use crate::coherence::{
-    Availability, Ends, FetchRead, FetchRequest, Hold, Lane, MgetRequest, Miss, Part, Refresh, RefreshKey, Relay,
+    self, Applied, Availability, Ends, FetchRead, FetchRequest, Hold, Lane, MgetRequest, Miss, Part, Refresh,
+    RefreshKey, Relay,
 };
 use crate::command::cacheable::{Caching, Kept, Never};
 use crate::command::table;
@@ -66,6 +67,8 @@ pub(super) enum Work {
     Pinned(Why, Owned),
     /// A local command that has to ask upstream, or must come after everything before it.
     Local(&'static Spec, Owned),
+    /// A PUBLISH on the sidecars' channel, to be forwarded when it has been applied here.
+    Announce(Applied, &'static Spec, Owned),
     /// The request at the front of the buffer is large: it is streamed.
     Large,
 }
@@ -306,6 +309,7 @@ impl Session {
             Route::Write => self.forward(ctx, b, req, spec, mute, Some(Effect::Write)),
             Route::Opaque => self.forward(ctx, b, req, spec, mute, Some(Effect::Opaque)),
             Route::SwapDb => self.forward(ctx, b, req, spec, mute, Some(Effect::SwapDb)),
+            Route::Announce => self.announce(ctx, b, req, spec, mute),
             Route::Pinned(why) => Some(Step::Suspend(Work::Pinned(why, Owned::of(req)))),
             Route::Local => {
                 let step = self.local(ctx, b.now, req, spec, mute);
@@ -360,6 +364,7 @@ impl Session {
                 && ctx.large.borrow().has(req, spec, b.now),
             resp3: self.proto() == Proto::Resp3,
             allow_shutdown: ctx.config.commands.shutdown,
+            announces: announces(ctx, spec, req),
         }
     }
 
@@ -555,8 +560,42 @@ impl Session {
             Some(effect) => self.begin(ctx, b, req, spec, effect, &mut relay),
         }
         ctx.metrics.commands.inc(if relay.write { Class::Write } else { Class::Read });
+        let flush = relay.flush;
         b.lane.relay(b.now, req.raw, relay);
+        if flush {
+            coherence::publish_flush(ctx, &b.lane, b.now);
+        }
         None
+    }
+
+    /// A PUBLISH on the sidecars' channel: what it names is dropped here before its publisher has the reply, then it is
+    /// forwarded. What is malformed is only forwarded: every sidecar, this one too, counts it when it comes back.
+    fn announce(
+        self: &Rc<Self>,
+        ctx: &Rc<Ctx>,
+        b: &mut Batch,
+        req: &Request<'_>,
+        spec: &'static Spec,
+        mute: bool,
+    ) -> Option<Step> {
+        if let Some(stop) = self.lane_stop(b, req, mute) {
+            return stop;
+        }
+        match coherence::parse(req.arg(2)).and_then(|m| coherence::apply(ctx, &m, Source::Publish)) {
+            Ok(applied @ Applied::Sweeping(_)) => Some(Step::Suspend(Work::Announce(applied, spec, Owned::of(req)))),
+            _ => self.forward(ctx, b, req, spec, mute, None),
+        }
+    }
+
+    /// The rest of `announce`.
+    pub(super) fn announced(self: &Rc<Self>, ctx: &Rc<Ctx>, req: &Request<'_>, spec: &'static Spec) -> Option<Step> {
+        let mute = self.special.get() && self.state.borrow_mut().mute();
+        let mut batch = Batch::new(ctx, self);
+        let step = self.forward(ctx, &mut batch, req, spec, mute, None);
+        if matches!(step, Some(Step::Suspend(_))) {
+            self.unmute(mute);
+        }
+        step
     }
 
     /// R14, R15, R16: the L1's side of a write, in the same step as its sending.
@@ -641,6 +680,10 @@ impl Session {
 
 pub(super) fn asked(b: &Batch, epoch: Result<u64, Bypass>) -> Asked {
     Asked::read(b.now, if epoch.is_ok() { Timed::ReadMiss } else { Timed::ReadBypass })
+}
+
+pub(super) fn announces(ctx: &Ctx, spec: &Spec, req: &Request<'_>) -> bool {
+    spec.kind == Kind::Publish && req.argc() == 3 && req.arg(1) == ctx.config.coherence.channel.as_bytes()
 }
 
 /// The bit of a key in a session's filter of outstanding keys.

@@ -91,6 +91,7 @@ impl Session {
             Kind::Auth => self.auth(ctx, req, mute).await,
             Kind::Hello => self.hello_with_auth(ctx, req, mute).await,
             Kind::Reset => drop(self.try_reset(ctx).await),
+            Kind::Nearside => self.nearside_slow(ctx, req, mute).await,
             _ => return Local::Upstream,
         }
         Local::Done
@@ -123,6 +124,7 @@ impl Session {
         }
         match spec.kind {
             Kind::Client => self.client(ctx, now, req, spec, mute),
+            Kind::Nearside if super::invalidate::is_slow(req) => Now::Wait,
             Kind::Nearside => {
                 self.nearside(ctx, now, req, mute);
                 Now::Done

@@ -6,6 +6,7 @@
 mod dispatch;
 mod forms;
 mod inspect;
+mod invalidate;
 mod local;
 mod nearside;
 mod outbox;
@@ -28,7 +29,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::sync::Notify;
 
 use crate::coherence::{Lane, Redo};
-use crate::command::Why;
+use crate::command::{Spec, Why};
 use crate::limits;
 use crate::net::{ReadHalf, Stream, WriteHalf};
 use crate::observe::clock;
@@ -44,7 +45,8 @@ pub(crate) use nearside::with_own_info;
 #[cfg(test)]
 pub(crate) use probe::Probe;
 
-use dispatch::Step;
+use dispatch::{Owned, Step};
+use local::Local;
 use outbox::Outbox;
 use pinned::First;
 use state::State;
@@ -85,6 +87,8 @@ pub(crate) struct Session {
     /// The state asks for more than the hot path knows: muted replies, or protected mode.
     special: Cell<bool>,
     closing: Cell<bool>,
+    /// The client has closed its side while a command that takes long was running.
+    left: Cell<bool>,
     redo: RefCell<Vec<Redo>>,
     /// Wakes the session's task.
     pub(crate) wake: Wake,
@@ -122,6 +126,7 @@ impl Session {
             waiting: Cell::new(false),
             special: Cell::new(ctx.locks_out(peer.near)),
             closing: Cell::new(false),
+            left: Cell::new(false),
             redo: RefCell::default(),
             wake: Wake::default(),
             lane: RefCell::new(None),
@@ -396,6 +401,24 @@ impl Client {
                 true
             }
             Err(_) => false,
+        }
+    }
+
+    /// A local command that asks upstream. What the client sends meanwhile is read, so that its leaving is noticed.
+    async fn local_slow(&mut self, ctx: &Rc<Ctx>, spec: &'static Spec, req: &Owned, mute: bool) -> Local {
+        let session = self.session.clone();
+        let request = req.request();
+        let mut slow = std::pin::pin!(session.local_slow(ctx, spec, &request, mute));
+        loop {
+            let may_read = !self.eof && self.rbuf.len() < BACKPRESSURE;
+            tokio::select! {
+                biased;
+                done = &mut slow => return done,
+                read = read_some(&mut self.rd, &mut self.rbuf, ctx), if may_read => {
+                    self.eof |= !self.was_read(ctx, read);
+                    session.left.set(self.eof);
+                }
+            }
         }
     }
 

@@ -10,7 +10,7 @@ use super::dispatch::Batch;
 use crate::cache::{Entry, FormEntry, Value};
 use crate::command::{Effect, Request, keys};
 use crate::config::{AdminResp, CacheMode};
-use crate::observe::reasons::{Bypass, Flush, Source, Tag};
+use crate::observe::reasons::Bypass;
 use crate::resp::reply;
 use crate::resp::{Proto, build};
 use crate::router;
@@ -20,18 +20,23 @@ const HELP: &[&str] = &[
     "NEARSIDE <subcommand> [<arg> [value] ...]. Subcommands are:",
     "AUTH <password>",
     "    Allow this connection to change the sidecar, where admin.password_file is set.",
+    "DELETE PATTERN <glob> [<glob> ...]",
+    "    Delete upstream what the globs match in this connection's database, in batches of SCAN and UNLINK.",
+    "    Returns how many keys were scanned and deleted, and in how many batches. Stops when the client leaves.",
     "ENTRY <key>",
     "    What the L1 holds for a key as this connection would read it.",
     "EXPLAIN <command> [<arg> ...]",
     "    Where a command would go now, and why. It is not executed.",
     "FLUSH",
-    "    Drop all local entries. Upstream is not touched. Returns how many they were.",
+    "    Drop all entries, here and in all sidecars of this upstream, which is not touched itself. Returns how many",
+    "    they were here.",
     "HELP",
     "    Print this help.",
     "INFO",
     "    All figures, as INFO prints them.",
-    "INVALIDATE KEY <key> [<key> ...]",
-    "    Drop the local entries of keys. Returns how many they were.",
+    "INVALIDATE KEY|PREFIX|PATTERN|REGEX|TAG <x> [<x> ...]",
+    "    Drop the entries that are named so, here and in all sidecars of this upstream. PATTERN is a glob as KEYS",
+    "    takes it, REGEX finds its expression anywhere in the key. Returns how many they were here.",
     "MODE [serve|off]",
     "    Print the cache's mode, or change it until the next start.",
     "STATS",
@@ -39,7 +44,7 @@ const HELP: &[&str] = &[
 ];
 
 /// Who may change the sidecar over RESP.
-enum Refusal {
+pub(super) enum Refusal {
     NeedsPassword,
     Forbidden,
 }
@@ -61,8 +66,8 @@ impl Session {
             (b"explain", 3..) => self.explain(ctx, req, mute),
             (b"entry", 3) => self.entry(ctx, now, req.arg(2), mute),
             (b"auth", 3) => self.nearside_auth(ctx, req.arg(2), mute),
-            (b"mode", 3) | (b"flush", 2) | (b"invalidate", 3..) => match self.may_change(ctx) {
-                Ok(()) => self.change(ctx, req, &sub, mute),
+            (b"mode", 3) => match self.may_change(ctx) {
+                Ok(()) => self.change_mode(ctx, req.arg(2), mute),
                 Err(refusal) => self.answer_error(mute, refusal.text()),
             },
             _ => {
@@ -74,39 +79,20 @@ impl Session {
         }
     }
 
-    fn change(&self, ctx: &Rc<Ctx>, req: &Request<'_>, sub: &[u8], mute: bool) {
-        match sub {
-            b"flush" => {
-                ctx.l1.settle();
-                let (entries, _) = ctx.l1.size();
-                ctx.l1.flush();
-                ctx.metrics.flushes.inc(Flush::Command);
-                ctx.metrics.invalidated.inc(Tag::Flush);
-                self.answer(mute, |out| build::integer(out, entries as i64));
+    fn change_mode(&self, ctx: &Rc<Ctx>, word: &[u8], mute: bool) {
+        let mode = match word.to_ascii_lowercase().as_slice() {
+            b"serve" => CacheMode::Serve,
+            b"off" => CacheMode::Off,
+            other => {
+                let text = format!("ERR unknown mode '{}'; use serve or off", String::from_utf8_lossy(other));
+                return self.answer_error(mute, &text);
             }
-            b"mode" => {
-                let mode = match req.arg(2).to_ascii_lowercase().as_slice() {
-                    b"serve" => CacheMode::Serve,
-                    b"off" => CacheMode::Off,
-                    other => {
-                        let text = format!("ERR unknown mode '{}'; use serve or off", String::from_utf8_lossy(other));
-                        return self.answer_error(mute, &text);
-                    }
-                };
-                ctx.set_mode(mode);
-                self.answer(mute, |out| build::simple(out, "OK"));
-            }
-            _ if req.is(2, "key") && req.argc() > 3 => {
-                let dropped: usize = (3..req.argc()).map(|i| ctx.l1.invalidate(req.arg(i))).sum();
-                ctx.metrics.invalidations.add(Source::Command, (req.argc() - 3) as u64);
-                ctx.metrics.invalidated.add(Tag::Key, (req.argc() - 3) as u64);
-                self.answer(mute, |out| build::integer(out, dropped as i64));
-            }
-            _ => self.answer_error(mute, "ERR use NEARSIDE INVALIDATE KEY <key> [<key> ...]"),
-        }
+        };
+        ctx.set_mode(mode);
+        self.answer(mute, |out| build::simple(out, "OK"));
     }
 
-    fn may_change(&self, ctx: &Ctx) -> Result<(), Refusal> {
+    pub(super) fn may_change(&self, ctx: &Ctx) -> Result<(), Refusal> {
         let admin = &ctx.config.admin;
         match admin.resp {
             AdminResp::Off => Err(Refusal::Forbidden),
@@ -233,7 +219,7 @@ fn pairs(out: &mut BytesMut, fields: &[(&str, String)]) {
 }
 
 impl Refusal {
-    fn text(&self) -> &'static str {
+    pub(super) fn text(&self) -> &'static str {
         match self {
             Refusal::NeedsPassword => "NOAUTH this changes the sidecar: say NEARSIDE AUTH <password> first",
             Refusal::Forbidden => {

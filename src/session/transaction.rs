@@ -1,7 +1,7 @@
 //! What a pinned connection must remember of the commands it carries: which reply comes next and what it ends, the queue of
 //! an open MULTI, the counts of subscriptions. Pure bookkeeping; `pinned` moves the bytes.
 
-use crate::coherence::Ends;
+use crate::coherence::{Ends, Message};
 use crate::command::{Effect, Kind, Request, Spec, keys};
 use crate::resp::{Proto, reply};
 use crate::upstream::Credential;
@@ -16,6 +16,10 @@ pub(super) struct Expect {
     /// The reply waits for the lanes (R21).
     pub(super) hold: bool,
     pub(super) flush: bool,
+    /// The databases were swapped: other sidecars are told when it comes.
+    pub(super) swap: bool,
+    /// What it has published on the sidecars' channel; applied here when it comes, before it is passed on.
+    pub(super) messages: Vec<Message>,
     /// CLIENT REPLY OFF or SKIP.
     pub(super) mute: bool,
     /// What it changes is lost with the connection: "outcome unknown".
@@ -24,7 +28,17 @@ pub(super) struct Expect {
 
 impl Expect {
     pub(super) fn of(what: What, mute: bool) -> Expect {
-        Expect { what, ends: Ends::None, drops: Vec::new(), hold: false, flush: false, mute, write: false }
+        Expect {
+            what,
+            ends: Ends::None,
+            drops: Vec::new(),
+            hold: false,
+            flush: false,
+            swap: false,
+            messages: Vec::new(),
+            mute,
+            write: false,
+        }
     }
 }
 
@@ -61,6 +75,8 @@ pub(super) struct Queued {
     pub(super) spec: Option<&'static Spec>,
     pub(super) effect: Effect,
     pub(super) keys: Vec<Box<[u8]>>,
+    /// A PUBLISH on the sidecars' channel.
+    pub(super) message: Option<Message>,
     pub(super) role: Role,
 }
 
@@ -98,7 +114,7 @@ impl Queued {
         if let Some(spec) = spec.filter(|s| s.effect != Effect::Read) {
             keys::for_each(spec, req, |key| named.push(key.into()));
         }
-        Queued { spec, effect, keys: named, role }
+        Queued { spec, effect, keys: named, message: None, role }
     }
 
     /// EXEC's array has to be read element by element.

@@ -193,7 +193,7 @@ fn wrong_words_are_errors_that_say_what_is_right() {
         assert!(error.is_error() && error.text().contains("NEARSIDE HELP"), "{line}: {error:?}");
     }
     let error = run(&mut client, "NEARSIDE INVALIDATE SOMETHING k").text();
-    assert_eq!(error, "ERR use NEARSIDE INVALIDATE KEY <key> [<key> ...]");
+    assert_eq!(error, "ERR use NEARSIDE INVALIDATE KEY|PREFIX|PATTERN|REGEX|TAG <x> [<x> ...]");
     let error = run(&mut client, "NEARSIDE AUTH x").text();
     assert_eq!(error, "ERR no admin password is configured (admin.password_file)");
 }

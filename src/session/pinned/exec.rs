@@ -25,6 +25,7 @@ impl Pin {
         let Some(end) = memchr::memchr(b'\n', &self.conn.link.rbuf) else { return false };
         let header = self.conn.link.rbuf.split_to(end + 1);
         let Some(expect) = self.expect.pop_front() else { return false };
+        self.announce(ctx, client, &expect);
         *hold |= settle(ctx, &expect);
         client.session.set_fence();
         self.watching = false;

@@ -7,6 +7,7 @@ use bytes::Buf;
 
 use super::upload::Upload;
 use super::{CHUNK, End, Pin, begin_all, flush};
+use crate::coherence::Message;
 use crate::command::table::{self, Lookup};
 use crate::command::{Effect, Kind, Need, Request, Spec, keys};
 use crate::observe::clock;
@@ -155,7 +156,7 @@ impl Pin {
         }
         let mute = client.session.state.borrow_mut().mute();
         let role = Role::Local { raw: req.raw.to_vec(), args: req.args.to_vec() };
-        let queued = Queued { spec: Some(spec), effect: Effect::Read, keys: Vec::new(), role };
+        let queued = Queued { spec: Some(spec), effect: Effect::Read, keys: Vec::new(), message: None, role };
         build::command(&mut self.out, &[b"PING"]);
         self.expect.push_back(Expect::of(What::Queued(queued), mute));
         true
@@ -206,6 +207,7 @@ impl Pin {
             self.queue = Some(Vec::new());
         }
         let mut expect = Expect::of(what, mute);
+        expect.messages.extend(announced(ctx, spec, req));
         self.begin(ctx, spec, req, &mut expect);
         expect
     }
@@ -221,6 +223,7 @@ impl Pin {
             Effect::Flush | Effect::SwapDb => {
                 flush(ctx, spec);
                 expect.flush = true;
+                expect.swap = effect == Effect::SwapDb;
             }
             Effect::Write | Effect::Opaque => {
                 let mut named: Vec<Box<[u8]>> = Vec::new();
@@ -260,7 +263,8 @@ impl Pin {
             Some(Kind::Client) if spec.is_some_and(|s| s.name == "client|tracking") => Role::Tracking(req.is(2, "on")),
             _ => Role::Plain,
         };
-        Expect::of(What::Queued(Queued::of(spec, req, role)), mute)
+        let message = announced(ctx, spec, req);
+        Expect::of(What::Queued(Queued { message, ..Queued::of(spec, req, role) }), mute)
     }
 
     /// EXEC has the union of its queue's effects. Commands whose +QUEUED has not come yet are part of it too.
@@ -275,6 +279,8 @@ impl Pin {
         }
         let mut expect = Expect::of(What::Command, mute);
         expect.write = queue.iter().any(|q| q.effect != Effect::Read);
+        expect.swap = queue.iter().any(|q| q.effect == Effect::SwapDb);
+        expect.messages = queue.iter_mut().filter_map(|q| q.message.take()).collect();
         if ctx.cache_serves() {
             let named: Vec<Box<[u8]>> = queue.iter().flat_map(|q| q.keys.iter().cloned()).collect();
             expect.ends = begin_all(ctx, &named);
@@ -369,6 +375,12 @@ impl Pin {
             }
         }
     }
+}
+
+/// What a PUBLISH on the sidecars' channel says; none for what nobody will understand.
+fn announced(ctx: &Ctx, spec: Option<&'static Spec>, req: &Request<'_>) -> Option<Message> {
+    let spec = spec.filter(|s| crate::session::dispatch::announces(ctx, s, req));
+    spec.and_then(|_| crate::coherence::parse(req.arg(2)).ok())
 }
 
 /// A local command that a pinned session may run without its connection. HELLO, AUTH and SELECT change the connection.

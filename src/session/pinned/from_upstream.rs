@@ -7,7 +7,8 @@ use bytes::BytesMut;
 use tokio::time::Instant;
 
 use super::{Pin, settle};
-use crate::coherence::Hold;
+use crate::coherence::{Applied, Hold, Message, Op, apply, publish};
+use crate::observe::reasons::Source;
 use crate::resp::build;
 use crate::resp::reply::{self, Frame};
 use crate::session::transaction::{Expect, Greeting, PubSub, Walk, What, confirms, pubsub};
@@ -15,6 +16,9 @@ use crate::session::{BACKPRESSURE, Client};
 use crate::upstream::facts::PUSHES_UNMUTED;
 use crate::upstream::handshake::ServerInfo;
 use crate::worker::Ctx;
+
+/// No sweep takes that long; a bound all the same.
+const SWEEP_MAX: std::time::Duration = std::time::Duration::from_secs(60);
 
 impl Pin {
     pub(super) fn read_upstream(&mut self, ctx: &Rc<Ctx>, client: &Client) -> Result<(), String> {
@@ -56,10 +60,37 @@ impl Pin {
 
     /// R21: one PING per lane for everything read in this turn; delivered at the last PONG, after B at the latest.
     pub(super) fn start_hold(&mut self, ctx: &Rc<Ctx>) {
+        if let Some((hold, _)) = &self.hold {
+            // It waits for a sweep already, for as long as that takes.
+            ctx.fence_all(hold);
+            return;
+        }
         let hold = Rc::new(Hold::default());
         if ctx.fence_all(&hold) {
             let limit = Instant::now() + std::time::Duration::from_nanos(ctx.max_staleness);
             self.hold = Some((hold, limit));
+        }
+    }
+
+    /// What the command has told the sidecars, applied here before its reply is passed on. A sweep holds it back.
+    pub(super) fn announce(&mut self, ctx: &Rc<Ctx>, client: &Client, expect: &Expect) {
+        for message in &expect.messages {
+            if let Ok(applied @ Applied::Sweeping(_)) = apply(ctx, message, Source::Publish) {
+                let limit = Instant::now() + SWEEP_MAX;
+                let (hold, _) = self.hold.get_or_insert_with(|| (Rc::default(), limit));
+                applied.holds(ctx, hold);
+            }
+        }
+        if expect.swap {
+            let (ctx, profile) = (ctx.clone(), client.session.profile());
+            tokio::task::spawn_local(async move {
+                let flush = Message { op: Op::Flush, args: Vec::new() };
+                if let Err(why) = publish(&ctx, &profile, &flush).await {
+                    tracing::warn!(
+                        "a SWAPDB was not told to the other sidecars, their entries end with their TTL: {why}"
+                    );
+                }
+            });
         }
     }
 
@@ -143,6 +174,7 @@ impl Pin {
         frame: &[u8],
     ) -> Result<bool, String> {
         let failed = reply::is_error(frame);
+        self.announce(ctx, client, &expect);
         let hold = settle(ctx, &expect) && !(matches!(expect.what, What::Blocking) && reply::is_null(frame));
         let session = &client.session;
         match expect.what {
@@ -157,6 +189,8 @@ impl Pin {
                 for key in &queued.keys {
                     ctx.l1.invalidate(key);
                 }
+                let messages = queued.message.into_iter().collect();
+                self.announce(ctx, client, &Expect { messages, ..Expect::of(What::Command, true) });
             }
             What::Exec(_) => {
                 // An EXEC without MULTI is an error and ends nothing; any other ends the transaction and the WATCH.
@@ -243,7 +277,9 @@ impl Pin {
             _ => {}
         }
         client.session.set_fence();
-        let hold = settle(ctx, &Expect { what: What::Command, ..expect });
+        let expect = Expect { what: What::Command, ..expect };
+        self.announce(ctx, client, &expect);
+        let hold = settle(ctx, &expect);
         if hold {
             self.start_hold(ctx);
         }

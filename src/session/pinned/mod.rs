@@ -135,6 +135,12 @@ impl Client {
                     }
                     None
                 }
+                Work::Announce(applied, spec, req) => {
+                    applied.done(ctx).await;
+                    let step = self.session.announced(ctx, &req.request(), spec);
+                    self.session.flush(ctx);
+                    step
+                }
                 Work::Large => {
                     if !(self.settled(ctx).await && self.pinned(ctx, Why::Large, First::Large).await) {
                         return false;
@@ -146,7 +152,7 @@ impl Client {
                         return false;
                     }
                     let mute = self.session.state.borrow_mut().mute();
-                    match self.session.local_slow(ctx, spec, &req.request(), mute).await {
+                    match self.local_slow(ctx, spec, &req, mute).await {
                         Local::Done => None,
                         Local::Close => {
                             self.finish(ctx).await;

@@ -61,7 +61,7 @@ impl Pin {
         let kind = spec.map_or(Kind::Other, |s| s.kind);
         if self.queue.is_some() {
             let role = if is_subscription(kind) { Role::Subscription { kind, words: argc - 1 } } else { Role::Plain };
-            return Expect::of(What::Queued(Queued { spec, effect, keys: named, role }), mute);
+            return Expect::of(What::Queued(Queued { spec, effect, keys: named, message: None, role }), mute);
         }
         self.soiled |= spec.is_none_or(|s| s.need != Need::Lane);
         let what = match kind {

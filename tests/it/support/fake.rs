@@ -370,6 +370,7 @@ fn housekeeping(link: &mut Link, number: usize, name: &str, words: &Words) -> Op
     let text = match (name, upper(words.get(1)).as_str()) {
         ("HELLO", _) => hello(link.proto, id),
         ("AUTH" | "SELECT" | "READONLY", _) => "+OK\r\n".into(),
+        ("PUBLISH", "NEARSIDE:INVALIDATE") => ":1\r\n".into(),
         ("SUBSCRIBE", "NEARSIDE:INVALIDATE") => subscribed(&words[1]),
         ("PING", _) if link.channel => "*2\r\n$4\r\npong\r\n$0\r\n\r\n".into(),
         ("PING", _) => "+PONG\r\n".into(),
