@@ -26,6 +26,8 @@ mod lifecycle;
 mod limits;
 /// Byte for byte what Redis itself answers.
 mod oracle;
+/// Every read that can be kept, and every one that never is.
+mod reads;
 /// Bugs that suites of others found, one test each.
 mod regressions;
 /// What a client session does, seen from the client and from upstream.

@@ -95,7 +95,7 @@ impl Server {
         let mut reply = BytesMut::new();
         let place = |key: &String| (db, key.clone());
         match words[0].as_str() {
-            "GET" | "GETRANGE" => {
+            "GET" | "GETRANGE" | "SUBSTR" => {
                 let value = self.look(conn, &place(&words[1]), now, &mut out);
                 let absent = if words[0] == "GET" { None } else { Some(String::new()) };
                 value_reply(&mut reply, value.or(absent).as_deref());

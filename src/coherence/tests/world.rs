@@ -13,12 +13,12 @@ use super::super::hold::Hold;
 use super::super::lane::{Availability, Lane};
 use super::super::wait::{Ends, Waiting};
 use super::server::{Conn, Place, Server, State};
-use crate::cache::{self, Bounds, L1, Value};
+use crate::cache::{Bounds, L1};
 use crate::config::Config;
 use crate::net::Stream;
 use crate::observe::clock;
 use crate::observe::metrics::Metrics;
-use crate::observe::reasons::Mode;
+use crate::observe::reasons::{Method, Mode};
 use crate::observe::status::Status;
 use crate::resp::build;
 use crate::resp::reply::{self, Frame, FrameScanner};
@@ -75,6 +75,8 @@ pub(super) enum Ask {
     Mget(Vec<usize>),
     /// A keyed read that the L1 does not answer.
     Range(usize),
+    /// A keyed read that is kept, in one of two forms.
+    Form(usize, usize),
     Set(usize, Option<u64>),
     Mset(usize, usize),
     Del(usize),
@@ -191,7 +193,9 @@ impl World {
         let metrics = Arc::new(Metrics::new(":", 10));
         let bounds = Bounds { max_bytes: 1 << 20, max_entries: None, lru: false };
         let l1 = Arc::new(L1::new(bounds, metrics.clone()));
-        let config = Arc::new(Config::for_tests("redis://127.0.0.1:1"));
+        let mut config = Config::for_tests("redis://127.0.0.1:1");
+        config.cache.commands = [Method::Get, Method::Mget, Method::Substr].into_iter().collect();
+        let config = Arc::new(config);
         let status = Arc::new(Status::new("upstream", Mode::Serve));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().expect("a runtime");
         let names = names(&l1);
@@ -324,6 +328,8 @@ impl World {
         match ask {
             Ask::Get(k) => (of(&["GET", &name(k)]), vec![*k], What::Read),
             Ask::Range(k) => (of(&["GETRANGE", &name(k), "0", "-1"]), vec![*k], What::Read),
+            // The values are shorter than 99 bytes, so both say the same.
+            Ask::Form(k, n) => (of(&["SUBSTR", &name(k), "0", ["-1", "99"][*n]]), vec![*k], What::Read),
             Ask::Mget(keys) => {
                 let words = std::iter::once("MGET".to_owned()).chain(keys.iter().map(name)).collect();
                 (words, keys.clone(), What::Read)
@@ -746,14 +752,13 @@ impl World {
         for name in &self.names {
             let Some(forms) = self.ctx.l1.get(name.as_bytes()) else { continue };
             let flush_gen = self.ctx.l1.flush_gen();
-            let Some(entry) = cache::usable(&forms, w.lane.epoch(), flush_gen, self.now) else { continue };
-            let held = match &entry.value {
-                Value::Nil => None,
-                Value::Bulk(frame) => reply::bulk(frame).map(|b| String::from_utf8_lossy(b).into_owned()),
-            };
-            let truth = self.server.read(&(w.db, name.clone()), self.now);
-            if held != truth {
-                return Err(format!("{name} of database {} is {held:?} in the L1 and {truth:?} upstream", w.db));
+            for entry in forms.all().filter(|e| e.may_serve(w.lane.epoch(), flush_gen, self.now)) {
+                let held = reply::bulk(entry.value.frame()).filter(|b| !b.is_empty());
+                let held = held.map(|b| String::from_utf8_lossy(b).into_owned());
+                let truth = self.server.read(&(w.db, name.clone()), self.now);
+                if held != truth {
+                    return Err(format!("{name} of database {} is {held:?} in the L1 and {truth:?} upstream", w.db));
+                }
             }
         }
         Ok(())
