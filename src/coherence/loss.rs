@@ -274,7 +274,7 @@ impl Waiting {
     pub(super) fn may_resend(&self) -> bool {
         match self {
             Waiting::Relay(relay) => relay.resend,
-            Waiting::Fetch(_) | Waiting::Mget(_) => true,
+            Waiting::Fetch(_) | Waiting::Mget(_) | Waiting::Sample(_) => true,
             _ => false,
         }
     }

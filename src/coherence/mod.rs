@@ -18,6 +18,7 @@ mod log;
 mod loss;
 mod payload;
 mod reader;
+mod sample;
 mod wait;
 
 pub(crate) use channel::Channel;
@@ -25,6 +26,7 @@ pub(crate) use hold::Hold;
 pub(crate) use lane::{Availability, GetRequest, Lane, MgetRequest};
 pub(crate) use loss::Redo;
 pub(crate) use payload::Malformed;
+pub(crate) use sample::Samples;
 pub(crate) use wait::{Ends, Miss, Part, Refresh, RefreshKey, Relay};
 
 #[cfg(test)]

@@ -2,10 +2,10 @@
 
 /// `NEARSIDE`, `INFO nearside` and who may use what of it.
 mod admin;
-/// What is published on the sidecars' channel reaches them all.
-mod channel;
 /// Everything at once, with foreign writers and a bad network (C59), by `nearside audit`; and what it sees with a rule off.
 mod audit;
+/// What is published on the sidecars' channel reaches them all.
+mod channel;
 /// Real client libraries and tools must not notice the sidecar.
 mod clients;
 /// Command line and configuration: streams and exit codes.
