@@ -9,7 +9,7 @@ use std::sync::Arc;
 use dashmap::DashMap;
 
 use crate::cache::{L1, Large};
-use crate::coherence::{Availability, Channel, Hold, Lane, Malformed};
+use crate::coherence::{Availability, Channel, Hold, Lane, Malformed, Samples};
 use crate::command::Spec;
 use crate::command::table;
 use crate::config::{CacheMode, Config};
@@ -58,6 +58,8 @@ pub(crate) struct Ctx {
     /// What upstream last said of itself.
     pub(crate) server: RefCell<ServerInfo>,
     pub(crate) large: RefCell<Large>,
+    /// Entries that are compared with upstream in service.
+    pub(crate) samples: Samples,
     pub(crate) scratch: RefCell<Vec<u8>>,
     pub(crate) draining: Cell<bool>,
     /// The clock as last read by whoever read a socket: good enough to measure with, never to decide with.
@@ -108,6 +110,7 @@ impl Ctx {
             name: name.clone(),
         });
         let max_staleness = u64::try_from(config.coherence.max_staleness.as_nanos()).unwrap_or(u64::MAX);
+        let samples = Samples::new(config.coherence.sample_per_second, clock::now());
         Rc::new(Ctx {
             default_profile: Profile { db: up.db, credential: credential.clone() },
             mode: Cell::new(config.cache.mode),
@@ -123,6 +126,7 @@ impl Ctx {
             sessions: RefCell::default(),
             server: RefCell::default(),
             large: RefCell::default(),
+            samples,
             scratch: RefCell::new(vec![0; SCRATCH]),
             draining: Cell::new(false),
             now: Cell::new(0),

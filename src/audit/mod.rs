@@ -206,7 +206,9 @@ async fn audit(mut options: Options, say: &dyn Fn(&str)) -> Result<Report, Strin
     let mut sidecars = Vec::new();
     for (place, then) in shared.plan.through.iter().zip(before) {
         let now = ask_info(place).await.unwrap_or_else(|_| then.clone()); // if it is gone, `at_rest` has said so
-        sidecars.push(then.until(&now));
+        let sidecar = then.until(&now);
+        shared.truth.borrow_mut().note_samples(&sidecar.address, sidecar.sampled, sidecar.stale);
+        sidecars.push(sidecar);
     }
     let report = Report::new(&shared, sidecars, lasted);
     children.end(report.violations() > 0, say);

@@ -25,6 +25,9 @@ pub(super) struct Sidecar {
     pub(super) pending: u64,
     hits: u64,
     misses: u64,
+    /// Entries that it compared with upstream by itself, and how many differed.
+    pub(super) sampled: u64,
+    pub(super) stale: u64,
 }
 
 impl Sidecar {
@@ -43,6 +46,8 @@ impl Sidecar {
             pending: number("pending_writes"),
             hits: number("hits"),
             misses: number("misses"),
+            sampled: number("audit_checked"),
+            stale: number("audit_stale"),
         })
     }
 
@@ -52,8 +57,14 @@ impl Sidecar {
 
     /// With the figures of the time between.
     pub(super) fn until(self, now: &Sidecar) -> Sidecar {
-        let (hits, misses) = (now.hits.saturating_sub(self.hits), now.misses.saturating_sub(self.misses));
-        Sidecar { hits, misses, coherence: now.coherence.clone(), ..self }
+        Sidecar {
+            hits: now.hits.saturating_sub(self.hits),
+            misses: now.misses.saturating_sub(self.misses),
+            sampled: now.sampled.saturating_sub(self.sampled),
+            stale: now.stale.saturating_sub(self.stale),
+            coherence: now.coherence.clone(),
+            ..self
+        }
     }
 }
 

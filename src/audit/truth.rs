@@ -16,8 +16,8 @@ pub(super) type Micros = u64;
 /// Index of a key.
 pub(super) type Key = usize;
 
-/// Violations whose evidence is kept; all are counted.
-pub(super) const EVIDENCE_MAX: usize = 50;
+/// Violations of each property whose evidence is kept; all are counted.
+const EVIDENCE_EACH: usize = 5;
 
 /// Redis keeps expiry in whole milliseconds and looks at its clock once per command.
 const EXPIRY_GRAIN: Micros = 5_000;
@@ -43,12 +43,14 @@ pub(super) enum Property {
     Invented,
     /// With everything quiet, what upstream has.
     AtRest,
+    /// The comparisons that a sidecar makes by itself, in service, found nothing.
+    Sampled,
     /// Every request is answered.
     Unanswered,
 }
 
 impl Property {
-    pub(super) const ALL: [Property; 10] = [
+    pub(super) const ALL: [Property; 11] = [
         Property::ReadYourWrites,
         Property::SidecarWrites,
         Property::Monotonic,
@@ -58,6 +60,7 @@ impl Property {
         Property::Expiry,
         Property::Invented,
         Property::AtRest,
+        Property::Sampled,
         Property::Unanswered,
     ];
 
@@ -72,6 +75,7 @@ impl Property {
             Property::Expiry => "expiry",
             Property::Invented => "invented_value",
             Property::AtRest => "at_rest",
+            Property::Sampled => "in_service_samples",
             Property::Unanswered => "unanswered",
         }
     }
@@ -318,11 +322,26 @@ impl Truth {
         }
     }
 
+    /// What a sidecar has compared by itself meanwhile.
+    pub(super) fn note_samples(&mut self, sidecar: &str, checked: u64, stale: u64) {
+        *self.checks.entry(Property::Sampled).or_default() += checked;
+        if stale > 0 {
+            let note = format!("{sidecar} found {stale} of its own entries stale; its log names their hashes");
+            self.violate(Violation {
+                property: Property::Sampled,
+                key: String::new(),
+                read: None,
+                because: None,
+                note,
+            });
+        }
+    }
+
     fn violate(&mut self, violation: Violation) {
         *self.violated.entry(violation.property).or_default() += 1;
         // The first of each kind says most; of one that comes in thousands the others say nothing new.
         let same = self.evidence.iter().filter(|v| v.property == violation.property).count();
-        if same < EVIDENCE_MAX / Property::ALL.len() {
+        if same < EVIDENCE_EACH {
             self.evidence.push(violation);
         }
     }

@@ -75,6 +75,11 @@ impl StripeId {
     pub(crate) fn number(self) -> u16 {
         self.0
     }
+
+    #[cfg(test)]
+    pub(crate) fn numbered(number: u16) -> StripeId {
+        StripeId(number)
+    }
 }
 
 /// The right to store one reading: void as soon as anything happens to the key's stripe, to the L1 or to the lane.

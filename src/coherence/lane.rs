@@ -70,6 +70,8 @@ pub(crate) struct Lane {
     /// When a cacheable read was last asked of it, hits included (R5).
     pub(super) last_read: Cell<u64>,
     pub(super) last_sent: Cell<u64>,
+    /// Commands since the last tick.
+    pub(super) sent: Cell<u64>,
     pub(super) last_byte: Cell<u64>,
     pub(super) last_role_check: Cell<u64>,
     pub(super) role_check: Cell<bool>,
@@ -148,6 +150,7 @@ impl Lane {
             leaving: RefCell::new(None),
             last_read: Cell::new(0),
             last_sent: Cell::new(0),
+            sent: Cell::new(0),
             last_byte: Cell::new(0),
             last_role_check: Cell::new(0),
             role_check: Cell::new(false),
@@ -288,11 +291,12 @@ impl Lane {
         }
     }
 
-    fn send(&self, inner: &mut Inner, now: u64, raw: &[u8], kind: Waiting) {
+    pub(super) fn send(&self, inner: &mut Inner, now: u64, raw: &[u8], kind: Waiting) {
         let len = u32::try_from(raw.len()).unwrap_or(u32::MAX);
         debug_assert_eq!(len as usize, raw.len(), "large requests never go over the lane");
         inner.log.extend(raw);
         inner.fifo.push_back(Waiter { t_sent: now, len, attempts: 0, kind });
+        self.sent.set(self.sent.get() + 1);
         self.last_sent.set(now);
         self.wake.call();
     }

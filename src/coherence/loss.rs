@@ -273,7 +273,7 @@ impl Waiting {
         match self {
             Waiting::Relay(relay) => relay.resend,
             Waiting::Fetch(fetch) => fetch.read.resend,
-            Waiting::Mget(_) => true,
+            Waiting::Mget(_) | Waiting::Sample(_) => true,
             _ => false,
         }
     }

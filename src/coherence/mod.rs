@@ -19,6 +19,7 @@ mod log;
 mod loss;
 mod payload;
 mod reader;
+mod sample;
 mod wait;
 
 pub(crate) use channel::Channel;
@@ -27,6 +28,7 @@ pub(crate) use invalidate::{Applied, Asker, apply, drop_everywhere, publish, pub
 pub(crate) use lane::{Availability, FetchRequest, Lane, MgetRequest};
 pub(crate) use loss::Redo;
 pub(crate) use payload::{Malformed, Message, Op, parse};
+pub(crate) use sample::Samples;
 pub(crate) use wait::{Ends, FetchRead, Miss, Part, Refresh, RefreshKey, Relay};
 
 #[cfg(test)]

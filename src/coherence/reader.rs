@@ -394,6 +394,7 @@ impl Lane {
             Waiting::RefreshTtl(refresh, i) => self.on_refresh_ttl(ctx, &refresh, i, frame),
             Waiting::Fence(hold) => hold.passed(ctx),
             Waiting::RoleCheck => return self.on_role_check(ctx, frame),
+            Waiting::Sample(sample) => self.on_sample(ctx, &sample, frame),
             Waiting::Ask(tx) => drop(tx.send(frame.to_vec())),
             Waiting::Track(on) => self.on_track(ctx, on, frame),
             Waiting::Ping | Waiting::Dropped => {}
@@ -510,7 +511,10 @@ impl Lane {
             value: read.value,
         };
         match read.id {
-            None => ctx.l1.insert(read.key, &read.token, entry)?,
+            None => {
+                ctx.l1.insert(read.key, &read.token, entry)?;
+                ctx.samples.note(self.id, read.key, read.token.stripe);
+            }
             Some(id) => {
                 let displaced = ctx.l1.insert_form(read.key, &read.token, FormEntry { id, entry })?;
                 ctx.metrics.evictions.add(Evict::Size, displaced.oldest as u64);
@@ -694,6 +698,7 @@ impl Lane {
             self.time_out(ctx, now.saturating_sub(nanos(limit)));
         }
         self.judge(ctx, now);
+        super::sample::turn(ctx, now, self.sent.take());
     }
 }
 

@@ -7,6 +7,7 @@ use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
 use super::hold::Hold;
+use super::sample::Sample;
 use crate::cache::{FormId, StripeId, Token, Value};
 use crate::command::cacheable::Shape;
 use crate::observe::patterns::PatternId;
@@ -43,6 +44,8 @@ pub(super) enum Waiting {
     RoleCheck,
     /// CLIENT TRACKING ON or OFF, after a change of mode.
     Track(bool),
+    /// GET of an entry that is compared with upstream.
+    Sample(Box<Sample>),
     /// Asked by ourselves.
     Ask(oneshot::Sender<Vec<u8>>),
     /// Nobody waits any more; the reply still has to be read off.

@@ -43,6 +43,7 @@ pub(super) const KEYS: &[&str] = &[
     "coherence.mode",
     "coherence.max_staleness",
     "coherence.channel",
+    "coherence.sample_per_second",
     "commands.shutdown",
     "http.listen",
     "http.allowed_hosts",
@@ -179,7 +180,7 @@ mod tests {
 
     #[test]
     fn without_a_likely_key_the_section_is_listed() {
-        assert_eq!(hint("coherence.frobnicate"), "known keys here: mode, max_staleness, channel");
+        assert_eq!(hint("coherence.frobnicate"), "known keys here: mode, max_staleness, channel, sample_per_second");
         assert!(hint("frobnicate").starts_with("known keys here: environment, listen, upstream,"));
     }
 

@@ -233,6 +233,8 @@ pub(crate) struct Coherence {
     pub(crate) max_staleness: Duration,
     /// Where sidecars and applications publish what is to be dropped; one word.
     pub(crate) channel: String,
+    /// Entries compared with upstream; 0: none.
+    pub(crate) sample_per_second: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

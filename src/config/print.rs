@@ -56,6 +56,7 @@ fn entries(config: &Config) -> Vec<(&'static str, Shown)> {
     out.value("coherence.mode", coherence_word(coherence.mode));
     out.value("coherence.max_staleness", show_duration(coherence.max_staleness));
     out.value("coherence.channel", quoted(&coherence.channel));
+    out.value("coherence.sample_per_second", coherence.sample_per_second);
     out.value("commands.shutdown", commands.shutdown);
     out.list("http.listen", http.listen.iter().map(ToString::to_string));
     out.list("http.allowed_hosts", http.allowed_hosts.iter().cloned());

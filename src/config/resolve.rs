@@ -56,6 +56,9 @@ const STALENESS_MIN: Duration = Duration::from_millis(10);
 /// The sidecars' channel: the same for all sidecars of an upstream, so it has a default that fits all.
 const CHANNEL: &str = "nearside:invalidate";
 
+/// More would be a load of its own, and it is held to 1 % of the commands sent anyway.
+const SAMPLES_MAX: u64 = 1000;
+
 /// The TTL cap of tracking mode (DESIGN 4): what Redis never signals must end some day.
 const TTL_MAX: Duration = Duration::from_secs(24 * 3600);
 
@@ -228,6 +231,7 @@ impl<'s> Resolver<'s> {
             mode: self.word("coherence.mode", &words),
             max_staleness: self.duration("coherence.max_staleness", secs(1), STALENESS_MIN..=DURATION_MAX),
             channel: self.one("coherence.channel", CHANNEL.to_owned(), channel),
+            sample_per_second: self.count("coherence.sample_per_second", 1, 0..=SAMPLES_MAX),
         }
     }
 

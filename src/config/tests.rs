@@ -78,6 +78,7 @@ fn the_defaults_are_those_of_the_design() {
     assert_eq!(config.cache.on_write, OnWrite::Update);
     assert_eq!(config.coherence.max_staleness, Duration::from_secs(1));
     assert_eq!(config.coherence.channel, "nearside:invalidate");
+    assert_eq!(config.coherence.sample_per_second, 1);
     assert_eq!(config.http.listen, ["127.0.0.1:9380".parse().unwrap()]);
     assert_eq!(config.log.level, tracing::Level::INFO);
 }
@@ -136,7 +137,7 @@ admin: {resp: off}
 workers: 1
 cache: {mode: off, commands: [hgetall, Json.Get], max_bytes: 3MiB, max_entries: 7, max_value_bytes: 9KiB, default_ttl: 1h, negative_ttl: 0s, ttl_buffer: 0,
         eviction: lru, on_write: resident, update_max_bytes: 8KiB}
-coherence: {mode: tracking, max_staleness: 10ms, channel: "app:drop"}
+coherence: {mode: tracking, max_staleness: 10ms, channel: "app:drop", sample_per_second: 5}
 commands: {shutdown: true}
 http: {listen: [], allowed_hosts: [Nearside.Example], max_connections: 3}
 log: {level: trace, format: json}
@@ -241,7 +242,7 @@ fn problems_name_file_line_key_and_what_would_be_right() {
         ("\nlistne: {}\n", "x.yaml:2: listne: unknown key; did you mean listen?"),
         (
             "coherence:\n\n  frob: 1\n",
-            "x.yaml:3: coherence.frob: unknown key; known keys here: mode, max_staleness, channel",
+            "x.yaml:3: coherence.frob: unknown key; known keys here: mode, max_staleness, channel, sample_per_second",
         ),
         (
             "cache: {default_ttl: 300}",
@@ -271,6 +272,10 @@ fn problems_name_file_line_key_and_what_would_be_right() {
         (
             "coherence: {channel: \"a\\tb\"}",
             "x.yaml:1: coherence.channel: \"a\\tb\" has blanks or control characters; write one word, for example nearside:invalidate",
+        ),
+        (
+            "coherence: {sample_per_second: 1001}",
+            "x.yaml:1: coherence.sample_per_second: \"1001\" is too large; at most 1000",
         ),
         ("coherence: {max_staleness: 5ms}", "x.yaml:1: coherence.max_staleness: \"5ms\" is too small; at least 10ms"),
         (

@@ -29,6 +29,12 @@ pub(crate) struct Metrics {
     /// Own writes that are sent and not answered.
     pub(crate) pending: Gauge,
 
+    /// Entries that were compared with upstream in service, and how many of them differed.
+    pub(crate) audit_checked: Counter,
+    pub(crate) audit_stale: Counter,
+    /// Of the one compared last, in nanoseconds.
+    pub(crate) audit_age: Gauge,
+
     pub(crate) requests: [Histogram; Timed::COUNT],
     pub(crate) commands: Labeled<{ Class::COUNT }>,
     pub(crate) upstream: Histogram,
@@ -69,6 +75,9 @@ impl Metrics {
             coalesced: Counter::default(),
             updates: Counter::default(),
             pending: Gauge::default(),
+            audit_checked: Counter::default(),
+            audit_stale: Counter::default(),
+            audit_age: Gauge::default(),
             requests: std::array::from_fn(|_| Histogram::default()),
             commands: Labeled::new(Class::WORDS),
             upstream: Histogram::default(),

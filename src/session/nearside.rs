@@ -295,6 +295,9 @@ fn section(ctx: &Ctx, now: u64) -> String {
     line("coalesced", m.coalesced.get());
     line("refreshes_stored", m.updates.get());
     line("pending_writes", ctx.l1.pending());
+    line("audit_checked", m.audit_checked.get());
+    line("audit_stale", m.audit_stale.get());
+    line("audit_age_ms", m.audit_age.get() / 1_000_000);
     line("pinned_connections", ctx.pool.open() as u64);
     line("upstream_reconnects", m.reconnects.get());
     line("channel_epoch", ctx.channel.epoch());

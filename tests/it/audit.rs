@@ -9,7 +9,8 @@ use std::time::Duration;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::{Proxy, Redis, Reply, temp_dir};
+use crate::support::proxy::Builder;
+use crate::support::{PATIENCE, Proxy, Redis, Reply, eventually, temp_dir};
 
 /// B of the audited sidecars: the shorter, the more often the lease runs out in the time there is.
 const B: &str = "150ms";
@@ -71,6 +72,7 @@ impl Audit {
             "expiry",
             "invented_value",
             "at_rest",
+            "in_service_samples",
         ] {
             assert!(self.number(&["checks", property]) >= 5.0, "{property} was hardly looked at: {:#}", self.report);
             assert_eq!(self.number(&["violations", property]), 0.0);
@@ -96,7 +98,12 @@ fn lasts(short: &'static str, long: &'static str) -> &'static str {
 }
 
 fn proxy(redis: &Redis) -> Proxy {
-    Proxy::upstream(&redis.url()).set("coherence.max_staleness", B).start()
+    sampling(redis).start()
+}
+
+/// Compares its own entries as often as it may.
+fn sampling(redis: &Redis) -> Builder {
+    Proxy::upstream(&redis.url()).set("coherence.max_staleness", B).set("coherence.sample_per_second", 1000)
 }
 
 fn url(proxy: &Proxy) -> String {
@@ -129,7 +136,9 @@ fn every_fault_and_no_violation() {
     let redis = Redis::start();
     let lasts = lasts("8s", "90s");
     let spawned = ["--upstream", &redis.url(), "--spawn", "2", "--max-staleness", B, "--duration", lasts];
-    let audit = Audit::run(audit(&spawned).args(["--faults", "all"]));
+    let mut command = audit(&spawned);
+    command.args(["--faults", "all"]).env("NEARSIDE_COHERENCE__SAMPLE_PER_SECOND", "1000");
+    let audit = Audit::run(&mut command);
     audit.assert_passed();
     for fault in ["stalls", "delays", "splits", "cuts", "kills"] {
         assert!(audit.number(&["faults", fault]) >= 1.0, "no {fault}: {:#}", audit.report["faults"]);
@@ -152,7 +161,10 @@ fn two_users_of_one_sidecar_behind_a_relay() {
         .spawn()
         .expect("the built nearside");
     let relay = relay_address(&mut child);
-    let proxy = Proxy::upstream(&format!("redis://{relay}")).set("coherence.max_staleness", B).start();
+    let proxy = Proxy::upstream(&format!("redis://{relay}"))
+        .set("coherence.max_staleness", B)
+        .set("coherence.sample_per_second", 1000)
+        .start();
     symlink(proxy.socket(), &socket).expect("a link to the socket");
     Audit::of(&child.wait_with_output().expect("its end")).assert_passed();
     assert_eq!(proxy.stat("pending_writes"), 0.0);
@@ -228,6 +240,66 @@ fn a_rule_that_is_none_is_refused() {
     let mut proxy = Proxy::to(&redis).env(BREAK, "fences").without_waiting().start();
     assert_eq!(proxy.wait_exit(Duration::from_secs(15)).code(), Some(1));
     assert!(proxy.logged("\"fences\" is not one of fence, lease, epoch, begin_end, token"));
+}
+
+// ---- in service ----
+
+/// Each sample may cost a hundredth of what is sent anyway.
+fn send_other_commands(proxy: &Proxy) {
+    let mut client = proxy.client();
+    let words: [&[&str]; 100] = [&["STRLEN", "other"]; 100];
+    client.pipeline(&words);
+}
+
+#[test]
+fn a_running_sidecar_compares_its_own_entries_with_upstream() {
+    let redis = Redis::start();
+    let proxy = sampling(&redis).start();
+    let mut client = proxy.client();
+    for key in ["there", "missing"] {
+        redis.cmd(&["SET", "there", "1"]);
+        client.cmd(&["GET", key]);
+    }
+    eventually(PATIENCE, "some entries compared", || {
+        send_other_commands(&proxy);
+        proxy.stat("audit_checked") >= 5.0
+    });
+    assert_eq!(proxy.metric("nearside_audit_checked_total"), proxy.stat("audit_checked"));
+    assert_eq!(proxy.metric("nearside_audit_stale_total"), 0.0);
+    assert!(proxy.metric("nearside_audit_age_seconds") > 0.0);
+    let share = proxy.stat("audit_checked") / redis_commands(&redis, "strlen");
+    assert!(share <= 0.02, "{share}: 1 % of what is sent anyway, its own heartbeat included");
+}
+
+fn redis_commands(redis: &Redis, name: &str) -> f64 {
+    let info = redis.cmd(&["INFO", "commandstats"]).text();
+    let line = info
+        .lines()
+        .find_map(|line| line.strip_prefix(&format!("cmdstat_{name}:calls="))?.split(',').next()?.parse().ok());
+    line.expect("a count")
+}
+
+/// With one rule off there is something to find, and it is found without anybody asking for the key.
+#[test]
+fn a_stale_entry_is_found_in_service_counted_and_dropped() {
+    let redis = Redis::start();
+    redis.cmd(&["SET", "secret:key", "1"]);
+    let proxy = sampling(&redis).env(BREAK, "epoch").start();
+    let mut client = proxy.client();
+    assert_eq!(client.cmd(&["GET", "secret:key"]), Reply::bulk("1"));
+    eventually(PATIENCE, "an entry", || proxy.stat("entries") == 1.0);
+    // Its connection is lost, and with it upstream's memory of who is to be told.
+    let epoch = proxy.stat("lane_epoch");
+    redis.cmd(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+    eventually(PATIENCE, "another connection", || proxy.stat("lane_epoch") > epoch);
+    redis.cmd(&["SET", "secret:key", "2"]);
+    eventually(PATIENCE, "the stale entry to be found", || {
+        send_other_commands(&proxy);
+        proxy.stat("audit_stale") == 1.0
+    });
+    assert!(proxy.logged("a cached value differed from upstream's although nothing had invalidated it"));
+    assert!(!proxy.logged("secret:key"), "a key may be a secret");
+    assert_eq!(client.cmd(&["GET", "secret:key"]), Reply::bulk("2"));
 }
 
 // ---- exit codes ----

@@ -109,5 +109,5 @@ fn evidence_is_bounded_and_has_something_of_each_kind() {
     }
     truth.check_at_large(Property::AtRest, "k", false, || "differs".to_owned());
     assert_eq!(truth.violations(), 101);
-    assert_eq!(truth.evidence.len(), 6);
+    assert_eq!(truth.evidence.len(), EVIDENCE_EACH + 1);
 }
