@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use crate::sessions::{run, warm, words};
-use crate::support::{Client, PATIENCE, Proxy, Redis, Reply, encode, eventually, proxy::is_pong};
+use crate::support::{Client, PATIENCE, Proxy, Redis, Reply, encode, eventually, holds, proxy::is_pong, version};
 
 const MIB: u64 = 1 << 20;
 
@@ -310,6 +310,9 @@ fn a_subscriber_that_does_not_read_costs_bounded_memory() {
     }
     bystander.is_served();
     rss.check("afterwards");
+    if !holds(version().counts_messages(), "a limit for subscribers that do not read") {
+        return;
+    }
     // Upstream gives it up at its own limit for subscribers (32 MB), as without us.
     eventually(PATIENCE, "upstream to drop it", || redis.cmd(&["PUBSUB", "NUMSUB", "c"]).items()[1] == Reply::Int(0));
 }

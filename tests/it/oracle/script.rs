@@ -9,7 +9,7 @@
 //! ~ % ?                 compare by shape, without digits, without order (else `oracle::DIFFERENCES` says how)
 //! $id= CLIENT ID        keep each side's own answer; `$id` is replaced by it
 //! 2| 3| once|           only in RESP2, only in RESP3, only in one of the runs
-//! 7.0+| auth| quotes|   only with such servers: `support::redis::Version::is`
+//! 7.0+| auth| quotes|   only with such servers: `support::version::Version::is`
 //! @info clients blocked_clients:1   wait until INFO says so on both sides
 //! @gone k               wait until the key has expired on both sides
 //! @drop m               close the connection, whatever it has not read

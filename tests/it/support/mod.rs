@@ -9,12 +9,14 @@ pub(crate) mod http;
 pub(crate) mod proxy;
 pub(crate) mod redis;
 pub(crate) mod relay;
+pub(crate) mod version;
 
 pub(crate) use client::{Client, Reply, encode};
 pub(crate) use fake::Fake;
 pub(crate) use proxy::Proxy;
-pub(crate) use redis::{Redis, needs, no_tracking, version};
+pub(crate) use redis::Redis;
 pub(crate) use relay::{Dir, Relay, Scope};
+pub(crate) use version::{holds, needs, no_tracking, version};
 
 use std::process::Child;
 use std::time::{Duration, Instant};

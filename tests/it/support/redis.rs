@@ -2,16 +2,15 @@
 //! It is ready when it has answered PING, and killed when dropped. It never touches a server it did not start.
 
 use std::fs::File;
-use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use rustix::process::Signal;
 use tempfile::TempDir;
 
+use super::version::{self, binary, version};
 use super::{Client, PATIENCE, Reply, end, poll, signal, temp_dir};
 
 /// A free port can be taken by another test between its choice and redis's bind: so many are tried.
@@ -153,6 +152,7 @@ impl Redis {
             .args(["--save", "", "--appendonly", "no"])
             // Before 7.0 DEBUG is always allowed, and the word unknown.
             .args(if version().at_least(7, 0) { &["--enable-debug-command", "yes"][..] } else { &[] })
+            .args(version::further_args())
             .args(["--bind", "127.0.0.1", "--port", &self.port.to_string()])
             .arg("--unixsocket")
             .arg(&self.socket)
@@ -189,98 +189,6 @@ impl Drop for Redis {
         }
         self.stop();
     }
-}
-
-/// Another server version is tested by naming its binary.
-fn binary() -> String {
-    std::env::var("NEARSIDE_TEST_REDIS").unwrap_or_else(|_| "redis-server".into())
-}
-
-/// Which server the tests run against.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Version {
-    pub(crate) valkey: bool,
-    major: u32,
-    minor: u32,
-}
-
-impl Version {
-    /// Valkey speaks as Redis 7.2 and more: what came to Redis later it need not have.
-    pub(crate) fn at_least(self, major: u32, minor: u32) -> bool {
-        let own = if self.valkey { (7, 2) } else { (self.major, self.minor) };
-        own >= (major, minor)
-    }
-
-    /// Whether hashes can have fields that expire.
-    pub(crate) fn has_field_expiry(self) -> bool {
-        if self.valkey { self.major >= 9 } else { self.at_least(7, 4) }
-    }
-
-    /// The conditions a line of the oracle's scripts can name.
-    pub(crate) fn is(self, condition: &str) -> bool {
-        match condition {
-            "auth" => !self.loses_refusals(),
-            // Valkey 9 reads `"a"b` as ab.
-            "quotes" => !(self.valkey && self.major >= 9),
-            since => match since.trim_end_matches('+').split_once('.').map(|(a, b)| (a.parse(), b.parse())) {
-                Some((Ok(major), Ok(minor))) => self.at_least(major, minor),
-                _ => panic!("no such condition: {condition}"),
-            },
-        }
-    }
-
-    /// A refused AUTH is not answered behind replies that wait to be written (Redis 7.2 to 8, Valkey before 9).
-    pub(crate) fn loses_refusals(self) -> bool {
-        if self.valkey { self.major < 9 } else { self.at_least(7, 2) }
-    }
-}
-
-impl std::fmt::Display for Version {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {}.{}", if self.valkey { "Valkey" } else { "Redis" }, self.major, self.minor)
-    }
-}
-
-/// Whether the server has `what`, which came with Redis `major.minor`; where it has not, the line that says so is printed,
-/// and collected for tests/run.
-pub(crate) fn needs(major: u32, minor: u32, what: &str) -> bool {
-    let has = version().at_least(major, minor);
-    if !has {
-        let test = std::thread::current().name().unwrap_or("?").to_owned();
-        let line = format!("skipped: {}: {test}: {what} (since Redis {major}.{minor})\n", version());
-        eprint!("{line}");
-        if let Some(path) = std::env::var_os("NEARSIDE_TEST_SKIPS") {
-            let file = std::fs::OpenOptions::new().append(true).create(true).open(&path);
-            file.and_then(|mut f| f.write_all(line.as_bytes())).expect("the file of skips");
-        }
-    }
-    has
-}
-
-/// The rule that takes CLIENT TRACKING from a user, and nothing else.
-pub(crate) fn no_tracking() -> Vec<&'static str> {
-    if version().at_least(7, 0) {
-        return vec!["-client|tracking"];
-    }
-    // Redis 6.2 can add subcommands only.
-    let kept = "+client|id +client|info +client|list +client|kill +client|getname +client|setname +client|reply \
-                +client|pause +client|unpause +client|unblock +client|getredir +client|trackinginfo +client|help";
-    ["-client"].into_iter().chain(kept.split(' ')).collect()
-}
-
-/// `Redis server v=7.0.15 sha=...`, `Valkey server v=8.1.1 sha=...`.
-pub(crate) fn version() -> Version {
-    static VERSION: OnceLock<Version> = OnceLock::new();
-    *VERSION.get_or_init(|| {
-        let output = Command::new(binary()).arg("--version").output();
-        let output = output.unwrap_or_else(|e| panic!("{} --version: {e}", binary()));
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let numbers = text.split_once("v=").map(|(_, rest)| rest.split(['.', ' ']).map(str::parse));
-        match numbers.map(|mut n| (n.next(), n.next())) {
-            Some((Some(Ok(major)), Some(Ok(minor)))) => Version { valkey: text.starts_with("Valkey"), major, minor },
-            _ => panic!("{} --version says no version: {text}", binary()),
-        }
-    })
 }
 
 fn free_port() -> u16 {
