@@ -16,6 +16,7 @@
 
 mod entry;
 mod large;
+mod snapshot;
 
 use std::hash::BuildHasher;
 use std::sync::Arc;
@@ -256,7 +257,8 @@ fn note_removal(metrics: &Metrics, forms: &Forms, cause: RemovalCause) {
         RemovalCause::Expired => Evict::Expired,
         RemovalCause::Explicit => Evict::Invalidated,
     };
-    metrics.evictions.add(evict, forms.entries.len() as u64);
+    // Whichever thread moka settles its books on.
+    metrics.evictions.add_shared(evict, forms.entries.len() as u64);
     for entry in &forms.entries {
         metrics.patterns.del(entry.pattern);
     }

@@ -16,6 +16,7 @@ pub(super) fn line(ctx: &Ctx, session: &Session, now: u64) -> String {
     const SECOND: u64 = 1_000_000_000;
     let state = session.state.borrow();
     let pin = session.pinned.borrow();
+    let (last, last_command) = session.last_seen();
     let user = state.credential.as_ref().map_or("default".into(), |c| String::from_utf8_lossy(&c.user));
     let mut line = format!(
         "id={} addr={} laddr={} fd=8 name={} age={} idle={} flags={} db={} sub={} psub={}",
@@ -24,7 +25,7 @@ pub(super) fn line(ctx: &Ctx, session: &Session, now: u64) -> String {
         session.laddr,
         String::from_utf8_lossy(&state.name),
         now.saturating_sub(session.since) / SECOND,
-        now.saturating_sub(session.last.get()) / SECOND,
+        now.saturating_sub(last) / SECOND,
         flags(session),
         state.db,
         pin.subscriptions.channels,
@@ -43,7 +44,7 @@ pub(super) fn line(ctx: &Ctx, session: &Session, now: u64) -> String {
     let _ =
         write!(line, " qbuf=0 qbuf-free=0 argv-mem=0 multi-mem=0 rbs=0 rbp=0 obl={obl} oll=0 omem={obl} tot-mem={obl}");
     let resp = if state.proto == Proto::Resp3 { 3 } else { 2 };
-    let _ = write!(line, " events=r cmd={} user={user} redir=-1 resp={resp}", session.last_command.get());
+    let _ = write!(line, " events=r cmd={last_command} user={user} redir=-1 resp={resp}");
     if server.at_least(7, 2) {
         let (name, ver) = (String::from_utf8_lossy(&state.lib_name), String::from_utf8_lossy(&state.lib_ver));
         let _ = write!(line, " lib-name={name} lib-ver={ver}");
