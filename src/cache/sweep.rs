@@ -19,8 +19,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
+use crate::sync::Mutex;
 use moka::sync::Cache;
-use parking_lot::Mutex;
 use regex::bytes::{Regex, RegexBuilder};
 use tokio::sync::mpsc;
 

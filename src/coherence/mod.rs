@@ -11,6 +11,7 @@
 //! What this module does not do: it parses no client's request and knows no connection state of a client.
 
 mod channel;
+mod facts;
 mod hold;
 mod invalidate;
 mod judge;
@@ -23,6 +24,7 @@ mod sample;
 mod wait;
 
 pub(crate) use channel::Channel;
+pub(crate) use facts::{LaneFacts, Vouched};
 pub(crate) use hold::Hold;
 pub(crate) use invalidate::{Applied, Asker, apply, drop_everywhere, publish, publish_flush};
 pub(crate) use lane::{Availability, FetchRequest, Lane, MgetRequest};

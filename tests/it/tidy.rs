@@ -12,12 +12,12 @@ const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const LAYERS: &[&[&str]] = &[
     &["main", "lib", "cli"],
     &["app", "audit"],
-    &["worker", "session", "http", "coherence"],
+    &["worker", "session", "http", "coherence", "front"],
     &["router"],
     &["cache", "upstream", "local", "outage"],
     &["policy", "command", "config"],
     &["resp", "net"],
-    &["observe", "limits", "error", "wake", "mutation"],
+    &["observe", "limits", "error", "wake", "mutation", "sync"],
 ];
 
 /// The layer whose members do not know each other.
