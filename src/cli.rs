@@ -110,7 +110,7 @@ struct ServeArgs {
     /// Address of the side port (metrics, health); may be repeated; `off` for none [default: 127.0.0.1:9380]
     #[arg(long, value_name = "ADDR")]
     http: Option<Vec<String>>,
-    /// Worker threads; this version runs 1
+    /// Threads that serve clients: a number, or `auto` for as many as the CPU limit allows, at most 4 [default: 1]
     #[arg(long, value_name = "N")]
     workers: Option<String>,
     /// text or json, on standard error [default: text]

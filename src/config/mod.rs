@@ -2,6 +2,7 @@
 //! flags over environment over file. Nothing here is global and nothing changes afterwards; what the keys mean to users
 //! is in `config/nearside.yaml`.
 
+mod cpu;
 mod file;
 mod keys;
 mod memory;

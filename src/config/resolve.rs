@@ -12,7 +12,7 @@ use std::{
 
 use super::{
     Admin, AdminResp, Cache, CacheMode, Coherence, CoherenceMode, Commands, Config, Environment, Eviction, Http,
-    Listen, Log, LogFormat, OnWrite, Retry, Secret, Upstream,
+    Listen, Log, LogFormat, OnWrite, Retry, Secret, Upstream, cpu,
     file::{Node, Value},
     settings::Settings,
     units::{self, DURATION_MAX, SIZE_MAX, shown},
@@ -37,6 +37,9 @@ const COMMANDS_DEFAULT: [&str; 2] = ["GET", "MGET"];
 /// `cache.max_bytes: auto` where memory is not limited further. A sidecar that takes more without being asked would
 /// surprise.
 const CACHE_AUTO: u64 = 256 * MIB;
+
+/// One thread feeds them all; what more of them bring beyond this nobody has measured.
+const WORKERS_MAX: u64 = 64;
 
 /// Below this an L1 holds hardly one value of the default `max_value_bytes`.
 const CACHE_MIN: u64 = MIB;
@@ -192,11 +195,11 @@ impl<'s> Resolver<'s> {
 
     fn workers(&mut self) -> usize {
         self.one("workers", 1, |text| match text {
-            "1" => Ok(1),
-            _ => Err(format!(
-                "{} is not possible yet; this version runs 1 worker, more come with a later one",
-                shown(text)
-            )),
+            "auto" => Ok(cpu::workers(Path::new("/"))),
+            _ => match units::number(text, 1..=WORKERS_MAX) {
+                Ok(n) => Ok(n as usize),
+                Err(_) => Err(format!("{} is not auto or a number from 1 to {WORKERS_MAX}", shown(text))),
+            },
         })
     }
 

@@ -273,10 +273,8 @@ fn problems_name_file_line_key_and_what_would_be_right() {
             "x.yaml:1: coherence.channel: \"a\\tb\" has blanks or control characters; write one word, for example nearside:invalidate",
         ),
         ("coherence: {max_staleness: 5ms}", "x.yaml:1: coherence.max_staleness: \"5ms\" is too small; at least 10ms"),
-        (
-            "workers: 4",
-            "x.yaml:1: workers: \"4\" is not possible yet; this version runs 1 worker, more come with a later one",
-        ),
+        ("workers: 65", "x.yaml:1: workers: \"65\" is not auto or a number from 1 to 64"),
+        ("workers: many", "x.yaml:1: workers: \"many\" is not auto or a number from 1 to 64"),
         (
             "listen:\n  tcp:\n    - 127.0.0.1:1\n    - localhost:2\n",
             "x.yaml:4: listen.tcp: \"localhost:2\" is not an address; use ip:port, for example 127.0.0.1:6380, 0.0.0.0:6380 or [::1]:6380",
@@ -326,7 +324,7 @@ fn every_read_that_may_be_kept_can_be_named_and_every_other_command_is_refused_w
 
 #[test]
 fn all_problems_come_at_once() {
-    let found = problems("workers: 2\ncache:\n  modus: off\n  eviction: fifo\n");
+    let found = problems("workers: 0\ncache:\n  modus: off\n  eviction: fifo\n");
     assert_eq!(found.len(), 3, "{found:?}");
 }
 
