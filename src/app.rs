@@ -19,6 +19,7 @@ use tokio::time::{sleep, timeout};
 use crate::cache::{Bounds, L1};
 use crate::coherence::Channel;
 use crate::config::{CacheMode, CoherenceMode, Config, Eviction, Listen};
+use crate::front::{self, Workers};
 use crate::http::{self, HttpConfig};
 use crate::net::Stream;
 use crate::observe::View;
@@ -69,7 +70,7 @@ pub(crate) fn serve(mut config: Config, warnings: Vec<String>) -> Result<(), App
     fit_max_clients(&mut config);
     let listeners = listen(&config.listen)?;
     let mode = if config.cache.mode == CacheMode::Serve { Mode::Serve } else { Mode::Off };
-    let metrics = Arc::new(Metrics::new(":", 100));
+    let metrics = Arc::new(Metrics::with_workers(":", 100, config.workers - 1));
     let status = Arc::new(Status::new("upstream", mode));
     let view = Arc::new(View { metrics: metrics.clone(), status: status.clone() });
     let http = http::start(http_config(&config), view).map_err(AppError::Http)?;
@@ -80,8 +81,9 @@ pub(crate) fn serve(mut config: Config, warnings: Vec<String>) -> Result<(), App
     };
     let l1 = Arc::new(L1::new(bounds, metrics.clone()));
     let ctx = Ctx::new(Arc::new(config), l1, metrics, status);
+    let workers = start_workers(&ctx).map_err(AppError::Runtime)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(AppError::Runtime)?;
-    let served = LocalSet::new().block_on(&runtime, run(ctx.clone(), listeners, &http.addresses));
+    let served = LocalSet::new().block_on(&runtime, run(ctx.clone(), workers, listeners, &http.addresses));
     if let Some(path) = &ctx.config.listen.unix {
         let _ = std::fs::remove_file(path);
     }
@@ -98,7 +100,18 @@ fn http_config(config: &Config) -> HttpConfig {
     }
 }
 
-async fn run(ctx: Rc<Ctx>, listeners: Vec<Listener>, http: &[SocketAddr]) -> Result<(), AppError> {
+/// The threads beside the data thread.
+fn start_workers(ctx: &Ctx) -> io::Result<Rc<Workers>> {
+    let shared = front::Shared { l1: ctx.l1.clone(), metrics: ctx.metrics.clone(), max_staleness: ctx.max_staleness };
+    Workers::start(ctx.config.workers - 1, &shared).map(Rc::new)
+}
+
+async fn run(
+    ctx: Rc<Ctx>,
+    workers: Rc<Workers>,
+    listeners: Vec<Listener>,
+    http: &[SocketAddr],
+) -> Result<(), AppError> {
     let mut term = signal(SignalKind::terminate()).map_err(AppError::Runtime)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(AppError::Runtime)?;
     Channel::spawn(&ctx);
@@ -107,7 +120,7 @@ async fn run(ctx: Rc<Ctx>, listeners: Vec<Listener>, http: &[SocketAddr]) -> Res
     let mut shown = Vec::new();
     let accepting = Rc::new(RefCell::new(Vec::new()));
     for listener in listeners {
-        let (name, task) = accept_on(&ctx, listener)?;
+        let (name, task) = accept_on(&ctx, &workers, listener)?;
         shown.push(name);
         accepting.borrow_mut().push(task);
     }
@@ -128,7 +141,7 @@ async fn run(ctx: Rc<Ctx>, listeners: Vec<Listener>, http: &[SocketAddr]) -> Res
     ctx.status.set_draining();
     tracing::info!("draining: {} clients", ctx.sessions.borrow().len());
     tokio::select! {
-        () = drain(&ctx, &accepting) => tracing::info!("stopped"),
+        () = drain(&ctx, &workers, &accepting) => tracing::info!("stopped"),
         () = signalled(&mut term, &mut interrupt) => tracing::warn!("stopped at once by a second signal"),
     }
     Ok(())
@@ -143,12 +156,13 @@ async fn signalled(term: &mut Signal, interrupt: &mut Signal) {
 
 /// `drain_delay` as before, then no new clients, each present one until it has nothing outstanding, `drain_timeout` at the
 /// latest.
-async fn drain(ctx: &Rc<Ctx>, accepting: &RefCell<Vec<tokio::task::JoinHandle<()>>>) {
+async fn drain(ctx: &Rc<Ctx>, workers: &Workers, accepting: &RefCell<Vec<tokio::task::JoinHandle<()>>>) {
     sleep(ctx.config.listen.drain_delay).await;
     accepting.borrow_mut().drain(..).for_each(|task| task.abort());
     ctx.drain();
     let all_gone = async {
-        while !ctx.sessions.borrow().is_empty() {
+        // A session ends before the worker has written what it said.
+        while !ctx.sessions.borrow().is_empty() || workers.clients() > 0 {
             sleep(Duration::from_millis(10)).await;
         }
     };
@@ -213,23 +227,27 @@ fn listen_unix(path: &Path, mode: u32) -> io::Result<std::os::unix::net::UnixLis
     Ok(listener)
 }
 
-fn accept_on(ctx: &Rc<Ctx>, listener: Listener) -> Result<(String, tokio::task::JoinHandle<()>), AppError> {
+fn accept_on(
+    ctx: &Rc<Ctx>,
+    workers: &Rc<Workers>,
+    listener: Listener,
+) -> Result<(String, tokio::task::JoinHandle<()>), AppError> {
     match listener {
         Listener::Tcp(std) => {
             let address = std.local_addr().map_err(AppError::Runtime)?;
             let listener = TcpListener::from_std(std).map_err(AppError::Runtime)?;
-            let task = tokio::task::spawn_local(accept_tcp(ctx.clone(), listener, address));
+            let task = tokio::task::spawn_local(accept_tcp(ctx.clone(), workers.clone(), listener, address));
             Ok((address.to_string(), task))
         }
         Listener::Unix(std, path) => {
             let listener = UnixListener::from_std(std).map_err(AppError::Runtime)?;
-            let task = tokio::task::spawn_local(accept_unix(ctx.clone(), listener, path.clone()));
+            let task = tokio::task::spawn_local(accept_unix(ctx.clone(), workers.clone(), listener, path.clone()));
             Ok((format!("unix:{path}"), task))
         }
     }
 }
 
-async fn accept_tcp(ctx: Rc<Ctx>, listener: TcpListener, local: SocketAddr) {
+async fn accept_tcp(ctx: Rc<Ctx>, workers: Rc<Workers>, listener: TcpListener, local: SocketAddr) {
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
@@ -238,22 +256,23 @@ async fn accept_tcp(ctx: Rc<Ctx>, listener: TcpListener, local: SocketAddr) {
                 }
                 let laddr = stream.local_addr().unwrap_or(local);
                 let near = laddr.ip().to_canonical().is_loopback();
-                let peering = Peering { addr: peer.to_string(), laddr: laddr.to_string(), near, unix: false };
-                admit(&ctx, Stream::Tcp(stream), peering);
+                let peering =
+                    Peering { addr: peer.to_string(), laddr: laddr.to_string(), near, unix: false, link: None };
+                admit(&ctx, &workers, Stream::Tcp(stream), peering);
             }
             Err(e) => pause(&e).await,
         }
     }
 }
 
-async fn accept_unix(ctx: Rc<Ctx>, listener: UnixListener, path: String) {
+async fn accept_unix(ctx: Rc<Ctx>, workers: Rc<Workers>, listener: UnixListener, path: String) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
                 // As Redis shows a client on its unix socket.
                 let name = format!("{path}:0");
-                let peering = Peering { addr: name.clone(), laddr: name, near: true, unix: true };
-                admit(&ctx, Stream::Unix(stream), peering);
+                let peering = Peering { addr: name.clone(), laddr: name, near: true, unix: true, link: None };
+                admit(&ctx, &workers, Stream::Unix(stream), peering);
             }
             Err(e) => pause(&e).await,
         }
@@ -265,14 +284,23 @@ async fn pause(e: &io::Error) {
     sleep(ACCEPT_PAUSE).await;
 }
 
-fn admit(ctx: &Rc<Ctx>, stream: Stream, peering: Peering) {
-    if ctx.sessions.borrow().len() >= ctx.config.listen.max_clients {
+fn admit(ctx: &Rc<Ctx>, workers: &Workers, stream: Stream, mut peering: Peering) {
+    let clients = ctx.sessions.borrow().len();
+    if clients >= ctx.config.listen.max_clients {
         ctx.metrics.clients_rejected.inc(Reject::MaxClients);
         let (_rd, wr) = stream.split();
         // Best effort, as in Redis: a fresh socket takes so few bytes.
         let _ = wr.try_write(b"-ERR max number of clients reached\r\n");
         return;
     }
+    let stream = match workers.take(stream, clients.saturating_sub(workers.clients())) {
+        Ok((link, piped)) => {
+            peering.link = Some(link);
+            piped
+        }
+        Err(Some(stream)) => stream,
+        Err(None) => return,
+    };
     let (session, rd) = Session::new(ctx, stream, peering);
     ctx.metrics.clients_accepted.inc();
     tokio::task::spawn_local(session::run(ctx.clone(), session, rd));

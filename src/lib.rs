@@ -32,6 +32,7 @@ mod cli;
 mod coherence;
 mod command;
 mod config;
+mod front;
 mod http;
 mod limits;
 mod mutation;

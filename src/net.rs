@@ -1,6 +1,10 @@
 //! A byte stream over TCP or a unix socket, split so that one task reads while others may write without waiting. The same
-//! two types carry clients and upstream connections. Knows no protocol.
+//! two types carry clients and upstream connections; a third, in memory, carries a client whose socket another thread has
+//! (`front`). Knows no protocol.
 
+pub(crate) mod pipe;
+
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -12,6 +16,7 @@ use tokio::net::{TcpStream, UnixStream, tcp, unix};
 pub(crate) enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
+    Piped(pipe::Reader, pipe::Writer),
 }
 
 impl Stream {
@@ -25,6 +30,7 @@ impl Stream {
                 let (r, w) = s.into_split();
                 (ReadHalf::Unix(r), WriteHalf::Unix(w))
             }
+            Stream::Piped(r, w) => (ReadHalf::Piped(r), WriteHalf::Piped(w)),
         }
     }
 }
@@ -35,6 +41,7 @@ impl Stream {
 pub(crate) enum ReadHalf {
     Tcp(tcp::OwnedReadHalf),
     Unix(unix::OwnedReadHalf),
+    Piped(pipe::Reader),
 }
 
 impl AsyncRead for ReadHalf {
@@ -42,6 +49,7 @@ impl AsyncRead for ReadHalf {
         match self.get_mut() {
             ReadHalf::Tcp(r) => Pin::new(r).poll_read(cx, buf),
             ReadHalf::Unix(r) => Pin::new(r).poll_read(cx, buf),
+            ReadHalf::Piped(r) => r.poll_read(cx, buf),
         }
     }
 }
@@ -51,6 +59,7 @@ impl AsyncRead for ReadHalf {
 pub(crate) enum WriteHalf {
     Tcp(tcp::OwnedWriteHalf),
     Unix(unix::OwnedWriteHalf),
+    Piped(pipe::Writer),
 }
 
 impl WriteHalf {
@@ -59,6 +68,7 @@ impl WriteHalf {
         match self {
             WriteHalf::Tcp(w) => w.try_write(bytes),
             WriteHalf::Unix(w) => w.try_write(bytes),
+            WriteHalf::Piped(w) => w.try_write(bytes),
         }
     }
 
@@ -66,6 +76,10 @@ impl WriteHalf {
         match self {
             WriteHalf::Tcp(w) => w.writable().await,
             WriteHalf::Unix(w) => w.writable().await,
+            WriteHalf::Piped(w) => {
+                poll_fn(|cx| w.poll_writable(cx)).await;
+                Ok(())
+            }
         }
     }
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 use tokio::sync::{Notify, oneshot};
 
+use super::facts::LaneFacts;
 use super::hold::Hold;
 use super::log::Log;
 use super::wait::{Fetch, FetchRead, MgetFetch, Miss, Part, Refresh, RefreshKey, Relay, Waiter, Waiting};
@@ -54,6 +55,8 @@ pub(crate) struct Lane {
     pub(super) epoch: Cell<u64>,
     /// Send time of the newest answered command (`F`); 0 before the first.
     pub(super) f: Cell<u64>,
+    /// The same two, and `caches`, for other threads.
+    pub(crate) facts: Arc<LaneFacts>,
     /// Why nothing may be stored through this lane, if so.
     pub(super) uncached: RefCell<Option<String>>,
     pub(super) inner: RefCell<Inner>,
@@ -133,6 +136,7 @@ impl Lane {
             profile,
             epoch: Cell::new(0),
             f: Cell::new(0),
+            facts: Arc::default(),
             uncached: RefCell::new((!ctx.cache_serves()).then(|| MODE_OFF.to_owned())),
             inner: RefCell::new(Inner {
                 availability: Availability::Starting,
@@ -190,6 +194,7 @@ impl Lane {
     pub(crate) fn set_tracking(&self, on: bool) {
         if !on {
             *self.uncached.borrow_mut() = Some(MODE_OFF.to_owned());
+            self.publish();
         }
         if self.is_live() {
             let word: &[u8] = if on { b"ON" } else { b"OFF" };
@@ -253,6 +258,17 @@ impl Lane {
             return Err(Bypass::Fence);
         }
         Ok(epoch)
+    }
+
+    /// Tells other threads what this lane vouches for, after whatever has changed it.
+    pub(super) fn publish(&self) {
+        let epoch = if self.caches() { self.epoch.get() } else { 0 };
+        self.facts.publish(epoch, self.f.get());
+    }
+
+    /// When a cacheable read was last asked of it, by this thread or another.
+    pub(super) fn read_at(&self) -> u64 {
+        self.last_read.get().max(self.facts.last_read())
     }
 
     /// A cacheable read was asked of this lane, hit or miss: keeps its heartbeat going (R5).
@@ -439,6 +455,7 @@ impl Lane {
         tracing::warn!(user = %self.profile.user(), db = self.profile.db, "served uncached from now on: {why}");
         ctx.metrics.discarded.inc(Discard::NoPerm);
         *self.uncached.borrow_mut() = Some(why);
+        self.publish();
     }
 }
 

@@ -11,6 +11,7 @@
 //! What this module does not do: it parses no client's request and knows no connection state of a client.
 
 mod channel;
+mod facts;
 mod hold;
 mod judge;
 mod lane;
@@ -21,6 +22,7 @@ mod reader;
 mod wait;
 
 pub(crate) use channel::Channel;
+pub(crate) use facts::{LaneFacts, Vouched};
 pub(crate) use hold::Hold;
 pub(crate) use lane::{Availability, FetchRequest, Lane, MgetRequest};
 pub(crate) use loss::Redo;

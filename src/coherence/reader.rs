@@ -79,6 +79,7 @@ async fn run(ctx: Rc<Ctx>, lane: Rc<Lane>) {
                 let why = serve(&ctx, &lane, link).await;
                 if lane.ended.get() {
                     lane.epoch.set(0);
+                    lane.publish();
                     return;
                 }
                 lane.lost(&ctx, &why);
@@ -258,6 +259,7 @@ impl Lane {
         self.last_sent.set(now);
         self.last_role_check.set(now);
         ctx.upstream_back(&link.info);
+        self.publish();
         self.show(ctx);
         self.set_availability(Availability::Ready);
     }
@@ -322,8 +324,14 @@ impl Lane {
         Ok(step.done)
     }
 
-    /// One frame's effect.
+    /// One frame's effect, and then what other threads may make of it: never the other way round (see `facts`).
     pub(super) fn apply(&self, ctx: &Rc<Ctx>, frame: &[u8], nested: &[std::ops::Range<usize>]) -> Result<(), String> {
+        let applied = self.take(ctx, frame, nested);
+        self.publish();
+        applied
+    }
+
+    fn take(&self, ctx: &Rc<Ctx>, frame: &[u8], nested: &[std::ops::Range<usize>]) -> Result<(), String> {
         if frame.first() == Some(&b'>') {
             return self.on_push(ctx, frame);
         }
@@ -513,8 +521,8 @@ impl Lane {
             None => ctx.l1.insert(read.key, &read.token, entry)?,
             Some(id) => {
                 let displaced = ctx.l1.insert_form(read.key, &read.token, FormEntry { id, entry })?;
-                ctx.metrics.evictions.add(Evict::Size, displaced.oldest as u64);
-                ctx.metrics.evictions.add(Evict::Invalidated, displaced.void as u64);
+                ctx.metrics.evictions.add_shared(Evict::Size, displaced.oldest as u64);
+                ctx.metrics.evictions.add_shared(Evict::Invalidated, displaced.void as u64);
                 (0..displaced.oldest + displaced.void).for_each(|_| ctx.metrics.patterns.del(read.pattern));
             }
         }
@@ -682,8 +690,7 @@ impl Lane {
         ctx.check_buffers();
         self.status.set_proved_at(self.f.get());
         let since_sent = now.saturating_sub(self.last_sent.get());
-        let reading =
-            self.caches() && now.saturating_sub(self.last_read.get()) < READ_RECENTLY && self.last_read.get() > 0;
+        let reading = self.caches() && now.saturating_sub(self.read_at()) < READ_RECENTLY && self.read_at() > 0;
         if reading && self.role_check.get() && now.saturating_sub(self.last_role_check.get()) >= ROLE_CHECK_EVERY {
             self.last_role_check.set(now);
             self.ping(now, Waiting::RoleCheck);

@@ -7,7 +7,7 @@ use prometheus::proto;
 use super::View;
 use super::counters::{Histogram, Labeled};
 use super::patterns::Row;
-use super::reasons::{ChannelState, Coherence, Link, Method, Mode, Timed};
+use super::reasons::{ChannelState, Coherence, Link, Method, Mode, Peer, Timed};
 use super::{clock, process};
 
 /// `impl` of everything the L1 itself counts; the counts of `observe` mode get rows of their own when that mode exists.
@@ -47,7 +47,7 @@ macro_rules! family {
 
 const FAMILIES: &[Family] = &[
     family!(Counter "cache_hits_total" ["impl", "key_pattern"] "Keys answered from the local cache.",
-        |v, out| by_pattern(v, out, |row| row.hits.get())),
+        hits),
     family!(Counter "cache_miss_total" ["impl", "key_pattern"] "Keys of cached commands that the local cache did not have.",
         |v, out| by_pattern(v, out, |row| row.misses.get())),
     family!(Counter "cache_set_total" ["impl", "key_pattern"] "Entries stored in the local cache.",
@@ -142,6 +142,12 @@ fn by_pattern(view: &View, out: &mut Series, read: impl Fn(&Row) -> u64) {
     }
 }
 
+fn hits(view: &View, out: &mut Series) {
+    for (i, (name, row)) in view.metrics.patterns.iter().enumerate() {
+        out.push(&[L1, name], view.metrics.hits_of(i, row) as f64);
+    }
+}
+
 fn by_word<const N: usize>(out: &mut Series, counters: &Labeled<N>) {
     for (word, count) in counters.iter() {
         out.push(&[word], count as f64);
@@ -171,9 +177,10 @@ fn enabled(view: &View, out: &mut Series) {
 /// A pair appears with its first request; those of `_other` and the commands cached by default are there from the start.
 fn candidates(view: &View, out: &mut Series) {
     for (i, (name, row)) in view.metrics.patterns.iter().enumerate() {
-        for (method, count) in Method::ALL.iter().zip(&row.candidates) {
-            if count.get() > 0 || (i == 0 && matches!(method, Method::Get | Method::Mget)) {
-                out.push(&[name, method.as_str()], count.get() as f64);
+        for (which, method) in Method::ALL.iter().enumerate() {
+            let count = view.metrics.candidates_of(i, row, which);
+            if count > 0 || (i == 0 && matches!(method, Method::Get | Method::Mget)) {
+                out.push(&[name, method.as_str()], count as f64);
             }
         }
     }
@@ -198,15 +205,18 @@ fn lease_age(view: &View, out: &mut Series) {
 }
 
 fn requests(view: &View, out: &mut Series) {
-    for ((class, result), histogram) in Timed::LABELS.iter().zip(&view.metrics.requests) {
-        out.push_histogram(&[class, result], histogram);
+    for (which, (class, result)) in Timed::LABELS.iter().enumerate() {
+        out.push_histogram(&[class, result], &view.metrics.durations(which));
     }
 }
 
 fn bytes(view: &View, out: &mut Series) {
-    for (direction, counters) in [("in", &view.metrics.bytes_in), ("out", &view.metrics.bytes_out)] {
+    let m = &view.metrics;
+    let (fronts_in, fronts_out) = m.bytes_of_shards();
+    for (direction, counters, fronts) in [("in", &m.bytes_in, fronts_in), ("out", &m.bytes_out, fronts_out)] {
         for (peer, count) in counters.iter() {
-            out.push(&[peer, direction], count as f64);
+            let of_fronts = if peer == Peer::Client.as_str() { fronts } else { 0 };
+            out.push(&[peer, direction], (count + of_fronts) as f64);
         }
     }
 }

@@ -4,8 +4,18 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::counters::{Counter, Gauge, Histogram, Labeled};
-use super::patterns::Patterns;
+use super::patterns::{Patterns, Row, ShardRows};
 use super::reasons::{Bypass, Class, Discard, Dropped, ErrorType, Evict, Flush, Peer, Pin, Reject, Source, Tag, Timed};
+
+/// What a worker other than the data thread counts: hits, which are all it answers. Cells of its own, so that each keeps one
+/// writer; added up when somebody asks.
+pub(crate) struct Shard {
+    pub(crate) rows: ShardRows,
+    pub(crate) read_hits: Histogram,
+    /// Of clients, as far as the data thread has not counted them.
+    pub(crate) bytes_in: Counter,
+    pub(crate) bytes_out: Counter,
+}
 
 pub(crate) struct Metrics {
     /// Hits, misses, sets, dels and candidates, by family of keys.
@@ -47,15 +57,32 @@ pub(crate) struct Metrics {
     pub(crate) bytes_in: Labeled<{ Peer::COUNT }>,
     pub(crate) bytes_out: Labeled<{ Peer::COUNT }>,
 
+    /// One for each worker beside the data thread.
+    pub(crate) shards: Box<[Shard]>,
+
     /// Seconds since 1970.
     pub(super) started_at: f64,
 }
 
 impl Metrics {
-    /// `separators` and `max_key_patterns` as in `observe` of the configuration.
+    #[cfg(test)]
     pub(crate) fn new(separators: &str, max_key_patterns: usize) -> Self {
+        Self::with_workers(separators, max_key_patterns, 0)
+    }
+
+    /// `separators` and `max_key_patterns` as in `observe` of the configuration; `workers`: how many count beside the data
+    /// thread.
+    pub(crate) fn with_workers(separators: &str, max_key_patterns: usize, workers: usize) -> Self {
+        let patterns = Patterns::new(separators, max_key_patterns);
+        let shard = |_| Shard {
+            rows: patterns.shard(),
+            read_hits: Histogram::default(),
+            bytes_in: Counter::default(),
+            bytes_out: Counter::default(),
+        };
         Self {
-            patterns: Patterns::new(separators, max_key_patterns),
+            shards: (0..workers).map(shard).collect(),
+            patterns,
             errors: Labeled::new(ErrorType::WORDS),
             invalidated: Labeled::new(Tag::WORDS),
             bypass: Labeled::new(Bypass::WORDS),
@@ -98,7 +125,33 @@ impl Metrics {
     }
 
     pub(crate) fn hits(&self) -> u64 {
-        self.patterns.iter().map(|(_, row)| row.hits.get()).sum()
+        self.patterns.iter().enumerate().map(|(i, (_, row))| self.hits_of(i, row)).sum()
+    }
+
+    /// By all workers, of the family with this number.
+    pub(super) fn hits_of(&self, index: usize, row: &Row) -> u64 {
+        row.hits.get() + self.shards.iter().map(|shard| shard.rows.row(index).hits.get()).sum::<u64>()
+    }
+
+    pub(super) fn candidates_of(&self, index: usize, row: &Row, method: usize) -> u64 {
+        let of_shard = |shard: &Shard| shard.rows.row(index).candidates[method].get();
+        row.candidates[method].get() + self.shards.iter().map(of_shard).sum::<u64>()
+    }
+
+    /// Clients' bytes, in and out, that only other workers have counted.
+    pub(super) fn bytes_of_shards(&self) -> (u64, u64) {
+        let (read, written) = (|s: &Shard| s.bytes_in.get(), |s: &Shard| s.bytes_out.get());
+        (self.shards.iter().map(read).sum(), self.shards.iter().map(written).sum())
+    }
+
+    /// The durations of one class and result, by all workers.
+    pub(super) fn durations(&self, what: usize) -> Histogram {
+        let sum = Histogram::default();
+        sum.absorb(&self.requests[what]);
+        if what == Timed::ReadHit as usize {
+            self.shards.iter().for_each(|shard| sum.absorb(&shard.read_hits));
+        }
+        sum
     }
 
     pub(crate) fn misses(&self) -> u64 {

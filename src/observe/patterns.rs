@@ -54,8 +54,8 @@ pub(crate) struct Patterns {
     /// Rows that have a name. Released after the name is in its place.
     len: AtomicUsize,
     newcomers: Mutex<HashMap<Box<[u8]>, u32, RandomState>>,
-    /// (route, method) pairs with a count, those of `_other` included.
-    pairs: Counter,
+    /// (route, method) pairs with a count of their own, those of `_other` included.
+    pairs: AtomicUsize,
 }
 
 /// What is counted for one family.
@@ -66,6 +66,8 @@ pub(crate) struct Row {
     pub(crate) sets: Counter,
     pub(crate) dels: Counter,
     pub(crate) candidates: [Counter; Method::COUNT],
+    /// Whether the pair has a count of its own, decided at its first request.
+    pairs: [OnceLock<bool>; Method::COUNT],
     updates_since_read: AtomicU32,
 }
 
@@ -73,7 +75,32 @@ impl Default for Row {
     fn default() -> Row {
         let (name, hits, misses, sets, dels, updates_since_read) = Default::default();
         let candidates = std::array::from_fn(|_| Counter::default());
-        Row { name, hits, misses, sets, dels, candidates, updates_since_read }
+        let pairs = std::array::from_fn(|_| OnceLock::new());
+        Row { name, hits, misses, sets, dels, candidates, pairs, updates_since_read }
+    }
+}
+
+/// What another worker than the data thread counts for each family: every cell has one writer.
+pub(crate) struct ShardRows(Box<[ShardRow]>);
+
+pub(crate) struct ShardRow {
+    pub(crate) hits: Counter,
+    pub(crate) candidates: [Counter; Method::COUNT],
+}
+
+impl Default for ShardRow {
+    fn default() -> ShardRow {
+        ShardRow { hits: Counter::default(), candidates: std::array::from_fn(|_| Counter::default()) }
+    }
+}
+
+impl ShardRows {
+    pub(crate) fn hit(&self, id: PatternId) {
+        self.row(usize::from(id.0)).hits.inc();
+    }
+
+    pub(crate) fn row(&self, index: usize) -> &ShardRow {
+        self.0.get(index).unwrap_or(&self.0[0])
     }
 }
 
@@ -88,12 +115,11 @@ impl Patterns {
             rows: (0..max + RESERVED.len()).map(|_| Row::default()).collect(),
             len: AtomicUsize::new(RESERVED.len()),
             newcomers: Mutex::default(),
-            pairs: Counter::default(),
+            pairs: AtomicUsize::new(Method::COUNT),
         };
         for (row, name) in this.rows.iter().zip(RESERVED) {
             let _ = row.name.set(name.into());
         }
-        this.pairs.add(Method::COUNT as u64);
         this
     }
 
@@ -127,19 +153,24 @@ impl Patterns {
         self.row(id).sets.inc();
     }
 
-    /// An entry was removed, for any cause but replacement.
+    /// An entry was removed, for any cause but replacement, by whatever thread moka settles its books on.
     pub(crate) fn del(&self, id: PatternId) {
-        self.row(id).dels.inc();
+        self.row(id).dels.add_shared(1);
     }
 
     /// A request that the cache could answer, under its first key's family.
     pub(crate) fn candidate(&self, id: PatternId, method: Method) {
-        let cell = &self.row(id).candidates[method as usize];
-        if cell.get() > 0 || self.new_pair(id) {
-            cell.inc();
-        } else {
-            self.row(PatternId::OTHER).candidates[method as usize].inc();
-        }
+        self.row(self.route(id, method)).candidates[method as usize].inc();
+    }
+
+    /// The same by another worker.
+    pub(crate) fn candidate_in(&self, shard: &ShardRows, id: PatternId, method: Method) {
+        shard.row(usize::from(self.route(id, method).0)).candidates[method as usize].inc();
+    }
+
+    /// Cells for another worker.
+    pub(crate) fn shard(&self) -> ShardRows {
+        ShardRows(self.rows.iter().map(|_| ShardRow::default()).collect())
     }
 
     /// A write refreshed the L1. Answers how many have since somebody last read a key of the family, this one included.
@@ -152,7 +183,11 @@ impl Patterns {
 
     /// A key of the family was read.
     pub(crate) fn note_read(&self, id: PatternId) {
-        self.row(id).updates_since_read.store(0, Ordering::Relaxed);
+        // Mostly it is none, and workers need not take the line from each other.
+        let cell = &self.row(id).updates_since_read;
+        if cell.load(Ordering::Relaxed) > 0 {
+            cell.store(0, Ordering::Relaxed);
+        }
     }
 
     #[cfg(test)]
@@ -233,15 +268,13 @@ impl Patterns {
         PatternId(id as u16)
     }
 
-    fn new_pair(&self, id: PatternId) -> bool {
-        if id == PatternId::OTHER {
-            return true;
-        }
-        let room = self.pairs.get() < PAIRS_MAX as u64;
-        if room {
-            self.pairs.inc();
-        }
-        room
+    /// Under which route the pair is counted.
+    fn route(&self, id: PatternId, method: Method) -> PatternId {
+        let own = self.row(id).pairs[method as usize].get_or_init(|| {
+            let take = |n: usize| (n < PAIRS_MAX).then_some(n + 1);
+            id == PatternId::OTHER || self.pairs.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
+        });
+        if *own { id } else { PatternId::OTHER }
     }
 }
 

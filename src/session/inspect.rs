@@ -44,7 +44,7 @@ const FIELDS: &[Field] = &[
     field("fd", ALWAYS, |_, out| out.write_str("8")),
     field("name", ALWAYS, |v, out| out.write_str(&String::from_utf8_lossy(&v.state.name))),
     field("age", ALWAYS, |v, out| write!(out, "{}", v.now.saturating_sub(v.session.since) / SECOND)),
-    field("idle", ALWAYS, |v, out| write!(out, "{}", v.now.saturating_sub(v.session.last.get()) / SECOND)),
+    field("idle", ALWAYS, |v, out| write!(out, "{}", v.now.saturating_sub(v.session.last_seen().0) / SECOND)),
     field("flags", ALWAYS, |v, out| out.write_str(&flags(v))),
     field("capa", VALKEY_8_0, |_, _| Ok(())),
     field("db", ALWAYS, |v, out| write!(out, "{}", v.state.db)),
@@ -64,7 +64,7 @@ const FIELDS: &[Field] = &[
     field("omem", ALWAYS, unwritten),
     field("tot-mem", ALWAYS, unwritten),
     field("events", ALWAYS, |_, out| out.write_str("r")),
-    field("cmd", ALWAYS, |v, out| out.write_str(v.session.last_command.get())),
+    field("cmd", ALWAYS, |v, out| out.write_str(v.session.last_seen().1)),
     field("user", ALWAYS, |v, out| match &v.state.credential {
         Some(credential) => out.write_str(&String::from_utf8_lossy(&credential.user)),
         None => out.write_str("default"),

@@ -3,6 +3,7 @@
 //! one may be looked at, *suspends* the session: what is outstanding is awaited first (R18), then `pinned` or `local` takes
 //! over.
 
+mod agent;
 mod dispatch;
 mod forms;
 mod inspect;
@@ -20,6 +21,7 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -29,6 +31,7 @@ use tokio::sync::Notify;
 
 use crate::coherence::{Lane, Redo};
 use crate::command::Why;
+use crate::front::Link;
 use crate::limits;
 use crate::net::{ReadHalf, Stream, WriteHalf};
 use crate::observe::clock;
@@ -97,6 +100,8 @@ pub(crate) struct Session {
     redirected: Cell<bool>,
     /// Tells that `pinned` has an id now.
     pin_shown: Notify,
+    /// The client's socket is another worker's.
+    agent: Option<agent::Agent>,
 }
 
 impl Session {
@@ -130,6 +135,7 @@ impl Session {
             pinned: RefCell::default(),
             redirected: Cell::new(false),
             pin_shown: Notify::new(),
+            agent: peer.link.map(agent::Agent::new),
         };
         (Rc::new(session), rd)
     }
@@ -209,6 +215,9 @@ impl Session {
         if left > BACKPRESSURE {
             ctx.check_buffers();
         }
+        if let Some(agent) = &self.agent {
+            agent.grant(self);
+        }
     }
 
     /// Bytes of replies kept for this client.
@@ -218,7 +227,7 @@ impl Session {
 
     /// All bytes kept for this client: replies it has not taken, requests it has not finished.
     pub(crate) fn buffered(&self) -> usize {
-        self.unsent() + self.unfinished.get()
+        self.unsent() + self.unfinished.get() + self.agent.as_ref().map_or(0, agent::Agent::buffered)
     }
 
     /// Ends the connection because of what it would cost to go on.
@@ -283,6 +292,8 @@ pub(crate) struct Peering {
     pub(crate) laddr: String,
     pub(crate) near: bool,
     pub(crate) unix: bool,
+    /// Where the socket is another worker's: what is shared with that.
+    pub(crate) link: Option<Arc<Link>>,
 }
 
 /// What the task of a session owns alone.
@@ -320,6 +331,9 @@ impl Client {
                 continue;
             }
             if self.session.redirected.get() {
+                if let Some(agent) = &self.session.agent {
+                    agent.revoke();
+                }
                 if !(self.settled(ctx).await && self.pinned(ctx, Why::Tracking, First::Nothing).await) {
                     return;
                 }
@@ -362,7 +376,8 @@ impl Client {
         session.unfinished.set(self.rbuf.len());
         let may_read = want_input && !self.eof && session.unsent() < BACKPRESSURE;
         session.waiting.set(!may_read || ctx.draining.get());
-        let idle = ctx.config.listen.idle_timeout;
+        let rest = session.rests(may_read && self.rbuf.is_empty(), &self.rd);
+        let idle = ctx.config.listen.idle_timeout.map(|limit| session.idle_left(limit));
         // In order, without drawing lots: whatever is ready here, `serve` looks at everything next.
         let go_on = tokio::select! {
             biased;
@@ -374,7 +389,8 @@ impl Client {
             }
             () = idle_for(idle), if idle.is_some() => {
                 // Replies do not wake this task, so what is outstanding is asked now.
-                let is_idle = session.outbox.borrow().outstanding() == 0;
+                let limit = ctx.config.listen.idle_timeout.unwrap_or_default();
+                let is_idle = session.outbox.borrow().outstanding() == 0 && !session.was_answered_within(limit);
                 if is_idle {
                     session.drop_for(ctx, Dropped::IdleTimeout, "idle for listen.idle_timeout");
                 }
@@ -382,6 +398,7 @@ impl Client {
             }
         };
         session.waiting.set(false);
+        drop(rest);
         go_on
     }
 

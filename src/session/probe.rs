@@ -25,7 +25,7 @@ impl Probe {
         let (ours, peer) = UnixStream::pair().expect("a pair of sockets");
         ours.set_nonblocking(true).and_then(|()| peer.set_nonblocking(true)).expect("sockets that do not block");
         let ours = tokio::net::UnixStream::from_std(ours).expect("a socket");
-        let peering = Peering { addr: "test".to_owned(), laddr: "test".to_owned(), near: true, unix: true };
+        let peering = Peering { addr: "test".to_owned(), laddr: "test".to_owned(), near: true, unix: true, link: None };
         let (session, rd) = Session::new(ctx, Stream::Unix(ours), peering);
         session.state.borrow_mut().db = profile.db;
         session.state.borrow_mut().credential = profile.credential.clone();

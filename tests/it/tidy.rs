@@ -12,7 +12,7 @@ const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const LAYERS: &[&[&str]] = &[
     &["main", "lib", "cli"],
     &["app", "audit"],
-    &["worker", "session", "http", "coherence"],
+    &["worker", "session", "http", "coherence", "front"],
     &["router"],
     &["cache", "upstream", "local", "outage"],
     &["policy", "command", "config"],

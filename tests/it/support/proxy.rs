@@ -1,5 +1,6 @@
 //! The built `nearside` as child process: listens on a unix socket in a directory of its own, tells its addresses in the
-//! line it logs when it is ready, and is killed when dropped. With NEARSIDE_TEST_DIRECT set (or `direct`) there is no
+//! line it logs when it is ready, and is killed when dropped. NEARSIDE_TEST_WORKERS is how many workers each has that a
+//! test has not told otherwise. With NEARSIDE_TEST_DIRECT set (or `direct`) there is no
 //! child: "the proxy" is the redis behind it, which shows whether a test is right before it shows whether Nearside is.
 
 use std::collections::{HashMap, VecDeque};
@@ -97,8 +98,12 @@ impl Builder {
 
     fn spawn(self, dir: &Path) -> Child {
         let file = dir.join("nearside.yaml");
+        let mut config = self.config;
+        if let Ok(workers) = std::env::var("NEARSIDE_TEST_WORKERS") {
+            config.entry("workers").or_insert_with(|| workers.into());
+        }
         // JSON is YAML; one writer less.
-        std::fs::write(&file, format!("{:#}\n", Value::Object(self.config))).expect("a configuration file");
+        std::fs::write(&file, format!("{:#}\n", Value::Object(config))).expect("a configuration file");
         let mut command = Command::new(env!("CARGO_BIN_EXE_nearside"));
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("NEARSIDE_")) {
             command.env_remove(name); // what the developer's shell has set is not the test's

@@ -1,0 +1,150 @@
+//! What a worker answers by itself: GET and MGET of keys that are all in the L1 and that the lane vouches for. Everything
+//! else, also a miss, is the session's.
+
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use smallvec::SmallVec;
+
+use super::client::Local;
+use super::link::{Grant, Link};
+use crate::cache::{self, Entry, Forms, Value};
+use crate::coherence::Vouched;
+use crate::command::table::{self, Lookup};
+use crate::command::{Kind, Request};
+use crate::observe::clock;
+use crate::observe::reasons::Method;
+use crate::resp::build;
+use crate::resp::request::{Scan, Scanner};
+
+/// Why no more was answered.
+pub(super) enum Rest {
+    /// What is left is no whole request.
+    Partial,
+    /// The next request is not for the front.
+    Unanswered,
+    /// The client should first take what it has been answered.
+    Throttled,
+}
+
+/// One read's worth of requests.
+struct Batch<'a> {
+    local: &'a Local,
+    grant: &'a Grant,
+    vouched: Vouched,
+    now: u64,
+    hits: u64,
+    mget: bool,
+}
+
+/// Answers requests of `rbuf` into `out` from the front on; how many bytes of them were answered, and why not more.
+pub(super) fn answer(
+    local: &Local,
+    link: &Link,
+    grant: &Grant,
+    scanner: &mut Scanner,
+    rbuf: &[u8],
+    out: &mut BytesMut,
+    out_max: usize,
+) -> (usize, Rest) {
+    // After the read of the socket, before any look-up (R8).
+    let now = clock::now();
+    let shared = &local.shared;
+    let vouched = match grant.facts.vouch(&shared.l1, now, grant.fence, shared.max_staleness) {
+        Ok(vouched) => vouched,
+        Err(_) => return (0, Rest::Unanswered),
+    };
+    let mut batch = Batch { local, grant, vouched, now, hits: 0, mget: false };
+    let before = out.len();
+    let mut at = 0;
+    let rest = loop {
+        if out.len() >= out_max {
+            break Rest::Throttled;
+        }
+        match scanner.scan(&rbuf[at..]) {
+            Scan::Incomplete => break Rest::Partial,
+            Scan::Nothing { len } => at += len,
+            Scan::Request { len } => {
+                let req = Request { raw: &rbuf[at..at + len], args: scanner.args() };
+                if !batch.request(&req, out) {
+                    break Rest::Unanswered;
+                }
+                at += len;
+            }
+            Scan::Inline { .. } | Scan::Large | Scan::Error(_) => break Rest::Unanswered,
+        }
+    };
+    batch.account(link, at, out.len() - before);
+    (at, rest)
+}
+
+impl Batch<'_> {
+    /// False: not answered, and nothing written.
+    fn request(&mut self, req: &Request<'_>, out: &mut BytesMut) -> bool {
+        let Lookup::Known(spec) = table::lookup(req) else { return false };
+        let answered = match spec.kind {
+            Kind::Get if req.argc() == 2 => self.get(req.arg(1), out),
+            Kind::Mget if req.argc() >= 2 => self.mget(req, out),
+            _ => false,
+        };
+        if answered {
+            self.hits += 1;
+            self.mget = spec.kind == Kind::Mget;
+        }
+        answered
+    }
+
+    fn get(&self, key: &[u8], out: &mut BytesMut) -> bool {
+        let Some(forms) = self.local.shared.l1.get(key) else { return false };
+        let Some(entry) = self.usable(&forms) else { return false };
+        self.count(entry);
+        self.local.shared.metrics.patterns.candidate_in(&self.local.shard().rows, entry.pattern, Method::Get);
+        self.write(entry, out);
+        true
+    }
+
+    /// R8, second half: all entries must have been there at one moment.
+    fn mget(&self, req: &Request<'_>, out: &mut BytesMut) -> bool {
+        let keys = req.args[1..].iter().map(|arg| &req.raw[arg.range()]);
+        let Some(found) = self.local.shared.l1.at_one_moment(keys, |forms| self.usable(forms).is_some()) else {
+            return false;
+        };
+        let entries: SmallVec<[&Entry; 16]> =
+            found.iter().filter_map(|forms: &Arc<Forms>| self.usable(forms)).collect();
+        build::array(out, entries.len());
+        for entry in &entries {
+            self.count(entry);
+            self.write(entry, out);
+        }
+        if let Some(first) = entries.first() {
+            self.local.shared.metrics.patterns.candidate_in(&self.local.shard().rows, first.pattern, Method::Mget);
+        }
+        true
+    }
+
+    fn usable<'f>(&self, forms: &'f Forms) -> Option<&'f Entry> {
+        cache::usable(forms, self.vouched.epoch, self.vouched.flush_gen, self.now)
+    }
+
+    fn count(&self, entry: &Entry) {
+        self.local.shard().rows.hit(entry.pattern);
+        self.local.shared.metrics.patterns.note_read(entry.pattern);
+    }
+
+    fn write(&self, entry: &Entry, out: &mut BytesMut) {
+        match &entry.value {
+            Value::Bulk(bytes) => out.extend_from_slice(bytes),
+            Value::Nil => build::null(out, self.grant.proto),
+        }
+    }
+
+    fn account(&self, link: &Link, read: usize, written: usize) {
+        let shard = self.local.shard();
+        shard.bytes_in.add(read as u64);
+        shard.bytes_out.add(written as u64);
+        let Some(hits) = std::num::NonZeroU64::new(self.hits) else { return };
+        self.grant.facts.note_read(self.now);
+        link.note_hit(self.now, self.mget);
+        shard.read_hits.observe_n(clock::now().saturating_sub(self.now) / hits, self.hits);
+    }
+}
