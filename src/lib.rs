@@ -41,6 +41,7 @@ mod observe;
 mod resp;
 mod router;
 mod session;
+mod sync;
 mod upstream;
 mod wake;
 mod worker;

@@ -21,13 +21,12 @@ mod snapshot;
 
 use std::hash::BuildHasher;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use moka::notification::RemovalCause;
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
-use parking_lot::Mutex;
 
 pub(crate) use entry::{Entry, Forms, Value};
 pub(crate) use form::{Displaced, FormEntry, FormId};
@@ -37,6 +36,7 @@ use crate::mutation::{self, Rule};
 use crate::observe::clock;
 use crate::observe::metrics::Metrics;
 use crate::observe::reasons::{Discard, Evict};
+use crate::sync::{self, AtomicU64, Mutex};
 
 /// Stripes of generations and pending writes. 65,536 x 16 bytes = 1 MiB; with a million keys in use a write touches the
 /// generation of 15 others, which costs those at most a store they were just about to make.
@@ -140,6 +140,7 @@ impl L1 {
 
     /// The forms of `key` that are stored now. The caller picks the one of its epoch with [`usable`].
     pub(crate) fn get(&self, key: &[u8]) -> Option<Arc<Forms>> {
+        sync::point();
         self.store.get(key)
     }
 
@@ -189,10 +190,11 @@ impl L1 {
         if let Some(why) = self.voids(token, &s).filter(|_| !mutation::off(Rule::Token)) {
             return Err(why);
         }
-        let (forms, said) = match self.store.get(key) {
+        let (forms, said) = match self.get(key) {
             Some(old) => with(&old),
             None => with(&Forms::default()),
         };
+        sync::point();
         self.store.insert(key.into(), Arc::new(forms));
         drop(s);
         Ok(said)
@@ -219,6 +221,7 @@ impl L1 {
         s.generation += 1;
         s.pending += 1;
         self.pending.fetch_add(1, Ordering::Relaxed);
+        sync::point();
         self.store.invalidate(key);
         stripe
     }
@@ -242,12 +245,14 @@ impl L1 {
         let stripe = self.stripe(key);
         let mut s = self.stripes[stripe.0 as usize].lock();
         s.generation += 1;
+        sync::point();
         self.store.remove(key).map_or(0, |forms| forms.all().count())
     }
 
     /// Everything is void from here on, whatever is stored or being fetched.
     pub(crate) fn flush(&self) {
         self.flush_gen.fetch_add(1, Ordering::AcqRel);
+        sync::point();
         self.store.invalidate_all();
     }
 
@@ -287,5 +292,7 @@ fn note_removal(metrics: &Metrics, forms: &Forms, cause: RemovalCause) {
     }
 }
 
+#[cfg(test)]
+mod schedules;
 #[cfg(test)]
 mod tests;
