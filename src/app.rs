@@ -102,7 +102,12 @@ fn http_config(config: &Config) -> HttpConfig {
 
 /// The threads beside the data thread.
 fn start_workers(ctx: &Ctx) -> io::Result<Rc<Workers>> {
-    let shared = front::Shared { l1: ctx.l1.clone(), metrics: ctx.metrics.clone(), max_staleness: ctx.max_staleness };
+    let shared = front::Shared {
+        l1: ctx.l1.clone(),
+        metrics: ctx.metrics.clone(),
+        max_staleness: ctx.max_staleness,
+        commands: ctx.config.cache.commands,
+    };
     Workers::start(ctx.config.workers - 1, &shared).map(Rc::new)
 }
 

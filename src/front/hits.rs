@@ -82,9 +82,10 @@ impl Batch<'_> {
     /// False: not answered, and nothing written.
     fn request(&mut self, req: &Request<'_>, out: &mut BytesMut) -> bool {
         let Lookup::Known(spec) = table::lookup(req) else { return false };
+        let commands = &self.local.shared.commands;
         let answered = match spec.kind {
-            Kind::Get if req.argc() == 2 => self.get(req.arg(1), out),
-            Kind::Mget if req.argc() >= 2 => self.mget(req, out),
+            Kind::Get if req.argc() == 2 && commands.has(Method::Get) => self.get(req.arg(1), out),
+            Kind::Mget if req.argc() >= 2 && commands.has(Method::Mget) => self.mget(req, out),
             _ => false,
         };
         if answered {

@@ -26,6 +26,7 @@ use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
 use crate::cache::L1;
+use crate::command::cacheable::KeptCommands;
 use crate::net::Stream;
 use crate::observe::metrics::Metrics;
 
@@ -41,6 +42,8 @@ pub(crate) struct Shared {
     pub(crate) metrics: Arc<Metrics>,
     /// B, in nanoseconds.
     pub(crate) max_staleness: u64,
+    /// `cache.commands`.
+    pub(crate) commands: KeptCommands,
 }
 
 /// The threads beside the data thread.
