@@ -275,3 +275,28 @@ fn entries_weigh_what_they_take() {
     println!("{taken:.0} bytes taken by an entry, {weighed:.0} weighed, overhead {OVERHEAD}");
     assert!((taken / weighed - 1.0).abs() < 0.15, "{taken:.0} taken, {weighed:.0} weighed");
 }
+
+/// The same for keys with several forms of 100 bytes each.
+#[test]
+#[ignore = "soak"]
+fn forms_weigh_what_they_take() {
+    const KEYS: usize = 100_000;
+    const FORMS: usize = 8;
+    let l1 = l1(bounds(1 << 30));
+    let fill = |keys: std::ops::Range<usize>| {
+        keys.for_each(|i| {
+            (0..FORMS).for_each(|n| {
+                form::tests::store(&l1, &name(i), form::tests::lrange(&l1, n));
+            })
+        });
+        l1.settle();
+        l1.size().1
+    };
+    let weighed_before = fill(0..1000);
+    let before = resident();
+    let weighed = fill(1000..KEYS) - weighed_before;
+    let each = |bytes: u64| bytes as f64 / ((KEYS - 1000) * FORMS) as f64;
+    let (taken, weighed) = (each(resident() - before), each(weighed));
+    println!("{taken:.0} bytes taken by a form, {weighed:.0} weighed");
+    assert!((taken / weighed - 1.0).abs() < 0.15, "{taken:.0} taken, {weighed:.0} weighed");
+}

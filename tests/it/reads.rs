@@ -79,6 +79,13 @@ impl All {
     }
 }
 
+impl All {
+    /// Whether this server lets fields of a hash expire (Redis 7.4, Valkey 9).
+    fn fields_expire(&self) -> bool {
+        self.redis.cmd(&["COMMAND", "INFO", "HEXPIRE"]).items() != [Reply::Nil]
+    }
+}
+
 fn words(line: &str) -> Vec<&str> {
     line.split(' ').collect()
 }

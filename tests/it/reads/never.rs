@@ -142,7 +142,27 @@ fn what_is_not_configured_is_not_kept() {
     assert_eq!(only.stat("hits"), 0.0);
 }
 
-/// Fact 29: a field that expires is not signalled, and PTTL does not know of it.
+/// Fact 29, by a server that has it.
+#[test]
+fn a_field_that_has_expired_is_never_served() {
+    let all = All::start();
+    if !all.fields_expire() {
+        println!("skipped: this server has no HEXPIRE");
+        return;
+    }
+    let mut client = all.proxy.client();
+    run(&mut all.redis.client(), "DEBUG SET-ACTIVE-EXPIRE 0");
+    for line in ["HSET h f v g w", "HPEXPIRE h 300 FIELDS 1 f"] {
+        run(&mut client, line);
+    }
+    let seen = |client: &mut crate::support::Client| run(client, "HGETALL h").items().len();
+    assert_eq!(seen(&mut client), 4);
+    eventually(PATIENCE, "the field's end", || seen(&mut client) == 2);
+    assert_eq!(all.proxy.stat("hits"), 0.0);
+    assert!(all.proxy.stat("bypass_field_expiry") >= 2.0);
+}
+
+/// The same by what a server says of itself.
 #[test]
 fn hashes_are_kept_only_where_their_fields_stay() {
     for (server, version, expiry, kept) in [
