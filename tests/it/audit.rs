@@ -239,7 +239,7 @@ fn a_rule_that_is_none_is_refused() {
     let redis = Redis::start();
     let mut proxy = Proxy::to(&redis).env(BREAK, "fences").without_waiting().start();
     assert_eq!(proxy.wait_exit(Duration::from_secs(15)).code(), Some(1));
-    assert!(proxy.logged("\"fences\" is not one of fence, lease, epoch, begin_end, token"));
+    proxy.wait_logged("\"fences\" is not one of fence, lease, epoch, begin_end, token");
 }
 
 // ---- in service ----
