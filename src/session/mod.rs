@@ -11,7 +11,7 @@ mod local;
 mod nearside;
 mod outbox;
 mod pinned;
-#[cfg(test)]
+#[cfg(any(test, feature = "bench"))]
 mod probe;
 mod state;
 mod transaction;
@@ -42,7 +42,7 @@ use crate::wake::Wake;
 use crate::worker::Ctx;
 
 pub(crate) use nearside::with_own_info;
-#[cfg(test)]
+#[cfg(any(test, feature = "bench"))]
 pub(crate) use probe::Probe;
 
 use dispatch::{Owned, Step};
