@@ -21,7 +21,13 @@ impl LaneProbe {
         let (ours, upstream) = Peer::new();
         let lane = Rc::new(Lane::new(ctx, ctx.default_profile.clone()));
         ctx.lanes.borrow_mut().insert(lane.profile.clone(), lane.clone());
-        let link = LaneLink { link: Link::new(ours), info: ServerInfo::default(), tracking: Ok(()), role_check: false };
+        let link = LaneLink {
+            link: Link::new(ours),
+            info: ServerInfo::default(),
+            tracking: Ok(()),
+            role_check: false,
+            fields_stay: true,
+        };
         lane.came_up(ctx, &link);
         LaneProbe { lane, stream: Stream::new(link.link), upstream }
     }
