@@ -27,6 +27,8 @@
 
 mod app;
 mod audit;
+#[cfg(feature = "bench")]
+pub mod bench;
 mod cache;
 mod cli;
 mod coherence;

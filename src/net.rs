@@ -125,3 +125,25 @@ pub(crate) fn drop_front(buf: &mut bytes::BytesMut, n: usize) {
         bytes::Buf::advance(buf, n);
     }
 }
+
+/// A socket whose other end is in the same thread, for probes.
+#[cfg(any(test, feature = "bench"))]
+pub(crate) struct Peer(std::os::unix::net::UnixStream);
+
+#[cfg(any(test, feature = "bench"))]
+impl Peer {
+    /// Must be called inside a tokio runtime.
+    pub(crate) fn new() -> (Stream, Peer) {
+        let (ours, peer) = std::os::unix::net::UnixStream::pair().expect("a pair of sockets");
+        ours.set_nonblocking(true).and_then(|()| peer.set_nonblocking(true)).expect("sockets that do not block");
+        (Stream::Unix(UnixStream::from_std(ours).expect("a socket")), Peer(peer))
+    }
+
+    /// What has arrived since the last call.
+    pub(crate) fn read(&mut self) -> Vec<u8> {
+        let mut all = Vec::new();
+        // Ends with WouldBlock, when it has read what there is.
+        let _ = io::Read::read_to_end(&mut self.0, &mut all);
+        all
+    }
+}

@@ -19,6 +19,8 @@ mod lane;
 mod log;
 mod loss;
 mod payload;
+#[cfg(feature = "bench")]
+mod probe;
 mod reader;
 mod sample;
 mod wait;
@@ -30,6 +32,8 @@ pub(crate) use invalidate::{Applied, Asker, apply, drop_everywhere, publish, pub
 pub(crate) use lane::{Availability, FetchRequest, Lane, MgetRequest};
 pub(crate) use loss::Redo;
 pub(crate) use payload::{Malformed, Message, Op, parse};
+#[cfg(feature = "bench")]
+pub(crate) use probe::LaneProbe;
 pub(crate) use sample::Samples;
 pub(crate) use wait::{Ends, FetchRead, Miss, Part, Refresh, RefreshKey, Relay};
 

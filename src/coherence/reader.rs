@@ -44,15 +44,22 @@ const MS: u64 = 1_000_000;
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
 
 /// Where a reader stands in its stream.
-struct Stream {
+pub(super) struct Stream {
     rd: ReadHalf,
-    wr: WriteHalf,
-    rbuf: BytesMut,
+    pub(super) wr: WriteHalf,
+    pub(super) rbuf: BytesMut,
     scanner: FrameScanner,
     /// The frame at the front is being read off without being kept (decision 10).
     discarding: bool,
     /// The frame at the front is large and has to be kept.
     keeping: bool,
+}
+
+impl Stream {
+    pub(super) fn new(link: handshake::Link) -> Stream {
+        let scanner = FrameScanner::new();
+        Stream { rd: link.rd, wr: link.wr, rbuf: link.rbuf, scanner, discarding: false, keeping: false }
+    }
 }
 
 impl Lane {
@@ -156,14 +163,7 @@ fn is_refusal(reply: &str) -> bool {
 /// Serves one connection until it ends; returns why it did.
 async fn serve(ctx: &Rc<Ctx>, lane: &Rc<Lane>, link: LaneLink) -> String {
     lane.came_up(ctx, &link);
-    let mut s = Stream {
-        rd: link.link.rd,
-        wr: link.link.wr,
-        rbuf: link.link.rbuf,
-        scanner: FrameScanner::new(),
-        discarding: false,
-        keeping: false,
-    };
+    let mut s = Stream::new(link.link);
     let mut tick = interval(Duration::from_nanos(ctx.max_staleness / 4));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let ended = loop {
@@ -177,15 +177,9 @@ async fn serve(ctx: &Rc<Ctx>, lane: &Rc<Lane>, link: LaneLink) -> String {
         tokio::select! {
             read = s.rd.read_buf(&mut s.rbuf) => match read {
                 Ok(0) => break "upstream closed the connection".to_owned(),
-                Ok(n) => {
-                    ctx.metrics.bytes_in.add(Peer::Upstream, n as u64);
-                    lane.last_byte.set(clock::now());
-                    ctx.now.set(lane.last_byte.get());
-                    if let Err(why) = lane.process(ctx, &mut s) {
-                        break why;
-                    }
-                    ctx.flush_dirty();
-                }
+                Ok(n) => if let Err(why) = lane.received(ctx, &mut s, n) {
+                    break why;
+                },
                 Err(e) => break format!("read: {e}"),
             },
             () = lane.wake.called() => {}
@@ -206,7 +200,7 @@ async fn serve(ctx: &Rc<Ctx>, lane: &Rc<Lane>, link: LaneLink) -> String {
 }
 
 /// Writes what the kernel takes; true where it took less than there is.
-fn write_out(ctx: &Ctx, lane: &Lane, wr: &WriteHalf) -> std::io::Result<bool> {
+pub(super) fn write_out(ctx: &Ctx, lane: &Lane, wr: &WriteHalf) -> std::io::Result<bool> {
     if lane.leaving.borrow().is_some() {
         return Ok(false);
     }
@@ -262,6 +256,16 @@ impl Lane {
         self.publish();
         self.show(ctx);
         self.set_availability(Availability::Ready);
+    }
+
+    /// `n` bytes have been read: everything they bring, as far as the clients' sockets.
+    pub(super) fn received(&self, ctx: &Rc<Ctx>, s: &mut Stream, n: usize) -> Result<(), String> {
+        ctx.metrics.bytes_in.add(Peer::Upstream, n as u64);
+        self.last_byte.set(clock::now());
+        ctx.now.set(self.last_byte.get());
+        self.process(ctx, s)?;
+        ctx.flush_dirty();
+        Ok(())
     }
 
     /// Applies every whole frame in the buffer.

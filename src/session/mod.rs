@@ -12,7 +12,7 @@ mod local;
 mod nearside;
 mod outbox;
 mod pinned;
-#[cfg(test)]
+#[cfg(any(test, feature = "bench"))]
 mod probe;
 mod state;
 mod transaction;
@@ -45,7 +45,7 @@ use crate::wake::Wake;
 use crate::worker::Ctx;
 
 pub(crate) use nearside::with_own_info;
-#[cfg(test)]
+#[cfg(any(test, feature = "bench"))]
 pub(crate) use probe::Probe;
 
 use dispatch::{Owned, Step};

@@ -1,32 +1,28 @@
-//! A session without a client, for tests of what lies below it: requests go in as bytes, replies come out as bytes, and
+//! A session without a client, for tests of what lies below it and for the instruction counts (`bench`): requests go in as bytes, replies come out as bytes, and
 //! nothing happens in between that the test has not asked for. No reactor needs to run.
 
-use std::io::Read;
-use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 
 use bytes::BytesMut;
 
 use super::dispatch::Step;
 use super::{Client, Peering, Session};
-use crate::net::Stream;
+use crate::net::Peer;
 use crate::resp::request::Scanner;
 use crate::upstream::Profile;
 use crate::worker::Ctx;
 
 pub(crate) struct Probe {
     client: Client,
-    peer: UnixStream,
+    peer: Peer,
 }
 
 impl Probe {
     /// Must be called inside a tokio runtime.
     pub(crate) fn new(ctx: &Ctx, profile: &Profile) -> Probe {
-        let (ours, peer) = UnixStream::pair().expect("a pair of sockets");
-        ours.set_nonblocking(true).and_then(|()| peer.set_nonblocking(true)).expect("sockets that do not block");
-        let ours = tokio::net::UnixStream::from_std(ours).expect("a socket");
+        let (ours, peer) = Peer::new();
         let peering = Peering { addr: "test".to_owned(), laddr: "test".to_owned(), near: true, unix: true, link: None };
-        let (session, rd) = Session::new(ctx, Stream::Unix(ours), peering);
+        let (session, rd) = Session::new(ctx, ours, peering);
         session.state.borrow_mut().db = profile.db;
         session.state.borrow_mut().credential = profile.credential.clone();
         let scanner = Scanner::new(1 << 20, 1 << 20);
@@ -47,18 +43,30 @@ impl Probe {
 
     /// The replies so far: those that were written to its client, and those that were about to be.
     pub(crate) fn output(&mut self) -> BytesMut {
-        let mut all = Vec::new();
-        // Ends with WouldBlock, when it has read what there is.
-        let _ = self.peer.read_to_end(&mut all);
+        let mut all = self.peer.read();
         all.extend_from_slice(&std::mem::take(&mut self.session().outbox.borrow_mut().ready));
         BytesMut::from(&*all)
     }
 
+    /// tokio writes to a socket only after it has seen it writable; until this has been awaited nothing is written.
+    #[cfg(feature = "bench")]
+    pub(crate) async fn writable(&self) {
+        self.session().writable().await;
+    }
+
+    /// Writes what is ready, as the session's task does after each batch.
+    #[cfg(feature = "bench")]
+    pub(crate) fn flush(&self, ctx: &Ctx) {
+        self.session().flush(ctx);
+    }
+
+    #[cfg(test)]
     pub(crate) fn outstanding(&self) -> usize {
         self.session().outbox.borrow().outstanding()
     }
 
     /// Forgets which keys outstanding commands name: what R22 forbids to forget.
+    #[cfg(test)]
     pub(crate) fn forget_named(&self) {
         self.session().named.set(0);
     }

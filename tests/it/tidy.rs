@@ -11,7 +11,7 @@ const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 /// Layers from the top; a module imports from its own layer or below. The composition and the program's edge come first.
 const LAYERS: &[&[&str]] = &[
     &["main", "lib", "cli"],
-    &["app", "audit"],
+    &["app", "audit", "bench"],
     &["worker", "session", "http", "coherence", "front"],
     &["router"],
     &["cache", "upstream", "local", "outage"],

@@ -1,0 +1,201 @@
+//! What is counted: scenarios that know every byte in and out, and the process that plays one of them.
+
+use nearside::bench::{Requests, Sidecar};
+
+/// Keys that every scenario finds in the L1, as redis-benchmark names them.
+const KEYS: usize = 1000;
+
+/// Requests of one scenario: enough for moka's housekeeping, which comes with every 64th read, to be counted in full.
+pub(crate) const REQUESTS: usize = 6400;
+
+pub(crate) struct Scenario {
+    pub(crate) name: &'static str,
+    pub(crate) what: &'static str,
+    /// Requests that arrive together.
+    pipeline: usize,
+    env: &'static [(&'static str, &'static str)],
+    round: fn(&mut Draw, usize) -> Round,
+}
+
+pub(crate) const SCENARIOS: &[Scenario] = &[
+    Scenario { name: "hit_1", what: "GET from the L1", pipeline: 1, env: &[], round: hits },
+    Scenario { name: "hit_64", what: "the same, 64 in one read", pipeline: 64, env: &[], round: hits },
+    Scenario { name: "mget_10", what: "MGET of 10 keys, all in the L1", pipeline: 1, env: &[], round: mget },
+    Scenario { name: "relay_1", what: "EXISTS and its reply", pipeline: 1, env: &[], round: relay },
+    Scenario { name: "relay_64", what: "the same, 64 in one read", pipeline: 64, env: &[], round: relay },
+    Scenario {
+        name: "write_64",
+        what: "SET and its reply, on_write: invalidate",
+        pipeline: 64,
+        env: INVALIDATE,
+        round: write,
+    },
+    Scenario { name: "miss_1", what: "GET, PTTL, their replies, stored", pipeline: 1, env: &[], round: misses },
+    Scenario { name: "miss_64", what: "the same, 64 in one read", pipeline: 64, env: &[], round: misses },
+    Scenario { name: "scan_64", what: "a GET through the request scanner alone", pipeline: 64, env: &[], round: hits },
+];
+
+const INVALIDATE: &[(&str, &str)] = &[("NEARSIDE_CACHE__ON_WRITE", "invalidate")];
+
+/// What goes in, and what must come out.
+#[derive(Default)]
+struct Round {
+    ask: Vec<u8>,
+    sent: Vec<u8>,
+    answer: Vec<u8>,
+    replies: Vec<u8>,
+    hits: u64,
+}
+
+/// Keys in an order that is the same in every run.
+struct Draw {
+    state: u64,
+    fresh: usize,
+}
+
+impl Draw {
+    /// One of the keys in the L1.
+    fn known(&mut self) -> String {
+        // Knuth's MMIX generator: the low bits are poor, the high ones good enough.
+        self.state = self.state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        key((self.state >> 33) as usize % KEYS)
+    }
+
+    /// One that nobody has asked for yet.
+    fn fresh(&mut self) -> String {
+        self.fresh += 1;
+        key(self.fresh - 1)
+    }
+}
+
+fn key(n: usize) -> String {
+    format!("key:{n:012}")
+}
+
+fn value(key: &str) -> String {
+    format!("{key:x<100}")
+}
+
+fn bulk(text: &str) -> String {
+    format!("${}\r\n{text}\r\n", text.len())
+}
+
+fn command(words: &[&str]) -> Vec<u8> {
+    let words: Vec<String> = words.iter().map(|w| bulk(w)).collect();
+    format!("*{}\r\n{}", words.len(), words.concat()).into_bytes()
+}
+
+fn hits(draw: &mut Draw, n: usize) -> Round {
+    let mut round = Round { hits: n as u64, ..Round::default() };
+    for _ in 0..n {
+        let key = draw.known();
+        round.ask.extend(command(&["GET", &key]));
+        round.replies.extend(bulk(&value(&key)).into_bytes());
+    }
+    round
+}
+
+fn mget(draw: &mut Draw, _: usize) -> Round {
+    let keys: Vec<String> = (0..10).map(|_| draw.known()).collect();
+    let words: Vec<&str> = std::iter::once("MGET").chain(keys.iter().map(String::as_str)).collect();
+    let values: String = keys.iter().map(|k| bulk(&value(k))).collect();
+    Round { ask: command(&words), replies: format!("*10\r\n{values}").into_bytes(), hits: 10, ..Round::default() }
+}
+
+/// What is passed on as it is, both ways.
+fn passed(n: usize, mut request: impl FnMut() -> Vec<u8>, reply: &[u8]) -> Round {
+    let ask: Vec<u8> = (0..n).flat_map(|_| request()).collect();
+    let replies = reply.repeat(n);
+    Round { sent: ask.clone(), ask, answer: replies.clone(), replies, hits: 0 }
+}
+
+fn relay(draw: &mut Draw, n: usize) -> Round {
+    passed(n, || command(&["EXISTS", &draw.known()]), b":1\r\n")
+}
+
+fn write(draw: &mut Draw, n: usize) -> Round {
+    let set = || {
+        let key = draw.known();
+        command(&["SET", &key, &value(&key)])
+    };
+    passed(n, set, b"+OK\r\n")
+}
+
+fn misses(draw: &mut Draw, n: usize) -> Round {
+    let mut round = Round::default();
+    for _ in 0..n {
+        let key = draw.fresh();
+        round.ask.extend(command(&["GET", &key]));
+        round.sent.extend(command(&["GET", &key]));
+        round.sent.extend(command(&["PTTL", &key]));
+        let value = bulk(&value(&key)).into_bytes();
+        round.answer.extend(&value);
+        round.answer.extend(b":-1\r\n");
+        round.replies.extend(value);
+    }
+    round
+}
+
+/// callgrind knows it by this name.
+pub(crate) const MEASURED: &str = "hot_path::work::measured*";
+
+#[inline(never)]
+fn measured<T>(work: impl FnOnce() -> T) -> T {
+    std::hint::black_box(work())
+}
+
+/// Plays a scenario; callgrind counts what `measured` does.
+pub(crate) fn measure(scenario: &Scenario) {
+    let rounds = REQUESTS / scenario.pipeline;
+    let mut draw = Draw { state: 1, fresh: 0 };
+    if scenario.name == "scan_64" {
+        return scan(rounds, &mut draw);
+    }
+    // What is answered stays vouched for while valgrind takes its time.
+    let env = [("NEARSIDE_UPSTREAM__URL", "redis://127.0.0.1:1"), ("NEARSIDE_COHERENCE__MAX_STALENESS", "60s")];
+    let mut sidecar = Sidecar::new(&[&env, scenario.env].concat());
+    for _ in 0..KEYS / 10 {
+        play(&mut sidecar, &misses(&mut draw, 10), false);
+    }
+    for counted in [false, true] {
+        for _ in 0..rounds {
+            let round = (scenario.round)(&mut draw, scenario.pipeline);
+            play(&mut sidecar, &round, counted);
+        }
+    }
+    assert_eq!(sidecar.in_flight(), 0);
+    // A write drops what it names; all else that was ever read is there.
+    let stored = if scenario.name.starts_with("write") { 0 } else { draw.fresh as u64 };
+    assert!(sidecar.entries() >= stored, "{} of {stored} entries", sidecar.entries());
+}
+
+fn play(sidecar: &mut Sidecar, round: &Round, counted: bool) {
+    let hits = sidecar.hits();
+    if counted {
+        measured(|| turn(sidecar, round));
+    } else {
+        turn(sidecar, round);
+    }
+    let same = |what: &str, got: &[u8], want: &[u8]| {
+        let text = String::from_utf8_lossy;
+        assert!(got == want, "{what}: {} instead of {}", text(got), text(want));
+    };
+    same("upstream was sent", &sidecar.sent(), &round.sent);
+    same("the client was sent", &sidecar.replies(), &round.replies);
+    assert_eq!(sidecar.hits() - hits, round.hits, "hits");
+}
+
+fn turn(sidecar: &mut Sidecar, round: &Round) {
+    sidecar.ask(&round.ask);
+    if !round.answer.is_empty() {
+        sidecar.answer(&round.answer);
+    }
+}
+
+fn scan(rounds: usize, draw: &mut Draw) {
+    let mut requests = Requests::default();
+    for _ in 0..rounds {
+        let bytes = hits(draw, 64).ask;
+        assert_eq!(measured(|| requests.count(&bytes)), (64, 128));
+    }
+}
