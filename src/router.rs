@@ -218,7 +218,7 @@ mod tests {
             ("SET k v", View { serves: false, ..VIEW }, Route::Lane),
             ("EVAL x 0", VIEW, Route::Opaque),
             ("SWAPDB 0 1", VIEW, Route::SwapDb),
-            ("PUBLISH c m", VIEW, Route::Lane),
+            ("PUBLISH c m", View { kept: false, ..VIEW }, Route::Lane),
             ("PUBLISH c m", View { announces: true, ..VIEW }, Route::Announce),
             ("FLUSHALL", VIEW, Route::Pinned(Why::MayBlock)),
             ("XREAD STREAMS s 0", View { kept: false, ..VIEW }, Route::Lane),
