@@ -13,18 +13,19 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 use tokio::time::{sleep, timeout};
 
 use crate::cache::{Bounds, L1};
-use crate::coherence::Channel;
+use crate::coherence::{self, Channel};
 use crate::config::{CacheMode, CoherenceMode, Config, Eviction, Listen};
 use crate::front::{self, Workers};
-use crate::http::{self, HttpConfig};
+use crate::http::{self, HttpConfig, Order};
 use crate::net::Stream;
 use crate::observe::View;
 use crate::observe::metrics::Metrics;
-use crate::observe::reasons::{Mode, Reject};
+use crate::observe::reasons::{Mode, Reject, Source};
 use crate::observe::status::Status;
 use crate::session::{self, Peering, Session};
 use crate::worker::Ctx;
@@ -73,7 +74,8 @@ pub(crate) fn serve(mut config: Config, warnings: Vec<String>) -> Result<(), App
     let metrics = Arc::new(Metrics::with_workers(":", 100, config.workers - 1));
     let status = Arc::new(Status::new("upstream", mode));
     let view = Arc::new(View { metrics: metrics.clone(), status: status.clone() });
-    let http = http::start(http_config(&config), view).map_err(AppError::Http)?;
+    let (orders, inbox) = mpsc::channel(http::ORDERS_MAX);
+    let http = http::start(http_config(&config, orders), view).map_err(AppError::Http)?;
     let bounds = Bounds {
         max_bytes: config.cache.max_bytes,
         max_entries: config.cache.max_entries,
@@ -83,7 +85,7 @@ pub(crate) fn serve(mut config: Config, warnings: Vec<String>) -> Result<(), App
     let ctx = Ctx::new(Arc::new(config), l1, metrics, status);
     let workers = start_workers(&ctx).map_err(AppError::Runtime)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(AppError::Runtime)?;
-    let served = LocalSet::new().block_on(&runtime, run(ctx.clone(), workers, listeners, &http.addresses));
+    let served = LocalSet::new().block_on(&runtime, run(ctx.clone(), workers, listeners, &http.addresses, inbox));
     if let Some(path) = &ctx.config.listen.unix {
         let _ = std::fs::remove_file(path);
     }
@@ -91,11 +93,13 @@ pub(crate) fn serve(mut config: Config, warnings: Vec<String>) -> Result<(), App
     served
 }
 
-fn http_config(config: &Config) -> HttpConfig {
+fn http_config(config: &Config, orders: mpsc::Sender<Order>) -> HttpConfig {
     HttpConfig {
         listen: config.http.listen.clone(),
         allowed_hosts: config.http.allowed_hosts.clone(),
         max_connections: config.http.max_connections,
+        token: config.http.token.clone(),
+        orders,
         production: config.environment == crate::config::Environment::Production,
     }
 }
@@ -116,10 +120,12 @@ async fn run(
     workers: Rc<Workers>,
     listeners: Vec<Listener>,
     http: &[SocketAddr],
+    inbox: mpsc::Receiver<Order>,
 ) -> Result<(), AppError> {
     let mut term = signal(SignalKind::terminate()).map_err(AppError::Runtime)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(AppError::Runtime)?;
     Channel::spawn(&ctx);
+    tokio::task::spawn_local(take_orders(ctx.clone(), inbox));
     let lane = ctx.lane(&ctx.default_profile);
     let _ = timeout(FIRST_CONTACT, ctx.await_lane(&lane)).await;
     let mut shown = Vec::new();
@@ -150,6 +156,18 @@ async fn run(
         () = signalled(&mut term, &mut interrupt) => tracing::warn!("stopped at once by a second signal"),
     }
     Ok(())
+}
+
+/// What the side port was asked to change, with the sidecar's own rights.
+async fn take_orders(ctx: Rc<Ctx>, mut inbox: mpsc::Receiver<Order>) {
+    while let Some(order) = inbox.recv().await {
+        let ctx = ctx.clone();
+        tokio::task::spawn_local(async move {
+            let outcome = coherence::drop_all(&ctx, &ctx.default_profile, &order.messages, Source::Http).await;
+            // Whoever asked may have stopped waiting.
+            let _ = order.done.send(outcome);
+        });
+    }
 }
 
 async fn signalled(term: &mut Signal, interrupt: &mut Signal) {

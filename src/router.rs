@@ -219,7 +219,7 @@ mod tests {
             ("EVAL x 0", VIEW, Route::Opaque),
             ("SWAPDB 0 1", VIEW, Route::SwapDb),
             ("PUBLISH c m", View { kept: false, ..VIEW }, Route::Lane),
-            ("PUBLISH c m", View { announces: true, ..VIEW }, Route::Announce),
+            ("PUBLISH c m", View { kept: false, announces: true, ..VIEW }, Route::Announce),
             ("FLUSHALL", VIEW, Route::Pinned(Why::MayBlock)),
             ("XREAD STREAMS s 0", View { kept: false, ..VIEW }, Route::Lane),
             ("XREAD BLOCK 0 STREAMS s 0", VIEW, Route::Pinned(Why::Blocking)),

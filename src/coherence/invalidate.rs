@@ -168,6 +168,23 @@ pub(crate) async fn drop_everywhere(
     Ok(dropped)
 }
 
+/// Several of them, one after another; the first that fails ends it. Where one makes no sense none is applied.
+pub(crate) async fn drop_all(
+    ctx: &Rc<Ctx>,
+    profile: &Profile,
+    messages: &[Message],
+    source: Source,
+) -> Result<usize, NotDropped> {
+    for message in messages.iter().filter(|m| m.op == Op::Regex) {
+        expressions(&message.args).map_err(NotDropped::Malformed)?;
+    }
+    let mut dropped = 0;
+    for message in messages {
+        dropped += drop_everywhere(ctx, profile, message, source).await?;
+    }
+    Ok(dropped)
+}
+
 /// Tells the other sidecars. Returns when our own subscription has brought the message back, so that nothing more happens
 /// here afterwards.
 pub(crate) async fn publish(ctx: &Rc<Ctx>, profile: &Profile, message: &Message) -> Result<(), String> {

@@ -123,17 +123,30 @@ fn json(payload: &[u8]) -> Result<Message, Malformed> {
     if wire.v != 1 {
         return Err(Malformed::Version(wire.v));
     }
-    let op = Op::named(wire.op.as_bytes()).ok_or(Malformed::Operation)?;
-    match (op, wire.args.is_empty()) {
-        (Op::Flush, false) => return Err(Malformed::NamedFlush),
-        (Op::Flush, true) | (_, false) => {}
-        (_, true) => return Err(Malformed::Nothing),
+    Wanted { op: wire.op, args: wire.args, base64: wire.base64 }.message()
+}
+
+/// A message in the words of JSON, here and on the side port.
+pub(crate) struct Wanted {
+    pub(crate) op: String,
+    pub(crate) args: Vec<String>,
+    pub(crate) base64: bool,
+}
+
+impl Wanted {
+    pub(crate) fn message(self) -> Result<Message, Malformed> {
+        let op = Op::named(self.op.as_bytes()).ok_or(Malformed::Operation)?;
+        match (op, self.args.is_empty()) {
+            (Op::Flush, false) => return Err(Malformed::NamedFlush),
+            (Op::Flush, true) | (_, false) => {}
+            (_, true) => return Err(Malformed::Nothing),
+        }
+        let bytes = |text: String| match self.base64 {
+            true => STANDARD.decode(text).map_err(|_| Malformed::Base64),
+            false => Ok(text.into_bytes()),
+        };
+        Ok(Message { op, args: self.args.into_iter().map(bytes).collect::<Result<_, _>>()? })
     }
-    let bytes = |text: String| match wire.base64 {
-        true => STANDARD.decode(text).map_err(|_| Malformed::Base64),
-        false => Ok(text.into_bytes()),
-    };
-    Ok(Message { op, args: wire.args.into_iter().map(bytes).collect::<Result<_, _>>()? })
 }
 
 /// The JSON form of a message of ours. Names that are no UTF-8 make it base64, for all of its names.

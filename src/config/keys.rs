@@ -47,6 +47,7 @@ pub(super) const KEYS: &[&str] = &[
     "commands.shutdown",
     "http.listen",
     "http.allowed_hosts",
+    "http.token_file",
     "http.max_connections",
     "log.level",
     "log.format",

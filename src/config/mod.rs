@@ -255,6 +255,9 @@ pub(crate) struct Http {
     pub(crate) listen: Vec<SocketAddr>,
     /// Lower case, without port.
     pub(crate) allowed_hosts: Vec<String>,
+    /// What a change over HTTP must bring.
+    pub(crate) token: Option<Secret>,
+    pub(crate) token_file: Option<PathBuf>,
     pub(crate) max_connections: usize,
 }
 

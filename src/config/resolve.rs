@@ -239,7 +239,10 @@ impl<'s> Resolver<'s> {
     }
 
     fn http(&mut self) -> Http {
+        let (token, token_file) = self.password("http.token_file");
         Http {
+            token,
+            token_file,
             listen: self.http_listen(),
             allowed_hosts: self.list("http.allowed_hosts", &[], host_name),
             max_connections: self.count("http.max_connections", 256, 1..=CONNECTIONS_MAX),

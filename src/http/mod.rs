@@ -1,6 +1,7 @@
 //! The side port: health, metrics and debugging over HTTP/1.1, on a thread of its own so that a slow scrape never delays a
-//! reply. It reads what `observe` holds and changes nothing. No TLS, no bodies in requests, nothing but GET and HEAD.
+//! reply. It reads what `observe` holds; the few changes it takes are handed to the data thread (`change`). No TLS.
 
+mod change;
 mod routes;
 mod server;
 mod stamp;
@@ -11,8 +12,11 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
+pub(crate) use change::{ORDERS_MAX, Order};
+
+use crate::config::Secret;
 use crate::observe::View;
 use server::Timeouts;
 
@@ -26,6 +30,10 @@ pub(crate) struct HttpConfig {
     pub(crate) max_connections: usize,
     /// `environment: production`: no /internal.
     pub(crate) production: bool,
+    /// What a change must bring; none: no changes.
+    pub(crate) token: Option<Secret>,
+    /// To the data thread.
+    pub(crate) orders: mpsc::Sender<Order>,
 }
 
 /// The running server. Dropping it stops it too, without waiting for its thread.

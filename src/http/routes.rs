@@ -1,4 +1,4 @@
-//! Request to answer, without waiting for anything: which paths there are, who may ask (`Host`), what each says. Paths are
+//! Request to answer: which paths there are, who may ask (`Host`), what each says. Nothing here waits but `change`. Paths are
 //! compared whole, so `..`, `//` and escapes lead nowhere. Every JSON answer starts with `version` and `at`.
 
 use std::net::IpAddr;
@@ -10,15 +10,19 @@ use hyper::body::Body;
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 use serde::Serialize;
+use tokio::sync::mpsc;
 
+use super::change::{Change, Order, POST_ONLY};
 use super::{HttpConfig, stamp};
+use crate::config::Secret;
 use crate::observe::status::{LaneStatus, Status};
 use crate::observe::{View, families};
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const ALLOW: HeaderValue = HeaderValue::from_static("GET, HEAD");
+const ALLOW_POST: HeaderValue = HeaderValue::from_static("POST");
 
-type Answer = Response<Full<Bytes>>;
+pub(super) type Answer = Response<Full<Bytes>>;
 
 /// What there is to ask for.
 #[derive(Clone, Copy)]
@@ -36,25 +40,32 @@ pub(super) struct Routes {
     allowed_hosts: Vec<String>,
     production: bool,
     view: Arc<View>,
+    pub(super) token: Option<Secret>,
+    pub(super) orders: mpsc::Sender<Order>,
 }
 
 /// Why a request gets no page.
-struct Refusal {
-    status: StatusCode,
-    code: &'static str,
-    message: String,
+pub(super) struct Refusal {
+    pub(super) status: StatusCode,
+    pub(super) code: &'static str,
+    pub(super) message: String,
 }
 
 impl Routes {
     pub(super) fn new(config: HttpConfig, view: Arc<View>) -> Self {
         let allowed_hosts = config.allowed_hosts.iter().map(|host| host.to_ascii_lowercase()).collect();
-        Self { allowed_hosts, production: config.production, view }
+        let HttpConfig { production, token, orders, .. } = config;
+        Self { allowed_hosts, production, view, token, orders }
     }
 
-    pub(super) fn answer<B: Body>(&self, request: &Request<B>) -> Answer {
-        let mut answer = match self.page(request) {
-            Ok(page) => self.show(page),
-            Err(refusal) => refusal.answer(),
+    pub(super) async fn respond<B>(&self, request: Request<B>) -> Answer
+    where
+        B: Body,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let mut answer = match Change::at(request.uri().path()) {
+            Some(change) => self.change(change, request).await,
+            None => self.page(&request).map_or_else(Refusal::answer, |page| self.show(page)),
         };
         // Health and metrics of a second ago are of no use to anybody, nor is a guess at their type.
         let headers = answer.headers_mut();
@@ -102,7 +113,7 @@ impl Routes {
 
     /// A page of another origin can reach this port through a name that it makes point here (DNS rebinding), but cannot
     /// make the browser send another `Host` than that name. Addresses are allowed: kubelet and Prometheus use the pod's.
-    fn check_host<B>(&self, request: &Request<B>) -> Result<(), Refusal> {
+    pub(super) fn check_host<B>(&self, request: &Request<B>) -> Result<(), Refusal> {
         let host = match host(request.uri(), request.headers()) {
             Ok(Some(host)) => host,
             // HTTP/1.0 has no Host, and no browser speaks it.
@@ -339,13 +350,17 @@ struct Fault {
 }
 
 impl Refusal {
-    fn answer(self) -> Answer {
+    pub(super) fn answer(self) -> Answer {
         let fault = Fault { code: self.code, message: self.message };
         let mut answer = json(self.status, Failure { error: fault });
         let headers = answer.headers_mut();
         match self.status {
             StatusCode::METHOD_NOT_ALLOWED => {
-                headers.insert(header::ALLOW, ALLOW);
+                let allowed = if self.code == POST_ONLY { ALLOW_POST } else { ALLOW };
+                headers.insert(header::ALLOW, allowed);
+            }
+            StatusCode::UNAUTHORIZED => {
+                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
             // The body is not read, so nothing can follow it.
             StatusCode::PAYLOAD_TOO_LARGE => {
@@ -358,7 +373,7 @@ impl Refusal {
 }
 
 /// A body of plain structs cannot fail to serialize; should it ever, the answer says so instead of being empty.
-fn json<T: Serialize>(status: StatusCode, body: T) -> Answer {
+pub(super) fn json<T: Serialize>(status: StatusCode, body: T) -> Answer {
     let body = Envelope { version: env!("CARGO_PKG_VERSION"), at: stamp::now(), body };
     match serde_json::to_vec(&body) {
         Ok(bytes) => answer(status, JSON, bytes.into()),

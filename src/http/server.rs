@@ -148,8 +148,8 @@ fn configure(stream: &TcpStream, timeouts: Timeouts) -> io::Result<()> {
 
 async fn connection(stream: TcpStream, shared: Arc<Shared>, _permit: OwnedSemaphorePermit) {
     let answer = service_fn(|request: Request<Incoming>| {
-        let response = shared.routes.answer(&request);
-        async { Ok::<Response<Full<Bytes>>, Infallible>(response) }
+        let routes = &shared.routes;
+        async move { Ok::<Response<Full<Bytes>>, Infallible>(routes.respond(request).await) }
     });
     let served = shared.http.serve_connection(TokioIo::new(stream), answer);
     tokio::pin!(served);

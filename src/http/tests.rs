@@ -39,6 +39,8 @@ impl Server {
             allowed_hosts: vec!["Cache.Example".to_owned()],
             max_connections: 8,
             production: false,
+            token: None,
+            orders: mpsc::channel(1).0,
         };
         change(&mut config);
         Self { http: start_with(config, timeouts, view.clone()).unwrap(), view }

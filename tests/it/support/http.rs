@@ -30,9 +30,13 @@ pub(crate) fn get(address: SocketAddr, path: &str) -> Response {
 }
 
 pub(crate) fn try_request(address: SocketAddr, method: &str, path: &str) -> std::io::Result<Response> {
+    exchange(address, method, path, "", "")
+}
+
+fn exchange(address: SocketAddr, method: &str, path: &str, head: &str, body: &str) -> std::io::Result<Response> {
     let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    write!(stream, "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    write!(stream, "{method} {path} HTTP/1.1\r\nHost: {address}\r\n{head}Connection: close\r\n\r\n{body}")?;
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes)?;
     let text = String::from_utf8_lossy(&bytes);
@@ -42,6 +46,14 @@ pub(crate) fn try_request(address: SocketAddr, method: &str, path: &str) -> std:
     let body =
         if head.to_ascii_lowercase().contains("transfer-encoding: chunked") { unchunk(body) } else { body.into() };
     Ok(Response { status, head: head.into(), body })
+}
+
+/// POST with a JSON body; `token` is the bearer token.
+#[track_caller]
+pub(crate) fn post(address: SocketAddr, path: &str, token: Option<&str>, body: &str) -> Response {
+    let bearer = token.map_or(String::new(), |token| format!("Authorization: Bearer {token}\r\n"));
+    let head = format!("{bearer}Content-Type: application/json\r\nContent-Length: {}\r\n", body.len());
+    exchange(address, "POST", path, &head, body).unwrap_or_else(|e| panic!("POST http://{address}{path}: {e}"))
 }
 
 /// Chunk sizes count bytes; the bodies here are ASCII, where characters are the same.
