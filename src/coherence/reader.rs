@@ -523,10 +523,7 @@ impl Lane {
             value: read.value,
         };
         match read.id {
-            None => {
-                ctx.l1.insert(read.key, &read.token, entry)?;
-                ctx.samples.note(self.id, read.key, read.token.stripe);
-            }
+            None => ctx.l1.insert(read.key, &read.token, entry)?,
             Some(id) => {
                 let displaced = ctx.l1.insert_form(read.key, &read.token, FormEntry { id, entry })?;
                 ctx.metrics.evictions.add_shared(Evict::Size, displaced.oldest as u64);
@@ -534,6 +531,7 @@ impl Lane {
                 (0..displaced.oldest + displaced.void).for_each(|_| ctx.metrics.patterns.del(read.pattern));
             }
         }
+        ctx.samples.note(self.id, read.key, read.token.stripe);
         ctx.metrics.patterns.set(read.pattern);
         Ok(())
     }

@@ -1,11 +1,12 @@
 //! The audit in service: now and then a random resident entry is compared with upstream, so that a coherence that fails
 //! in production is a metric and a line in the log, not a rumour (`coherence.sample_per_second`).
 //!
-//! **An honest comparison** calls no race stale. The entry's token is taken before the entry is looked at, GET is sent on
-//! the entry's own lane, and when its reply is read the two are compared only if the token is still good. Then nothing that
-//! the sidecar knew of has touched the key from before the look until here. A change by anybody else that executed before
-//! GET lies before GET's reply in the lane's stream and has been applied, which would have voided the token. So a reply
-//! that differs is a change that nobody announced: the entry was wrong when it was looked at.
+//! **An honest comparison** calls no race stale. The entry's token is taken before the entry is looked at, GET (or the
+//! command that the entry answers) is sent on the entry's own lane, and when its reply is read the two are compared only if
+//! the token is still good. Then nothing that the sidecar knew of has touched the key from before the look until here. A
+//! change by anybody else that executed before GET lies before GET's reply in the lane's stream and has been applied, which
+//! would have voided the token. So a reply that differs is a change that nobody announced: the entry was wrong when it was
+//! looked at. Replies whose order upstream may change without a change of the data are not compared.
 //!
 //! **Which entry.** Walking the L1 would cost what the sample is to protect. Keys are noted as they are stored, in a table
 //! of a few thousand places by stripe, the last one of each place; a random place is a random key. A key that is stored
@@ -19,7 +20,7 @@ use std::rc::Rc;
 
 use super::lane::Lane;
 use super::wait::Waiting;
-use crate::cache::{StripeId, Token, Value, usable};
+use crate::cache::{FormId, StripeId, Token, Value, usable};
 use crate::observe::clock;
 use crate::resp::build;
 use crate::resp::reply;
@@ -69,6 +70,8 @@ pub(crate) struct Samples {
 /// One comparison under way.
 pub(super) struct Sample {
     key: Box<[u8]>,
+    /// What the entry answers, if it is not GET's.
+    id: Option<FormId>,
     token: Token,
     value: Value,
     /// When the entry's value was asked for.
@@ -188,15 +191,24 @@ fn look(ctx: &Ctx, lane: &Lane, key: Box<[u8]>, now: u64) -> Option<Sample> {
     }
     let token = ctx.l1.token(&key, epoch)?;
     let forms = ctx.l1.get(&key)?;
-    let entry = usable(&forms, epoch, token.flush_gen, now)?;
+    let of_get = usable(&forms, epoch, token.flush_gen, now).map(|entry| (None, entry));
+    let comparable = |id: &FormId| id.is_repeatable() && id.len() <= VALUE_MAX;
+    let others = forms.others.iter().filter(|form| comparable(&form.id)).map(|form| (Some(&form.id), &form.entry));
+    let usable = others.filter(|(_, entry)| entry.may_serve(epoch, token.flush_gen, now));
+    let all: Vec<_> = of_get.into_iter().chain(usable).collect();
+    let (id, entry) = *all.get(ctx.samples.roll() as usize % all.len().max(1))?;
+    let id = id.cloned();
     let (value, t_sent, deadline) = (entry.value.clone(), entry.t_sent, entry.deadline);
-    (value.wire_len() <= VALUE_MAX).then_some(Sample { key, token, value, t_sent, deadline })
+    (value.wire_len() <= VALUE_MAX).then_some(Sample { key, id, token, value, t_sent, deadline })
 }
 
 impl Lane {
     fn compare(&self, now: u64, sample: Sample) {
         let mut raw = bytes::BytesMut::new();
-        build::command(&mut raw, &[b"GET", &sample.key]);
+        match &sample.id {
+            None => build::command(&mut raw, &[b"GET", &sample.key]),
+            Some(id) => id.command(&sample.key, &mut raw),
+        }
         self.send(&mut self.inner.borrow_mut(), now, &raw, Waiting::Sample(Box::new(sample)));
     }
 
