@@ -52,14 +52,31 @@ impl FormId {
         self.0.len()
     }
 
+    #[cfg(test)]
+    pub(crate) fn for_test(method: Method) -> FormId {
+        FormId(Arc::new([method as u8]))
+    }
+
+    pub(crate) fn method(&self) -> Method {
+        Method::ALL[usize::from(self.0[0])]
+    }
+
+    /// The words behind the key.
+    pub(crate) fn words(&self) -> impl Iterator<Item = &[u8]> {
+        let mut rest = &self.0[1..];
+        std::iter::from_fn(move || {
+            let (length, tail) = rest.split_first_chunk()?;
+            let (word, tail) = tail.split_at(u32::from_le_bytes(*length) as usize);
+            rest = tail;
+            Some(word)
+        })
+    }
+
     /// The command without its key, as a person would write it.
     pub(crate) fn text(&self) -> String {
-        let mut text = Method::ALL[usize::from(self.0[0])].as_str().to_owned();
-        let mut rest = &self.0[1..];
-        while let Some((length, tail)) = rest.split_first_chunk() {
-            let (word, tail) = tail.split_at(u32::from_le_bytes(*length) as usize);
+        let mut text = self.method().as_str().to_owned();
+        for word in self.words() {
             let _ = write!(text, " {}", String::from_utf8_lossy(word));
-            rest = tail;
         }
         text
     }

@@ -534,6 +534,7 @@ impl Lane {
                 (0..displaced.oldest + displaced.void).for_each(|_| ctx.metrics.patterns.del(read.pattern));
             }
         }
+        ctx.samples.note(self.id, read.key, read.token.stripe);
         ctx.metrics.patterns.set(read.pattern);
         Ok(())
     }
