@@ -116,7 +116,8 @@ impl Session {
         let keys = &keys.keys;
         let k = self.dice.of(&keys.counters);
         match self.dice.below(40) {
-            0..7 => self.get(k).await.map(drop),
+            0..6 => self.get(k).await.map(drop),
+            6 => self.get_range(k).await,
             7..9 => self.race(k).await,
             9..11 => self.mortal().await,
             11..15 => self.pair().await,
@@ -221,6 +222,15 @@ impl Session {
         let name = self.name(key);
         let got = self.read(&[key], "GET", &[&["GET", &name]]).await?;
         Ok(got.map(|versions| versions[0]))
+    }
+
+    /// Another form of the same key, for sidecars that keep it (`cache.commands`).
+    async fn get_range(&mut self, key: Key) -> Result<(), Lost> {
+        let name = self.name(key);
+        for _ in 0..2 {
+            self.read(&[key], "GETRANGE", &[&["GETRANGE", &name, "0", "-1"]]).await?;
+        }
+        Ok(())
     }
 
     async fn mortal(&mut self) -> Result<(), Lost> {

@@ -4,12 +4,9 @@
 use std::fmt::Write;
 use std::sync::Arc;
 
-use bytes::BytesMut;
-
 use super::entry::{Entry, Forms};
 use crate::command::Request;
 use crate::observe::reasons::Method;
-use crate::resp::build;
 
 /// Forms of one key that a profile keeps. A client that asks for ever other ranges of a list would else make one entry
 /// grow without end, and a look-up, which walks over them, as long.
@@ -55,24 +52,17 @@ impl FormId {
         self.0.len()
     }
 
-    /// Whether upstream gives the same bytes for the same data. A set's or a hash's members come in an order that its table
-    /// chooses, and changes while it is read; a module's word is not known.
-    pub(crate) fn is_repeatable(&self) -> bool {
-        let unordered = [Method::Smembers, Method::Hgetall, Method::Hkeys, Method::Hvals, Method::JsonGet];
-        !unordered.iter().any(|method| *method as u8 == self.0[0])
+    #[cfg(test)]
+    pub(crate) fn for_test(method: Method) -> FormId {
+        FormId(Arc::new([method as u8]))
     }
 
-    /// The command, to be sent for this key.
-    pub(crate) fn command(&self, key: &[u8], out: &mut BytesMut) {
-        let words: Vec<&[u8]> = [self.method().as_str().as_bytes(), key].into_iter().chain(self.words()).collect();
-        build::command(out, &words);
-    }
-
-    fn method(&self) -> Method {
+    pub(crate) fn method(&self) -> Method {
         Method::ALL[usize::from(self.0[0])]
     }
 
-    fn words(&self) -> impl Iterator<Item = &[u8]> {
+    /// The words behind the key.
+    pub(crate) fn words(&self) -> impl Iterator<Item = &[u8]> {
         let mut rest = &self.0[1..];
         std::iter::from_fn(move || {
             let (length, tail) = rest.split_first_chunk()?;
@@ -173,6 +163,7 @@ pub(super) mod tests {
     use super::*;
     use crate::cache::{L1, Value};
     use crate::observe::clock;
+    use crate::resp::build;
     use crate::resp::request::{Scan, Scanner};
 
     /// Calls `f` with the request of these words.
@@ -239,9 +230,7 @@ pub(super) mod tests {
         assert_eq!(id(Method::Llen, &[b"LLEN", b"k"]), id(Method::Llen, &[b"llen", b"other"]));
         let asked = id(Method::Lrange, &[b"lrange", b"k", b"0", b"-1"]);
         assert_eq!(asked.text(), "LRANGE 0 -1");
-        let mut sent = BytesMut::new();
-        asked.command(b"k", &mut sent);
-        assert_eq!(&sent[..], b"*4\r\n$6\r\nLRANGE\r\n$1\r\nk\r\n$1\r\n0\r\n$2\r\n-1\r\n");
+        assert_eq!((asked.method(), asked.words().collect::<Vec<_>>()), (Method::Lrange, vec![&b"0"[..], b"-1"]));
     }
 
     #[test]

@@ -1,12 +1,11 @@
 //! The audit in service: now and then a random resident entry is compared with upstream, so that a coherence that fails
 //! in production is a metric and a line in the log, not a rumour (`coherence.sample_per_second`).
 //!
-//! **An honest comparison** calls no race stale. The entry's token is taken before the entry is looked at, GET (or the
-//! command that the entry answers) is sent on the entry's own lane, and when its reply is read the two are compared only if
-//! the token is still good. Then nothing that the sidecar knew of has touched the key from before the look until here. A
-//! change by anybody else that executed before GET lies before GET's reply in the lane's stream and has been applied, which
-//! would have voided the token. So a reply that differs is a change that nobody announced: the entry was wrong when it was
-//! looked at. Replies whose order upstream may change without a change of the data are not compared.
+//! **An honest comparison** calls no race stale. The entry's token is taken before the entry is looked at, GET is sent on
+//! the entry's own lane, and when its reply is read the two are compared only if the token is still good. Then nothing that
+//! the sidecar knew of has touched the key from before the look until here. A change by anybody else that executed before
+//! GET lies before GET's reply in the lane's stream and has been applied, which would have voided the token. So a reply
+//! that differs is a change that nobody announced: the entry was wrong when it was looked at.
 //!
 //! **Which entry.** Walking the L1 would cost what the sample is to protect. Keys are noted as they are stored, in a table
 //! of a few thousand places by stripe, the last one of each place; a random place is a random key. A key that is stored
@@ -14,14 +13,17 @@
 //!
 //! **How many.** At most `sample_per_second`, and at most 1 % of the commands that the lanes send anyway, save one a minute,
 //! so that an idle sidecar looks as well.
+//!
+//! Only while tracking keeps the L1 coherent: elsewhere a change is announced on another connection, or not at all.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use super::lane::Lane;
 use super::wait::Waiting;
-use crate::cache::{FormId, StripeId, Token, Value, usable};
+use crate::cache::{Entry, FormId, StripeId, Token, Value};
 use crate::observe::clock;
+use crate::observe::reasons::{Coherence, Method};
 use crate::resp::build;
 use crate::resp::reply;
 use crate::worker::Ctx;
@@ -70,8 +72,8 @@ pub(crate) struct Samples {
 /// One comparison under way.
 pub(super) struct Sample {
     key: Box<[u8]>,
-    /// What the entry answers, if it is not GET's.
-    id: Option<FormId>,
+    /// The command that is asked again; none: GET.
+    form: Option<FormId>,
     token: Token,
     value: Value,
     /// When the entry's value was asked for.
@@ -156,7 +158,7 @@ impl Samples {
 
 /// Sends what is due; every B/4, by each lane.
 pub(super) fn turn(ctx: &Rc<Ctx>, now: u64, sent: u64) {
-    if ctx.samples.per_second == 0 {
+    if ctx.samples.per_second == 0 || ctx.status.coherence() != Coherence::Tracking {
         return;
     }
     for _ in 0..ctx.samples.due(now, sent) {
@@ -191,24 +193,49 @@ fn look(ctx: &Ctx, lane: &Lane, key: Box<[u8]>, now: u64) -> Option<Sample> {
     }
     let token = ctx.l1.token(&key, epoch)?;
     let forms = ctx.l1.get(&key)?;
-    let of_get = usable(&forms, epoch, token.flush_gen, now).map(|entry| (None, entry));
-    let comparable = |id: &FormId| id.is_repeatable() && id.len() <= VALUE_MAX;
-    let others = forms.others.iter().filter(|form| comparable(&form.id)).map(|form| (Some(&form.id), &form.entry));
-    let usable = others.filter(|(_, entry)| entry.may_serve(epoch, token.flush_gen, now));
-    let all: Vec<_> = of_get.into_iter().chain(usable).collect();
-    let (id, entry) = *all.get(ctx.samples.roll() as usize % all.len().max(1))?;
-    let id = id.cloned();
+    let gets = forms.entries.iter().map(|entry| (None, entry));
+    let others = forms.others.iter().map(|form| (Some(&form.id), &form.entry));
+    let fits = |entry: &Entry| entry.may_serve(epoch, token.flush_gen, now) && entry.value.wire_len() <= VALUE_MAX;
+    let all: Vec<(Option<&FormId>, &Entry)> = gets.chain(others).filter(|(_, entry)| fits(entry)).collect();
+    let (form, entry) = *all.get(ctx.samples.roll() as usize % all.len().max(1))?;
     let (value, t_sent, deadline) = (entry.value.clone(), entry.t_sent, entry.deadline);
-    (value.wire_len() <= VALUE_MAX).then_some(Sample { key, id, token, value, t_sent, deadline })
+    Some(Sample { form: form.cloned(), key, token, value, t_sent, deadline })
+}
+
+impl Sample {
+    fn method(&self) -> Method {
+        self.form.as_ref().map_or(Method::Get, FormId::method)
+    }
+
+    fn same(&self, frame: &[u8]) -> bool {
+        match &self.value {
+            Value::Nil => reply::is_null(frame),
+            Value::Bulk(kept) => **kept == *frame || (self.is_unordered() && sorted(kept) == sorted(frame)),
+        }
+    }
+
+    /// Redis walks its hash tables while it grows or shrinks them: the order of what it finds there may change although
+    /// the key has not.
+    fn is_unordered(&self) -> bool {
+        matches!(self.method(), Method::Smembers | Method::Hgetall | Method::Hkeys | Method::Hvals)
+    }
+}
+
+/// The elements of an aggregate, or the pairs of a map, in an order of their own.
+fn sorted(frame: &[u8]) -> Vec<Vec<&[u8]>> {
+    let of_one = if frame.first() == Some(&b'%') { 2 } else { 1 };
+    let all: Vec<&[u8]> = reply::elements(frame).collect();
+    let mut groups: Vec<Vec<&[u8]>> = all.chunks(of_one).map(<[&[u8]]>::to_vec).collect();
+    groups.sort_unstable();
+    groups
 }
 
 impl Lane {
     fn compare(&self, now: u64, sample: Sample) {
         let mut raw = bytes::BytesMut::new();
-        match &sample.id {
-            None => build::command(&mut raw, &[b"GET", &sample.key]),
-            Some(id) => id.command(&sample.key, &mut raw),
-        }
+        let mut words: Vec<&[u8]> = vec![sample.method().as_str().as_bytes(), &sample.key];
+        words.extend(sample.form.iter().flat_map(FormId::words));
+        build::command(&mut raw, &words);
         self.send(&mut self.inner.borrow_mut(), now, &raw, Waiting::Sample(Box::new(sample)));
     }
 
@@ -223,11 +250,7 @@ impl Lane {
         }
         ctx.metrics.audit_checked.inc();
         ctx.metrics.audit_age.set(now.saturating_sub(sample.t_sent));
-        let same = match &sample.value {
-            Value::Nil => reply::is_null(frame),
-            Value::Bulk(bytes) => **bytes == *frame,
-        };
-        if same {
+        if sample.same(frame) {
             return;
         }
         ctx.metrics.audit_stale.inc();
@@ -235,6 +258,7 @@ impl Lane {
         // The key may be a secret, a person's name; its pattern and a hash are enough to find it by.
         tracing::error!(
             key_hash = %format_args!("{:016x}", hash(&sample.key)), db = self.profile.db, user = %self.profile.user(),
+            command = sample.method().as_str(),
             "a cached value differed from upstream's although nothing had invalidated it; age {} ms; it was dropped",
             now.saturating_sub(sample.t_sent) / 1_000_000
         );
@@ -311,6 +335,23 @@ mod tests {
         samples.note(1, b"a", StripeId::numbered(7));
         assert!(samples.pick().is_none());
         assert_eq!(spent(&samples, 600, 1000), 0);
+    }
+
+    #[test]
+    fn an_unordered_reply_may_come_in_any_order() {
+        let token = Token { stripe: StripeId::numbered(7), generation: 0, flush_gen: 0, sweep_gen: 0, epoch: 1 };
+        let same = |method: Method, kept: &[u8], frame: &[u8]| {
+            let form = Some(FormId::for_test(method));
+            let value = Value::Bulk(kept.into());
+            Sample { key: b"k"[..].into(), form, token, value, t_sent: 0, deadline: 1 }.same(frame)
+        };
+        assert!(same(Method::Smembers, b"~2\r\n:1\r\n:2\r\n", b"~2\r\n:2\r\n:1\r\n"));
+        assert!(!same(Method::Smembers, b"~2\r\n:1\r\n:2\r\n", b"~2\r\n:2\r\n:3\r\n"));
+        assert!(!same(Method::Lrange, b"*2\r\n:1\r\n:2\r\n", b"*2\r\n:2\r\n:1\r\n"));
+        let (kept, turned) = (b"%2\r\n:1\r\n:8\r\n:2\r\n:9\r\n", b"%2\r\n:2\r\n:9\r\n:1\r\n:8\r\n");
+        assert!(same(Method::Hgetall, kept, turned));
+        let exchanged = b"%2\r\n:1\r\n:9\r\n:2\r\n:8\r\n";
+        assert!(!same(Method::Hgetall, kept, exchanged));
     }
 
     #[test]

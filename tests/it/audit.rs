@@ -138,6 +138,7 @@ fn every_fault_and_no_violation() {
     let spawned = ["--upstream", &redis.url(), "--spawn", "2", "--max-staleness", B, "--duration", lasts];
     let mut command = audit(&spawned);
     command.args(["--faults", "all"]).env("NEARSIDE_COHERENCE__SAMPLE_PER_SECOND", "1000");
+    command.env("NEARSIDE_CACHE__COMMANDS", "[GET, MGET, GETRANGE]");
     let audit = Audit::run(&mut command);
     audit.assert_passed();
     for fault in ["stalls", "delays", "splits", "cuts", "kills"] {
@@ -186,6 +187,13 @@ fn relay_address(child: &mut Child) -> String {
 #[track_caller]
 fn assert_seen_without(rule: &str, expected: &[&str]) {
     let redis = Redis::start();
+    for _ in 0..if std::env::var_os("NEARSIDE_TEST_LONG").is_some() { 5 } else { 1 } {
+        assert_seen_once(&redis, rule, expected);
+    }
+}
+
+#[track_caller]
+fn assert_seen_once(redis: &Redis, rule: &str, expected: &[&str]) {
     let spawned = ["--upstream", &redis.url(), "--spawn", "2", "--max-staleness", B, "--duration", SEEN_WITHIN];
     let audit = Audit::run(audit(&spawned).args(["--faults", "all", "--fail-fast"]).env(BREAK, rule));
     assert_eq!(audit.code, Some(1), "without {rule}: {}\n{:#}", audit.stderr, audit.report);
@@ -254,15 +262,28 @@ fn send_other_commands(proxy: &Proxy) {
 #[test]
 fn a_running_sidecar_compares_its_own_entries_with_upstream() {
     let redis = Redis::start();
-    let proxy = sampling(&redis).start();
+    let commands = ["GET", "MGET", "GETRANGE", "LRANGE", "SMEMBERS", "HGETALL"];
+    let proxy = sampling(&redis).set("cache.commands", commands.to_vec()).start();
     let mut client = proxy.client();
-    for key in ["there", "missing"] {
-        redis.cmd(&["SET", "there", "1"]);
-        client.cmd(&["GET", key]);
+    redis.cmd(&["SET", "there", "1"]);
+    redis.cmd(&["RPUSH", "list", "1", "2"]);
+    redis.cmd(&["SADD", "set", "1", "2", "a"]);
+    redis.cmd(&["HSET", "hash", "1", "2"]);
+    let reads: [&[&str]; 7] = [
+        &["GET", "there"],
+        &["GETRANGE", "there", "0", "-1"],
+        &["GET", "missing"],
+        &["LRANGE", "list", "0", "-1"],
+        &["SMEMBERS", "set"],
+        &["SMEMBERS", "missing"],
+        &["HGETALL", "hash"],
+    ];
+    for words in reads {
+        client.cmd(words);
     }
     eventually(PATIENCE, "some entries compared", || {
         send_other_commands(&proxy);
-        proxy.stat("audit_checked") >= 5.0
+        proxy.stat("audit_checked") >= 30.0
     });
     assert_eq!(proxy.metric("nearside_audit_checked_total"), proxy.stat("audit_checked"));
     assert_eq!(proxy.metric("nearside_audit_stale_total"), 0.0);
