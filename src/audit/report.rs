@@ -55,6 +55,11 @@ impl Sidecar {
         self.upstream == "up" && self.coherence != "probing"
     }
 
+    /// Every property that is audited is a promise of the mode that it is in. Without a cache nothing can be stale.
+    pub(super) fn promises_all(&self) -> bool {
+        matches!(self.coherence.as_str(), "tracking" | "none")
+    }
+
     /// With the figures of the time between.
     pub(super) fn until(self, now: &Sidecar) -> Sidecar {
         Sidecar {
@@ -221,7 +226,9 @@ mod tests {
     #[test]
     fn a_sidecar_is_known_by_its_info() {
         let sidecar = Sidecar::parse("a".to_owned(), INFO).unwrap();
-        assert!(sidecar.is_ready());
+        assert!(sidecar.is_ready() && sidecar.promises_all());
+        let weaker = Sidecar { coherence: "ttl".to_owned(), ..sidecar.clone() };
+        assert!(weaker.is_ready() && !weaker.promises_all());
         assert_eq!((sidecar.max_staleness, sidecar.hits), (Duration::from_millis(250), 10));
         assert_eq!(sidecar.client_name, "nearside:h:1");
         let later = Sidecar { hits: 25, ..sidecar.clone() };
