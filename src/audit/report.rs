@@ -194,25 +194,27 @@ fn ms(micros: u64) -> f64 {
 }
 
 fn sentence(v: &Violation) -> String {
-    let mut text = format!("{}:", v.property.as_str());
-    if let Some(r) = v.read {
-        let (from, to) = (ms(r.sent), ms(r.replied));
-        let _ = write!(
-            text,
-            " session {} on sidecar {} read {} as {} by {} (sent {from} ms, answered {to} ms)",
-            r.session, r.sidecar, v.key, r.got, r.how
-        );
-    } else if !v.key.is_empty() {
-        let _ = write!(text, " {}", v.key);
+    let mut parts = Vec::new();
+    match v.read {
+        Some(r) => parts.push(format!(
+            "session {} on sidecar {} read {} as {} by {} (sent {} ms, answered {} ms)",
+            r.session,
+            r.sidecar,
+            v.key,
+            r.got,
+            r.how,
+            ms(r.sent),
+            ms(r.replied)
+        )),
+        None if !v.key.is_empty() => parts.push(v.key.clone()),
+        None => {}
     }
     if let Some(k) = v.because {
         let (from, to) = (ms(k.sent), ms(k.known));
-        let _ = write!(text, "; {} knew of version {} by {} (sent {from} ms, known {to} ms)", k.by, k.version, k.how);
+        parts.push(format!("{} knew of version {} by {} (sent {from} ms, known {to} ms)", k.by, k.version, k.how));
     }
-    if !v.note.is_empty() {
-        let _ = write!(text, "; {}", v.note);
-    }
-    text
+    parts.extend((!v.note.is_empty()).then(|| v.note.clone()));
+    format!("{}: {}", v.property.as_str(), parts.join("; "))
 }
 
 #[cfg(test)]

@@ -436,6 +436,24 @@ fn a_sidecar_that_does_not_start_is_shown_in_its_own_words() {
     assert!(stderr.contains("cache.max_bites: unknown key"), "{stderr}");
 }
 
+/// Ctrl-C goes to the whole group of the terminal; the sidecars must outlive it until they have been looked at.
+#[test]
+fn interrupted_it_reports_what_it_has_seen() {
+    use std::os::unix::process::CommandExt;
+    let redis = Redis::start();
+    let mut command = audit(&["--upstream", &redis.url(), "--spawn", "1", "--duration", "1h", "--max-staleness", B]);
+    command.args(["--json", "-"]).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    let child = command.spawn().expect("the built nearside");
+    eventually(PATIENCE, "keys of the audit", || redis.cmd(&["DBSIZE"]).int() > 10);
+    let group = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process_group(group, rustix::process::Signal::INT).expect("its group");
+    let audit = Audit::of(&child.wait_with_output().expect("its end"));
+    assert_eq!(audit.code, Some(0), "{}\n{:#}", audit.stderr, audit.report);
+    assert!(audit.stderr.contains("interrupted"), "{}", audit.stderr);
+    assert!(audit.number(&["checks", "at_rest"]) > 5.0);
+    assert_eq!(redis.cmd(&["DBSIZE"]), Reply::Int(0), "it removes what it wrote");
+}
+
 #[test]
 fn the_report_is_text_for_people() {
     let redis = Redis::start();
