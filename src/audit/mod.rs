@@ -252,6 +252,10 @@ async fn await_sidecars(options: &Options, children: &mut Children) -> Result<Ve
             }
             sleep(Duration::from_millis(20)).await;
         };
+        if !sidecar.promises_all() {
+            let (name, mode) = (&sidecar.address, &sidecar.coherence);
+            return Err(format!("{name}: coherence is {mode}; what is audited is what coherence tracking promises"));
+        }
         all.push(sidecar);
     }
     Ok(all)

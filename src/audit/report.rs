@@ -55,6 +55,11 @@ impl Sidecar {
         self.upstream == "up" && self.coherence != "probing"
     }
 
+    /// Every property that is audited is a promise of the mode that it is in. Without a cache nothing can be stale.
+    pub(super) fn promises_all(&self) -> bool {
+        matches!(self.coherence.as_str(), "tracking" | "none")
+    }
+
     /// With the figures of the time between.
     pub(super) fn until(self, now: &Sidecar) -> Sidecar {
         Sidecar {
@@ -189,25 +194,27 @@ fn ms(micros: u64) -> f64 {
 }
 
 fn sentence(v: &Violation) -> String {
-    let mut text = format!("{}:", v.property.as_str());
-    if let Some(r) = v.read {
-        let (from, to) = (ms(r.sent), ms(r.replied));
-        let _ = write!(
-            text,
-            " session {} on sidecar {} read {} as {} by {} (sent {from} ms, answered {to} ms)",
-            r.session, r.sidecar, v.key, r.got, r.how
-        );
-    } else if !v.key.is_empty() {
-        let _ = write!(text, " {}", v.key);
+    let mut parts = Vec::new();
+    match v.read {
+        Some(r) => parts.push(format!(
+            "session {} on sidecar {} read {} as {} by {} (sent {} ms, answered {} ms)",
+            r.session,
+            r.sidecar,
+            v.key,
+            r.got,
+            r.how,
+            ms(r.sent),
+            ms(r.replied)
+        )),
+        None if !v.key.is_empty() => parts.push(v.key.clone()),
+        None => {}
     }
     if let Some(k) = v.because {
         let (from, to) = (ms(k.sent), ms(k.known));
-        let _ = write!(text, "; {} knew of version {} by {} (sent {from} ms, known {to} ms)", k.by, k.version, k.how);
+        parts.push(format!("{} knew of version {} by {} (sent {from} ms, known {to} ms)", k.by, k.version, k.how));
     }
-    if !v.note.is_empty() {
-        let _ = write!(text, "; {}", v.note);
-    }
-    text
+    parts.extend((!v.note.is_empty()).then(|| v.note.clone()));
+    format!("{}: {}", v.property.as_str(), parts.join("; "))
 }
 
 #[cfg(test)]
@@ -221,7 +228,9 @@ mod tests {
     #[test]
     fn a_sidecar_is_known_by_its_info() {
         let sidecar = Sidecar::parse("a".to_owned(), INFO).unwrap();
-        assert!(sidecar.is_ready());
+        assert!(sidecar.is_ready() && sidecar.promises_all());
+        let weaker = Sidecar { coherence: "ttl".to_owned(), ..sidecar.clone() };
+        assert!(weaker.is_ready() && !weaker.promises_all());
         assert_eq!((sidecar.max_staleness, sidecar.hits), (Duration::from_millis(250), 10));
         assert_eq!(sidecar.client_name, "nearside:h:1");
         let later = Sidecar { hits: 25, ..sidecar.clone() };

@@ -2,6 +2,7 @@
 //! own. They are ended with the audit, whatever becomes of it.
 
 use std::fs::File;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::rc::Rc;
@@ -133,6 +134,8 @@ fn spawn(options: &Options, relay: &Relay, dir: &Path, n: usize) -> std::io::Res
     if let Some(bound) = options.max_staleness {
         command.env("NEARSIDE_COHERENCE__MAX_STALENESS", format!("{}ms", bound.as_millis()));
     }
+    // A group of its own: Ctrl-C is for the audit, which then looks at the sidecars once more before it ends them.
+    command.process_group(0);
     let log = File::create(log(dir, n))?;
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()
 }

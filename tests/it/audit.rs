@@ -133,12 +133,23 @@ fn a_healthy_pair_of_sidecars_passes() {
 /// C59, C60: readers and writers in every way there is, two sidecars, and every fault there is.
 #[test]
 fn every_fault_and_no_violation() {
+    assert_faults_do_no_harm("1");
+}
+
+/// Clients of one sidecar on two threads, whose hits come from one L1.
+#[test]
+fn every_fault_and_no_violation_with_two_workers() {
+    assert_faults_do_no_harm("2");
+}
+
+#[track_caller]
+fn assert_faults_do_no_harm(workers: &str) {
     let redis = Redis::start();
     let lasts = lasts("8s", "90s");
     let spawned = ["--upstream", &redis.url(), "--spawn", "2", "--max-staleness", B, "--duration", lasts];
     let mut command = audit(&spawned);
     command.args(["--faults", "all"]).env("NEARSIDE_COHERENCE__SAMPLE_PER_SECOND", "1000");
-    command.env("NEARSIDE_CACHE__COMMANDS", "[GET, MGET, GETRANGE]");
+    command.env("NEARSIDE_WORKERS", workers).env("NEARSIDE_CACHE__COMMANDS", "[GET, MGET, GETRANGE]");
     let audit = Audit::run(&mut command);
     audit.assert_passed();
     for fault in ["stalls", "delays", "splits", "cuts", "kills"] {
@@ -423,6 +434,24 @@ fn a_sidecar_that_does_not_start_is_shown_in_its_own_words() {
     let (code, stderr) = said(&["--upstream", &redis.url(), "--spawn", "1", "--config", &config]);
     assert_eq!(code, Some(3), "{stderr}");
     assert!(stderr.contains("cache.max_bites: unknown key"), "{stderr}");
+}
+
+/// Ctrl-C goes to the whole group of the terminal; the sidecars must outlive it until they have been looked at.
+#[test]
+fn interrupted_it_reports_what_it_has_seen() {
+    use std::os::unix::process::CommandExt;
+    let redis = Redis::start();
+    let mut command = audit(&["--upstream", &redis.url(), "--spawn", "1", "--duration", "1h", "--max-staleness", B]);
+    command.args(["--json", "-"]).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    let child = command.spawn().expect("the built nearside");
+    eventually(PATIENCE, "keys of the audit", || redis.cmd(&["DBSIZE"]).int() > 10);
+    let group = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process_group(group, rustix::process::Signal::INT).expect("its group");
+    let audit = Audit::of(&child.wait_with_output().expect("its end"));
+    assert_eq!(audit.code, Some(0), "{}\n{:#}", audit.stderr, audit.report);
+    assert!(audit.stderr.contains("interrupted"), "{}", audit.stderr);
+    assert!(audit.number(&["checks", "at_rest"]) > 5.0);
+    assert_eq!(redis.cmd(&["DBSIZE"]), Reply::Int(0), "it removes what it wrote");
 }
 
 #[test]

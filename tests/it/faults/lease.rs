@@ -142,7 +142,9 @@ fn c47_busy_script() {
         w.cmd(&["EVAL", "for i = 1, tonumber(ARGV[1]) do end", "0", &turns.to_string()]);
         start.elapsed()
     };
-    let turns = (5_000_000.0 * 2.0 / count(&mut w, 5_000_000).as_secs_f64()) as u64;
+    // The fastest of some: what is slow only for the moment would make a script that is over before hits have to end.
+    let fastest = (0..5).map(|_| count(&mut w, 2_000_000)).min().unwrap_or_default();
+    let turns = (2_000_000.0 * 2.0 / fastest.as_secs_f64()) as u64;
     // The lease has aged meanwhile.
     warm(&proxy, &mut c, "k");
     // Answers when it has written, by the server's clock (this machine's, too), then keeps the server busy for about 2 s.
