@@ -162,6 +162,8 @@ fn hold(name: &str) {
         }
         let hits = match cache {
             Cache::Default if name == "strings" => 100.0,
+            // Where fields can expire, hashes are not kept.
+            Cache::All if name == "hashes" && version().has_field_expiry() => continue,
             Cache::All if RICH.contains(&name) => 40.0,
             _ => continue,
         };
