@@ -22,6 +22,7 @@ mod mode;
 mod payload;
 mod reader;
 mod sample;
+mod tell;
 mod wait;
 
 pub(crate) use channel::Channel;
@@ -32,6 +33,7 @@ pub(crate) use lane::{Availability, FetchRequest, Lane, MgetRequest};
 pub(crate) use loss::Redo;
 pub(crate) use payload::{Malformed, Message, Op, parse};
 pub(crate) use sample::Samples;
+pub(crate) use tell::told;
 pub(crate) use wait::{Ends, FetchRead, Miss, Part, Refresh, RefreshKey, Relay};
 
 #[cfg(test)]
