@@ -3,6 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::hash::{BuildHasher, RandomState};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -49,6 +50,8 @@ pub(crate) struct Ctx {
     pub(crate) channel: Rc<Channel>,
     /// What CLIENT SETNAME says upstream: `nearside:<host>:<pid>`.
     pub(crate) name: String,
+    /// No other sidecar has it.
+    pub(crate) instance: String,
     /// B, in nanoseconds.
     pub(crate) max_staleness: u64,
     /// What a client is before it says AUTH or SELECT.
@@ -121,6 +124,7 @@ impl Ctx {
             pool,
             channel: Channel::new(),
             name,
+            instance: instance(),
             max_staleness,
             lanes: RefCell::default(),
             sessions: RefCell::default(),
@@ -157,6 +161,10 @@ impl Ctx {
         self.number() as u32
     }
 
+    pub(crate) fn next_canary(&self) -> u64 {
+        self.number()
+    }
+
     pub(crate) fn next_session(&self) -> u64 {
         let n = self.next_session.get();
         self.next_session.set(n + 1);
@@ -177,17 +185,15 @@ impl Ctx {
     }
 
     /// Until the next start. Nothing stored before is served after; lanes arm or disarm their tracking.
-    pub(crate) fn set_mode(&self, mode: CacheMode) {
+    pub(crate) fn set_mode(self: &Rc<Self>, mode: CacheMode) {
         if self.mode.replace(mode) == mode {
             return;
         }
         self.l1.flush();
         self.metrics.flushes.inc(Flush::Mode);
         self.status.set_mode(if mode == CacheMode::Serve { Mode::Serve } else { Mode::Off });
-        self.lanes.borrow().values().for_each(|lane| lane.set_tracking(mode == CacheMode::Serve));
-        if mode == CacheMode::Off {
-            self.status.set_coherence(Coherence::None);
-        }
+        let lanes: Vec<Rc<Lane>> = self.lanes.borrow().values().cloned().collect();
+        lanes.iter().for_each(|lane| lane.set_tracking(self, mode == CacheMode::Serve));
         tracing::info!("cache mode is {} now", self.mode_word());
     }
 
@@ -240,7 +246,7 @@ impl Ctx {
         self.channel.try_now();
         // NOAUTH only says that clients bring credentials of their own; any other refusal leaves nothing to cache through.
         if lane.profile == self.default_profile && !reply.contains("NOAUTH") {
-            self.status.set_coherence(Coherence::None);
+            self.status.set_coherence(Coherence::None, &format!("upstream refuses a lane: {}", first_word(reply)));
         }
         let mut refused = self.refused.borrow_mut();
         if refused.len() >= LEARNED_MAX {
@@ -268,6 +274,16 @@ impl Ctx {
         refused.get(profile).is_some_and(|(_, lane)| noauth(lane)) && !self.has_live_lane(profile)
     }
 
+    /// What keeps the L1 coherent now, in a word: the default profile's mode; where that has no lane, the worst of the
+    /// lanes there are.
+    pub(crate) fn show_coherence(&self) {
+        let lanes = self.lanes.borrow();
+        let worst = || lanes.values().max_by_key(|lane| lane.mode() as usize);
+        if let Some(lane) = lanes.get(&self.default_profile).or_else(worst) {
+            self.status.set_coherence(lane.mode(), &lane.why_plain());
+        }
+    }
+
     // ---- fences ----
 
     /// R15: one PING on every other lane, for a reply that is held already.
@@ -276,6 +292,7 @@ impl Ctx {
         for lane in self.lanes.borrow().values().filter(|l| l.id != own.id) {
             lane.fence(now, hold);
         }
+        self.fence_channel(now, hold);
         self.holds.borrow_mut().push_back((now + self.max_staleness, hold.clone()));
     }
 
@@ -283,7 +300,15 @@ impl Ctx {
     pub(crate) fn fence_all(&self, hold: &Rc<Hold>) -> bool {
         let now = clock::now();
         self.lanes.borrow().values().for_each(|lane| lane.fence(now, hold));
+        self.fence_channel(now, hold);
         hold.is_waiting() && !mutation::off(Rule::Fence)
+    }
+
+    /// P5: for lanes that live by the channel, its PONG.
+    fn fence_channel(&self, now: u64, hold: &Rc<Hold>) {
+        if self.lanes.borrow().values().any(|lane| lane.mode() == Coherence::Pubsub) {
+            self.channel.fence(now, hold);
+        }
     }
 
     /// A hold ends after B at the latest.
@@ -302,6 +327,23 @@ impl Ctx {
     }
 
     // ---- the sidecars' channel ----
+
+    /// The subscription stands, is lost, or could not be had: lanes that live by it learn of that.
+    pub(crate) fn channel_changed(self: &Rc<Self>) {
+        let lanes: Vec<Rc<Lane>> = self.lanes.borrow().values().cloned().collect();
+        lanes.iter().for_each(|lane| lane.channel_changed(self));
+    }
+
+    /// Everything that was published before `f` has been applied.
+    pub(crate) fn channel_proved(&self, f: u64) {
+        self.lanes.borrow().values().for_each(|lane| lane.channel_proved(f));
+    }
+
+    /// A message names the key of a canary.
+    pub(crate) fn heard_canary(self: &Rc<Self>, key: &[u8]) {
+        let lanes: Vec<Rc<Lane>> = self.lanes.borrow().values().cloned().collect();
+        lanes.iter().for_each(|lane| lane.heard_canary(self, key));
+    }
 
     /// A message that has no effect: counted, and shown once a second at most, escaped and cut, because anybody who may
     /// publish decides what is in it.
@@ -485,6 +527,17 @@ impl Ctx {
         tracing::warn!("upstream {} is gone, trying again: {why}", self.config.upstream.display());
         *watch = Watch::Gone { logged };
     }
+}
+
+/// What everybody may know of an error: its code, without names.
+fn first_word(reply: &str) -> &str {
+    let error = reply.split_once(": ").map_or(reply, |(_, error)| error);
+    error.split(' ').next().unwrap_or(error)
+}
+
+/// Tells this process's keys and messages from those of all others, also where pods share a host name and a pid.
+fn instance() -> String {
+    format!("{:016x}", RandomState::new().hash_one(std::process::id()))
 }
 
 fn client_name() -> String {

@@ -134,6 +134,8 @@ impl Session {
                 Now::Close
             }
             _ if !settled => Now::Wait,
+            // An upstream without RESP3, or without HELLO at all, answers in its own words.
+            Kind::Hello if self.lane(ctx).speaks_resp2() => Now::Upstream,
             Kind::Hello => self.hello(ctx, req, mute),
             Kind::Select => self.select(ctx, req, mute),
             Kind::Auth => Now::Wait,
@@ -425,7 +427,7 @@ impl Session {
         build::command(&mut raw, &words);
         let slot = self.outbox.borrow_mut().reserve(self.proto(), mute, false, super::outbox::Asked::other(now));
         let form = crate::resp::downgrade::Form::Same;
-        lane.relay(now, &raw, crate::coherence::Relay::plain(self.clone(), slot, form, false));
+        lane.relay(ctx, now, &raw, crate::coherence::Relay::plain(self.clone(), slot, form, false));
         Now::Done
     }
 
