@@ -195,7 +195,7 @@ impl Channel {
         self.out.borrow_mut().clear();
         let pings = std::mem::take(&mut *self.pings.borrow_mut());
         for hold in pings.into_iter().filter_map(|ping| ping.hold) {
-            hold.passed(ctx);
+            hold.lost(ctx);
         }
         self.down(ctx, ChannelState::Down, why);
         ctx.flush_dirty();

@@ -24,6 +24,8 @@ mod payload;
 mod probe;
 mod reader;
 mod sample;
+mod spare;
+mod stale;
 mod tell;
 mod wait;
 

@@ -11,6 +11,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::lane::{Availability, Lane, MGET_POPULATE_MAX};
 use super::mode::Why;
+use super::spare::UNDELIVERED_MAX;
 use super::wait::{Fetch, MgetFetch, Part, Refresh, Relay, Waiting};
 use crate::cache::{Entry, FormEntry, FormId, Token, Value};
 use crate::command::cacheable::Shape;
@@ -21,7 +22,7 @@ use crate::observe::reasons::{Coherence, Discard, ErrorType, Evict, Flush, Peer,
 use crate::resp::downgrade::Form;
 use crate::resp::push::{self, Push};
 use crate::resp::reply::{self, Frame, FrameScanner};
-use crate::upstream::handshake::{self, HandshakeError, LaneLink, Refusal, ServerInfo};
+use crate::upstream::handshake::{self, HandshakeError, LaneLink, Link, Refusal, ServerInfo};
 use crate::upstream::{Backoff, connect};
 use crate::worker::Ctx;
 
@@ -162,9 +163,15 @@ fn is_refusal(reply: &str) -> bool {
 /// Serves one connection until it ends; returns why it did.
 async fn serve(ctx: &Rc<Ctx>, lane: &Rc<Lane>, link: LaneLink) -> String {
     lane.came_up(ctx, &link);
-    let mut s = Stream::new(link.link);
+    pump(ctx, lane, link.link).await
+}
+
+/// Moves bytes in both directions until the connection ends; returns why it did.
+pub(super) async fn pump(ctx: &Rc<Ctx>, lane: &Rc<Lane>, link: Link) -> String {
+    let mut s = Stream::new(link);
     let mut tick = interval(Duration::from_nanos(ctx.max_staleness / 4));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut gives_up = false;
     let ended = loop {
         let blocked = match write_out(ctx, lane, &s.wr) {
             Ok(blocked) => blocked,
@@ -186,6 +193,12 @@ async fn serve(ctx: &Rc<Ctx>, lane: &Rc<Lane>, link: LaneLink) -> String {
             _ = tick.tick() => {
                 lane.tick(ctx);
                 ctx.flush_dirty();
+                if lane.held.gives_up.get() != gives_up {
+                    gives_up = !gives_up;
+                    if let Err(e) = s.wr.keep_trying(gives_up.then_some(UNDELIVERED_MAX)) {
+                        tracing::debug!("TCP_USER_TIMEOUT to upstream: {e}");
+                    }
+                }
             }
         }
         let killed = lane.kill.borrow_mut().take();
@@ -248,11 +261,14 @@ impl Lane {
     }
 
     /// `n` bytes have been read: everything they bring, as far as the clients' sockets.
-    pub(super) fn received(&self, ctx: &Rc<Ctx>, s: &mut Stream, n: usize) -> Result<(), String> {
+    pub(super) fn received(self: &Rc<Self>, ctx: &Rc<Ctx>, s: &mut Stream, n: usize) -> Result<(), String> {
         ctx.metrics.bytes_in.add(Peer::Upstream, n as u64);
         self.last_byte.set(clock::now());
         ctx.now.set(self.last_byte.get());
         self.process(ctx, s)?;
+        if !s.rbuf.is_empty() {
+            self.moves(); // a part of a reply
+        }
         ctx.flush_dirty();
         Ok(())
     }
@@ -392,6 +408,7 @@ impl Lane {
             inner.let_go();
             waiter
         };
+        self.moves();
         // R4. Nothing can look between here and the end of this frame's effects: there is one thread and no await.
         // In `pubsub` mode the channel's PONGs count instead.
         if self.mode() != Coherence::Pubsub {
@@ -413,12 +430,20 @@ impl Lane {
             Waiting::Canary(step) => self.on_canary(ctx, step, frame),
             Waiting::Part(wrapped, part) => wrapped.answered(part, frame),
             Waiting::Published(hold) => self.on_published(ctx, hold.as_ref(), frame),
+            Waiting::Verdict => self.on_probed(ctx, waiter.t_sent, frame),
+            Waiting::StandIn(relay, raw) => return self.on_stand_in(ctx, relay, &raw, waiter.t_sent, frame),
             Waiting::Ping | Waiting::Dropped => {}
         }
         Ok(())
     }
 
-    fn on_relay(self: &Rc<Self>, ctx: &Rc<Ctx>, mut relay: Relay, t_sent: u64, frame: &[u8]) -> Result<(), String> {
+    pub(super) fn on_relay(
+        self: &Rc<Self>,
+        ctx: &Rc<Ctx>,
+        mut relay: Relay,
+        t_sent: u64,
+        frame: &[u8],
+    ) -> Result<(), String> {
         if let Some(wrapped) = relay.wrapped.take() {
             return match self.unwrapped(ctx, &wrapped, relay, frame) {
                 Some((relay, frame)) => self.on_relay(ctx, relay, t_sent, &frame),
@@ -440,14 +465,21 @@ impl Lane {
         let form = if self.speaks_resp2() { Form::Same } else { relay.form };
         let demoted = relay.write && frame.starts_with(b"-READONLY");
         if let Some(session) = relay.session {
-            match relay.hold {
+            if self.is_spare() || relay.fence {
+                session.fence.set(clock::now()); // R21
+            }
+            if relay.fence {
+                ctx.raise_floor();
+            }
+            // What a running script forbids has not been executed, and waits for nothing.
+            match relay.hold.filter(|_| !(self.is_spare() && frame.starts_with(b"-BUSY"))) {
                 Some(hold) => {
                     if self.mode() != Coherence::Tracking {
                         // No invalidation comes of what it has changed without naming it: to this session at least only
                         // later readings are served.
                         session.set_fence();
                     }
-                    hold.keep(session, relay.slot, frame, form);
+                    hold.keep(ctx, session, relay.slot, frame, form);
                     ctx.fence_others(self, &hold);
                 }
                 None if relay.info => {
@@ -460,7 +492,10 @@ impl Lane {
             hold.release(ctx);
         }
         if demoted {
-            self.leave(ctx, "upstream answered a write with -READONLY: it is no master any more".to_owned());
+            let lane = self.original();
+            lane.as_deref()
+                .unwrap_or(self)
+                .leave(ctx, "upstream answered a write with -READONLY: it is no master any more".to_owned());
         }
         Ok(())
     }
@@ -540,11 +575,17 @@ impl Lane {
         if life == 0 {
             return Err(Discard::Ttl);
         }
+        let expires = match ttl {
+            _ if absent => 0,
+            0.. => read.t_sent + ttl as u64 * MS,
+            _ => u64::MAX,
+        };
         let entry = Entry {
             epoch: read.token.epoch,
             lane: self.id,
             flush_gen: read.token.flush_gen,
             deadline: read.t_sent + life,
+            expires,
             t_sent: read.t_sent,
             pattern: read.pattern,
             value: read.value,
@@ -716,6 +757,9 @@ impl Lane {
     /// Every B/4: the lease, the idle keepalive, timeouts, and whether the lane is stuck.
     fn tick(self: &Rc<Self>, ctx: &Rc<Ctx>) {
         let now = clock::now();
+        if self.is_spare() {
+            return self.spare_tick(ctx, now);
+        }
         ctx.release_overdue_holds(now);
         ctx.measure();
         ctx.check_buffers();
@@ -737,7 +781,7 @@ impl Lane {
             self.time_out(ctx, now.saturating_sub(nanos(limit)));
         }
         self.repeat_canary(ctx, now);
-        self.judge(ctx, now);
+        self.watch(ctx, now);
         super::sample::turn(ctx, now, self.sent.take());
     }
 }

@@ -54,6 +54,10 @@ pub(super) enum Waiting {
     Part(Rc<Wrapped>, tell::Part),
     /// A message to the other sidecars, and what waits for its having been published.
     Published(Option<Rc<Hold>>),
+    /// A PING on a spare connection: what is asked of it is how its lane is (decision 9).
+    Verdict,
+    /// SELECT on a spare connection, in the place of a command (with its bytes) that must not be executed before it.
+    StandIn(Relay, Box<[u8]>),
     /// Asked by ourselves.
     Ask(oneshot::Sender<Vec<u8>>),
     /// Nobody waits any more; the reply still has to be read off.
@@ -110,6 +114,8 @@ pub(crate) struct Relay {
     pub(crate) flush: bool,
     /// Keeps the reply back until the lanes have passed its pushes (R15).
     pub(crate) hold: Option<Rc<Hold>>,
+    /// Sets its session's fence instead (`coherence.fence: session`).
+    pub(crate) fence: bool,
     pub(crate) refresh: Option<Rc<Refresh>>,
     /// The PUBLISH that belongs to it (`pubsub` mode).
     pub(crate) tell: Option<Box<[u8]>>,
@@ -131,6 +137,7 @@ impl Relay {
             ends: Ends::None,
             flush: false,
             hold: None,
+            fence: false,
             refresh: None,
             tell: None,
             wrapped: None,

@@ -12,7 +12,7 @@ use std::{
 
 use super::{
     Admin, AdminResp, Cache, CacheMode, Canary, Coherence, CoherenceMode, Commands, Config, Environment, Eviction,
-    Http, Listen, Log, LogFormat, OnWrite, Retry, Secret, TtlCap, Upstream, cpu,
+    Fence, Http, Listen, Log, LogFormat, OnWrite, Retry, Secret, TtlCap, Upstream, cpu,
     file::{Node, Value},
     settings::Settings,
     units::{self, DURATION_MAX, SIZE_MAX, shown},
@@ -235,6 +235,7 @@ impl<'s> Resolver<'s> {
         Coherence {
             mode: self.word("coherence.mode", &words),
             max_staleness: self.duration("coherence.max_staleness", secs(1), STALENESS_MIN..=DURATION_MAX),
+            fence: self.word("coherence.fence", &[("hold", Fence::Hold), ("session", Fence::Session)]),
             channel: self.one("coherence.channel", CHANNEL.to_owned(), channel),
             sample_per_second: self.count("coherence.sample_per_second", 1, 0..=SAMPLES_MAX),
             ttl_cap: TtlCap {

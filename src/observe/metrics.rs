@@ -51,6 +51,8 @@ pub(crate) struct Metrics {
     /// From a canary's write to its invalidation.
     pub(crate) lag: Histogram,
     pub(crate) reconnects: Counter,
+    /// Times a lane was held up and its spare connection took over.
+    pub(crate) held_up: Counter,
     pub(crate) in_flight: Gauge,
     pub(crate) pinned_connections: Gauge,
     /// By `command::Why as usize`.
@@ -112,6 +114,7 @@ impl Metrics {
             upstream: Histogram::default(),
             lag: Histogram::default(),
             reconnects: Counter::default(),
+            held_up: Counter::default(),
             in_flight: Gauge::default(),
             pinned_connections: Gauge::default(),
             pinned: Labeled::new(Pin::WORDS),
