@@ -83,7 +83,7 @@ impl Sidecar {
 fn ctx(env: &[(&str, &str)]) -> Rc<Ctx> {
     let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
     let (config, _) = config::load(&Overrides::default(), env).expect("a valid configuration");
-    let metrics = Arc::new(Metrics::new(":", 100));
+    let metrics = Arc::new(Metrics::with_workers(":", 100, config.workers - 1));
     let bounds = Bounds { max_bytes: config.cache.max_bytes, max_entries: config.cache.max_entries, lru: false };
     let l1 = Arc::new(L1::new(bounds, metrics.clone()));
     let mode = if config.cache.mode == CacheMode::Serve { Mode::Serve } else { Mode::Off };

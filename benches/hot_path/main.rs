@@ -13,7 +13,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-use work::{MEASURED, REQUESTS, SCENARIOS, Scenario};
+use work::{MEASURED, SCENARIOS, Scenario};
 
 /// A count that has grown by more is a failure. What a change elsewhere does to inlining stays below it, as a rule.
 const GROWTH_ALLOWED: f64 = 0.03;
@@ -125,7 +125,7 @@ fn count(scenario: &Scenario, keep: bool) -> Result<f64, String> {
         fs::remove_file(&profile).map_err(|e| format!("{}: {e}", profile.display()))?;
     }
     match total {
-        Some(total) if total > 0 => Ok(total as f64 / REQUESTS as f64),
+        Some(total) if total > 0 => Ok(total as f64 / scenario.requests() as f64),
         _ => Err(format!("{}: callgrind has not seen {MEASURED}", scenario.name)),
     }
 }

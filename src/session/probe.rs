@@ -44,7 +44,10 @@ impl Probe {
     /// The replies so far: those that were written to its client, and those that were about to be.
     pub(crate) fn output(&mut self) -> BytesMut {
         let mut all = self.peer.read();
-        all.extend_from_slice(&std::mem::take(&mut self.session().outbox.borrow_mut().ready));
+        let ready = &mut self.session().outbox.borrow_mut().ready;
+        all.extend_from_slice(ready);
+        // The buffer stays, as it does when its bytes are written.
+        ready.clear();
         BytesMut::from(&*all)
     }
 
