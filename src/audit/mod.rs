@@ -50,6 +50,9 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// Between two lines about how it goes.
 const PROGRESS_EVERY: Duration = Duration::from_secs(10);
 
+/// Different error texts that are counted by themselves; some name addresses or numbers.
+const ERRORS_MAX: usize = 50;
+
 /// Keys that are removed with one command.
 const CLEAN_AT_ONCE: usize = 100;
 
@@ -144,7 +147,9 @@ impl Shared {
     fn note_error(&self, text: &str) {
         const SHOWN: usize = 120;
         let text: String = text.chars().take(SHOWN).collect();
-        *self.errors.borrow_mut().entry(text).or_default() += 1;
+        let mut errors = self.errors.borrow_mut();
+        let known = errors.len() < ERRORS_MAX || errors.contains_key(&text);
+        *errors.entry(if known { text } else { "others".to_owned() }).or_default() += 1;
     }
 
     /// A reply that is no version.
@@ -280,7 +285,8 @@ fn prepare(options: Options, sidecars: &[Sidecar]) -> Result<Shared, String> {
     let sessions = options.sessions * options.through.len();
     let actors = (sessions + options.writers).max(1) as u32;
     let life = bound * 3 + Duration::from_millis(50);
-    let mut truth = Truth::new(bound, options.through.len());
+    let patience = PATIENCE + bound * 6;
+    let mut truth = Truth::new(bound, patience, options.through.len());
     // Of this run: two audits of one upstream do not disturb each other.
     let prefix = format!("{}{:x}:", options.prefix, options.seed ^ u64::from(std::process::id()));
     let keys = Keys::new(&mut truth, &prefix, options.keys, options.writers, sessions, life);
@@ -290,7 +296,7 @@ fn prepare(options: Options, sidecars: &[Sidecar]) -> Result<Shared, String> {
         faults: options.faults,
         bound,
         life,
-        patience: PATIENCE + bound * 6,
+        patience,
         duration: options.duration,
         pause: Duration::from_secs(1) * actors / options.rate,
         seed: options.seed,

@@ -19,6 +19,9 @@ pub(super) type Key = usize;
 /// Violations of each property whose evidence is kept; all are counted.
 const EVIDENCE_EACH: usize = 5;
 
+/// Versions that are forgotten together.
+const FORGET_AT_ONCE: usize = 1000;
+
 /// Redis keeps expiry in whole milliseconds and looks at its clock once per command.
 const EXPIRY_GRAIN: Micros = 5_000;
 
@@ -152,6 +155,8 @@ struct History {
 pub(super) struct Truth {
     start: Instant,
     bound: Micros,
+    /// Requests are answered within this time, or never.
+    memory: Micros,
     sidecars: usize,
     keys: Vec<History>,
     pub(super) checks: BTreeMap<Property, u64>,
@@ -165,10 +170,12 @@ pub(super) struct Truth {
 }
 
 impl Truth {
-    pub(super) fn new(bound: Duration, sidecars: usize) -> Truth {
+    /// `patience`: how long a request may wait for its answer.
+    pub(super) fn new(bound: Duration, patience: Duration, sidecars: usize) -> Truth {
         Truth {
             start: Instant::now(),
             bound: micros(bound),
+            memory: micros(patience * 2),
             sidecars,
             keys: Vec::new(),
             checks: BTreeMap::new(),
@@ -233,6 +240,12 @@ impl Truth {
         let history = &mut self.keys[key].known;
         if history.last().is_none_or(|last| last.version < known.version) {
             history.push(known);
+        }
+        // What no reply can be held against any more is forgotten: an audit may last for days.
+        let horizon = known.known.saturating_sub(self.bound.saturating_add(self.memory));
+        let old = history.partition_point(|k| k.known < horizon).saturating_sub(1);
+        if old >= FORGET_AT_ONCE {
+            history.drain(..old);
         }
     }
 

@@ -3,7 +3,7 @@ use super::*;
 const B: Micros = 1_000;
 
 fn truth() -> (Truth, Key) {
-    let mut truth = Truth::new(Duration::from_micros(B), 2);
+    let mut truth = Truth::new(Duration::from_micros(B), Duration::from_micros(5 * B), 2);
     let key = truth.add_key("k".to_owned(), None);
     truth.keys[key].begun = 100;
     (truth, key)
@@ -99,6 +99,23 @@ fn a_mortal_key_is_missing_or_there_at_its_time_only() {
         truth.judge(read(key, got, sent), Floors::default());
         assert_eq!(violated(&truth), Vec::from_iter(wrong), "{got} at {sent}");
     }
+}
+
+#[test]
+fn what_no_reply_can_be_held_against_is_forgotten() {
+    let (mut truth, k) = truth();
+    truth.keys[k].begun = i64::MAX;
+    let times = 1..20 * FORGET_AT_ONCE as u64;
+    for time in times.clone() {
+        truth.learn(k, known(time as i64, time * B, time * B));
+    }
+    assert!(truth.keys[k].known.len() < 2 * FORGET_AT_ONCE);
+    // A request that has waited for as long as one may is still judged by what was known when it was sent.
+    let sent = (times.end - 1) * B - 10 * B;
+    truth.judge(read(k, (times.end - 12) as i64, sent), Floors::default());
+    assert_eq!(violated(&truth), []);
+    truth.judge(read(k, (times.end - 14) as i64, sent), Floors::default());
+    assert_eq!(violated(&truth), [Property::Staleness]);
 }
 
 #[test]
