@@ -96,9 +96,7 @@ impl Pin {
         let session = &client.session;
         session.last_command.set(spec.map_or("unknown", |s| s.name));
         session.last.set(clock::now());
-        if spec.is_none() {
-            self.soiled = true;
-        }
+        self.spent |= spec.is_none();
         if matches!(spec.map(|s| s.kind), Some(Kind::Get | Kind::Mget)) {
             ctx.metrics.bypass.inc(self.bypass);
         }
@@ -177,7 +175,7 @@ impl Pin {
         {
             self.soiled = true;
         }
-        self.spent |= spec.is_some_and(|s| s.name == "client|tracking");
+        self.spent |= spec.is_some_and(|s| s.name == "client|tracking" || s.kind == Kind::ScriptDebug);
         if self.queue.is_some() {
             return self.expectation_in_multi(ctx, session, spec, req, mute);
         }

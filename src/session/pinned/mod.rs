@@ -68,7 +68,8 @@ struct Pin {
     tracking: bool,
     /// RESET has to prove it clean before somebody else may use it.
     soiled: bool,
-    /// Upstream's table of tracked keys knows its id, and RESET does not clear it: nobody else may use it.
+    /// RESET does not clear it, so nobody else may use it: upstream's table of tracked keys knows its id, its scripts run in
+    /// the debugger, or it has said what nobody here knows.
     spent: bool,
     /// What a cacheable read here is counted as.
     bypass: Bypass,

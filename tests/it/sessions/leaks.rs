@@ -29,6 +29,7 @@ const LEFT: &[&[&str]] = &[
     &["SELECT 99"],
     &["CLIENT NONSENSE"],
     &["WATCH k", "RESET"],
+    &["SCRIPT DEBUG YES", "RESET"],
     &["BLPOP q 0.01"],
 ];
 
@@ -43,7 +44,8 @@ fn server() -> Redis {
 fn looks_clean(client: &mut Client, after: &[&str]) {
     let db = run(client, "CLIENT INFO").text();
     assert!(db.contains(" db=0 ") && db.contains(" name= ") && !db.contains("resp=3"), "after {after:?}: {db}");
-    let in_transaction = ["ACL WHOAMI", "GET none", "GET db", "CLIENT GETNAME", "CLIENT TRACKINGINFO"];
+    let in_transaction =
+        ["ACL WHOAMI", "GET none", "GET db", "CLIENT GETNAME", "EVAL return(7) 0", "CLIENT TRACKINGINFO"];
     assert_eq!(run(client, "WATCH untouched"), Reply::ok(), "after {after:?}");
     assert_eq!(run(client, "MULTI"), Reply::ok(), "after {after:?}");
     for line in in_transaction {
@@ -51,9 +53,10 @@ fn looks_clean(client: &mut Client, after: &[&str]) {
     }
     client.send_cmd(&["EXEC"]);
     let exec = client.read_reply_raw().escape_ascii().to_string();
-    // In RESP2, as the default user, in database 0, nameless, not tracking, and not aborted by another's WATCH.
+    // In RESP2, as the default user, in database 0, nameless, without debugger, not tracking, and not aborted by another's
+    // WATCH.
     assert!(
-        exec.starts_with("*5\\r\\n$7\\r\\ndefault\\r\\n$-1\\r\\n$4\\r\\nzero\\r\\n$-1\\r\\n*6\\r\\n$5\\r\\nflags\\r\\n*1\\r\\n$3\\r\\noff"),
+        exec.starts_with("*6\\r\\n$7\\r\\ndefault\\r\\n$-1\\r\\n$4\\r\\nzero\\r\\n$-1\\r\\n:7\\r\\n*6\\r\\n$5\\r\\nflags\\r\\n*1\\r\\n$3\\r\\noff"),
         "after {after:?}: {exec}"
     );
 }
