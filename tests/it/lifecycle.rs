@@ -163,6 +163,23 @@ fn draining_waits_for_the_blocked_until_drain_timeout() {
     assert_eq!(sub.expect_closed(), b"");
 }
 
+/// With entries in the L1 a pop's reply is held until the lane's PONG: nothing is outstanding then, and the client has not
+/// got it all the same.
+#[test]
+fn draining_waits_for_a_reply_that_is_held() {
+    let redis = Redis::start();
+    let mut proxy = Proxy::start(&redis);
+    let mut blocked = proxy.client();
+    run(&mut blocked, "GET k");
+    blocked.send_cmd(&["BLPOP", "q", "0"]);
+    wait_upstream(&redis, "cmd=blpop", 1);
+    proxy.sigterm();
+    proxy.wait_logged("draining");
+    redis.cmd(&["RPUSH", "q", "x"]);
+    assert_eq!(blocked.expect_closed(), b"*2\r\n$1\r\nq\r\n$1\r\nx\r\n");
+    assert_eq!(proxy.wait_exit(PATIENCE).code(), Some(0));
+}
+
 #[test]
 fn an_open_transaction_may_finish_while_draining() {
     let redis = Redis::start();

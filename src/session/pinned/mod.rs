@@ -331,8 +331,8 @@ impl Pin {
             if self.is_over() && !client.session.redirected.get() {
                 return End::Released;
             }
-            if (client.eof && self.gives_up_at_eof())
-                || (ctx.draining.get() && self.expect.is_empty() && !self.subs.any())
+            if (client.eof && self.gives_up_at_eof(client))
+                || (ctx.draining.get() && self.owes_nothing(client) && !self.subs.any())
             {
                 return End::Close;
             }
@@ -346,9 +346,19 @@ impl Pin {
         }
     }
 
-    /// A client that has closed its side still gets what it asked for, unless that may never come.
-    fn gives_up_at_eof(&self) -> bool {
+    /// Everything asked for is answered, and the client has it: nothing is held back, half streamed or unwritten.
+    fn owes_nothing(&self, client: &Client) -> bool {
         self.expect.is_empty()
+            && self.hold.is_none()
+            && self.staged.is_empty()
+            && !self.streaming
+            && self.walk.is_none()
+            && client.session.outbox.borrow().ready.is_empty()
+    }
+
+    /// A client that has closed its side still gets what it asked for, unless that may never come.
+    fn gives_up_at_eof(&self, client: &Client) -> bool {
+        self.owes_nothing(client)
             || self.subs.any()
             || self.monitor
             || self.expect.iter().any(|e| matches!(e.what, What::Blocking))

@@ -158,6 +158,31 @@ fn a_client_that_closes_its_side_gets_its_replies_first() {
     );
 }
 
+/// The same where the reply is held until the lane's PONG (R21), and where it is streamed: nothing is outstanding on the
+/// pinned connection then, and the client has not got it all the same.
+#[test]
+fn a_client_that_closes_its_side_gets_held_and_large_replies_too() {
+    let redis = Redis::start();
+    let relay = Relay::to(&redis);
+    let proxy = Proxy::upstream(&relay.url()).set("coherence.max_staleness", "10s").start();
+    redis.cmd(&["SET", "large", &"x".repeat(8 << 20)]);
+    let mut client = proxy.client();
+    assert_eq!(run(&mut client, "GET k"), Reply::Nil, "the lane has something to serve");
+    relay.stall(Scope::Existing, Dir::Down);
+    client.send(b"MULTI\r\nEVAL \"return 7\" 0\r\nEXEC\r\n");
+    client.finish_writing();
+    client.expect_silence(Duration::from_millis(100));
+    relay.resume(Scope::Existing, Dir::Down);
+    assert_eq!(client.expect_closed(), b"+OK\r\n+QUEUED\r\n*1\r\n:7\r\n");
+    // The first client shows how large it is; the second gets a connection of its own for it.
+    for _ in 0..2 {
+        let mut client = proxy.client();
+        client.send(b"GET large\r\n");
+        client.finish_writing();
+        assert_eq!(client.expect_closed().len(), (8 << 20) + 12);
+    }
+}
+
 #[test]
 fn quit_answers_what_came_before_it_and_nothing_after() {
     let redis = Redis::start();
