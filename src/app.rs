@@ -326,6 +326,9 @@ fn admit(ctx: &Rc<Ctx>, workers: &Workers, stream: Stream, mut peering: Peering)
     };
     let (session, rd) = Session::new(ctx, stream, peering);
     ctx.metrics.clients_accepted.inc();
+    // Before its task has run once: of those that come in one go each counts for the next.
+    ctx.sessions.borrow_mut().insert(session.id, session.clone());
+    ctx.count_clients();
     tokio::task::spawn_local(session::run(ctx.clone(), session, rd));
 }
 

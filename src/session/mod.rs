@@ -313,8 +313,6 @@ struct Client {
 
 /// The task of one client, from accept to close.
 pub(crate) async fn run(ctx: Rc<Ctx>, session: Rc<Session>, rd: ReadHalf) {
-    ctx.sessions.borrow_mut().insert(session.id, session.clone());
-    ctx.count_clients();
     let scanner = Scanner::new(limits::BULK_MAX, ctx.config.listen.query_limit);
     let mut client = Client { session: session.clone(), rd, rbuf: BytesMut::new(), scanner, eof: false };
     client.serve(&ctx).await;
