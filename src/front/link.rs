@@ -1,14 +1,14 @@
 //! What a client's two halves share: its front on the worker that has the socket, and its session on the data thread.
 //!
 //! **When the front may answer.** The session hands out a [`Grant`] when it is at rest: everything it has read is answered,
-//! every reply is in the pipe, and nothing about it (a muted reply, protected mode, a connection of its own) needs the full
-//! session's eyes. The grant says how far that is: so many bytes consumed, so many written. The front compares both with its
-//! own books. Equal means that nothing is on its way in either direction, so a hit that is answered now stands between the
-//! reply before and the request behind, exactly where the client expects it. One more byte in either direction and the
-//! grant is void without anybody having to revoke it.
+//! the last replies are about to go into the pipe, and nothing about it (a muted reply, protected mode, a connection of its
+//! own) needs the full session's eyes. The grant says how far that is: so many bytes consumed, so many written, the last
+//! replies included. The front compares both with its own books. Equal means that nothing is on its way in either
+//! direction, so a hit that is answered now stands between the reply before and the request behind, exactly where the client
+//! expects it. One more byte in either direction and the grant is void without anybody having to revoke it.
 //!
-//! **The fence** travels inside the grant, and the grant comes after the bytes of the reply that raised it: a front that
-//! has delivered the reply and still has the older grant finds `written` short and asks the session.
+//! **The fence** travels inside the grant. A front that has delivered the reply that raised it and still has the older
+//! grant finds that grant's `written` short of what it has delivered, and asks the session.
 //!
 //! What the session does of its own accord (messages, a kill) is ordered by the pipe: hits of a grant that was read before
 //! those bytes were written stand before them.

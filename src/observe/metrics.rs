@@ -137,6 +137,12 @@ impl Metrics {
         self.patterns.iter().enumerate().map(|(i, (_, row))| self.hits_of(i, row)).sum()
     }
 
+    /// By worker, the data thread first.
+    pub(crate) fn hits_by_worker(&self) -> Vec<u64> {
+        let own = self.patterns.iter().map(|(_, row)| row.hits.get()).sum();
+        std::iter::once(own).chain(self.shards.iter().map(|shard| shard.rows.hits())).collect()
+    }
+
     /// By all workers, of the family with this number.
     pub(super) fn hits_of(&self, index: usize, row: &Row) -> u64 {
         row.hits.get() + self.shards.iter().map(|shard| shard.rows.row(index).hits.get()).sum::<u64>()

@@ -99,6 +99,10 @@ impl ShardRows {
         self.row(usize::from(id.0)).hits.inc();
     }
 
+    pub(super) fn hits(&self) -> u64 {
+        self.0.iter().map(|row| row.hits.get()).sum()
+    }
+
     pub(crate) fn row(&self, index: usize) -> &ShardRow {
         self.0.get(index).unwrap_or(&self.0[0])
     }

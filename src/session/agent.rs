@@ -28,10 +28,11 @@ impl Agent {
     }
 
     /// Lets the front answer, if nothing is under way and nothing needs the session's eyes. Called whenever that may have
-    /// become so: when the task comes to rest, and when replies have been written.
+    /// become so: when the task comes to rest, and when replies are about to be written. Before, not after: the client's
+    /// next request may be here before this thread runs again, and the grant says itself that it counts from those bytes on.
     pub(super) fn grant(&self, session: &Session) {
         let Some(consumed) = self.at_rest.get() else { return };
-        let Some(written) = session.written() else { return };
+        let Some(written) = session.written_soon() else { return };
         if self.granted.get() == Some((consumed, written)) || !session.is_quiet() {
             return;
         }
@@ -63,31 +64,35 @@ impl Drop for Rest<'_> {
 }
 
 impl Session {
-    /// Begins a rest, where `resting` says that this is one.
-    pub(super) fn rests(&self, resting: bool, rd: &ReadHalf) -> Rest<'_> {
-        let agent = self.agent.as_ref().filter(|_| resting);
-        if let (Some(agent), ReadHalf::Piped(reader)) = (agent, rd) {
-            agent.at_rest.set(Some(reader.read()));
-            agent.grant(self);
+    /// Begins a rest, where `resting` says that this is one; without an await before `wait`.
+    pub(super) fn comes_to_rest(&self, resting: bool, rd: &ReadHalf) {
+        if let (Some(agent), ReadHalf::Piped(reader)) = (&self.agent, rd) {
+            agent.at_rest.set(resting.then(|| reader.read()));
         }
-        Rest(agent)
     }
 
-    /// Nothing is outstanding or unwritten, and nothing about the client asks for more than a hit knows.
+    /// The rest itself, over when what this returns is dropped.
+    pub(super) fn rests(&self, resting: bool, rd: &ReadHalf) -> Rest<'_> {
+        self.comes_to_rest(resting, rd);
+        if let Some(agent) = &self.agent {
+            agent.grant(self);
+        }
+        Rest(self.agent.as_ref())
+    }
+
+    /// Nothing is outstanding, and nothing about the client asks for more than a hit knows.
     fn is_quiet(&self) -> bool {
-        let outbox = self.outbox.borrow();
-        outbox.outstanding() == 0
-            && outbox.ready.is_empty()
+        self.outbox.borrow().outstanding() == 0
             && !self.special.get()
             && !self.closing.get()
             && !self.redirected.get()
             && self.redo.borrow().is_empty()
     }
 
-    /// Bytes ever given to the front.
-    fn written(&self) -> Option<u64> {
+    /// Bytes ever given to the front, once those that are ready have been.
+    fn written_soon(&self) -> Option<u64> {
         match self.writer.borrow().as_deref() {
-            Some(WriteHalf::Piped(writer)) => Some(writer.written()),
+            Some(WriteHalf::Piped(writer)) => Some(writer.written() + self.outbox.borrow().ready.len() as u64),
             _ => None,
         }
     }

@@ -196,6 +196,9 @@ impl Session {
     /// Writes what the client's socket takes now.
     fn flush(self: &Rc<Self>, ctx: &Ctx) {
         self.dirty.set(false);
+        if let Some(agent) = &self.agent {
+            agent.grant(self);
+        }
         let mut outbox = self.outbox.borrow_mut();
         let writer = self.writer.borrow();
         let Some(writer) = writer.as_ref() else {
@@ -219,9 +222,6 @@ impl Session {
         drop(outbox);
         if left > BACKPRESSURE {
             ctx.check_buffers();
-        }
-        if let Some(agent) = &self.agent {
-            agent.grant(self);
         }
     }
 
@@ -343,6 +343,8 @@ impl Client {
                 continue;
             }
             let step = self.process(ctx);
+            let resting = matches!(step, Step::NeedInput) && self.rbuf.is_empty() && !self.eof;
+            self.session.comes_to_rest(resting, &self.rd);
             self.session.flush(ctx);
             let go_on = match step {
                 // The flush has made room: nobody else would wake us.

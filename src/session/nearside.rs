@@ -287,6 +287,8 @@ fn section(ctx: &Ctx, now: u64) -> String {
     let mut text = format!("# Nearside\r\nnearside_version:{}\r\n", env!("CARGO_PKG_VERSION"));
     let _ = write!(text, "upstream_client_name:{}\r\n", ctx.name);
     text.push_str(&stats(ctx, now));
+    let by_worker: Vec<String> = m.hits_by_worker().iter().map(u64::to_string).collect();
+    let _ = write!(text, "hits_by_worker:{}\r\n", by_worker.join(","));
     text.push_str(&channel(ctx, now));
     let mut line = |name: &str, value: u64| {
         let _ = write!(text, "{name}:{value}\r\n");

@@ -133,12 +133,23 @@ fn a_healthy_pair_of_sidecars_passes() {
 /// C59, C60: readers and writers in every way there is, two sidecars, and every fault there is.
 #[test]
 fn every_fault_and_no_violation() {
+    every_fault("1");
+}
+
+/// Half of the clients then have their sockets, and their hits, on another thread than the lane's.
+#[test]
+fn every_fault_and_no_violation_with_two_workers() {
+    every_fault("2");
+}
+
+fn every_fault(workers: &str) {
     let redis = Redis::start();
     let lasts = lasts("8s", "90s");
     let spawned = ["--upstream", &redis.url(), "--spawn", "2", "--max-staleness", B, "--duration", lasts];
     let mut command = audit(&spawned);
     command.args(["--faults", "all"]).env("NEARSIDE_COHERENCE__SAMPLE_PER_SECOND", "1000");
     command.env("NEARSIDE_CACHE__COMMANDS", "[GET, MGET, GETRANGE]");
+    command.env("NEARSIDE_WORKERS", workers);
     let audit = Audit::run(&mut command);
     audit.assert_passed();
     for fault in ["stalls", "delays", "splits", "cuts", "kills"] {

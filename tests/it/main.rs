@@ -35,3 +35,5 @@ mod sessions;
 mod support;
 /// The rules of layout and layering hold because they are a test.
 mod tidy;
+/// Several threads serve as one does.
+mod workers;
