@@ -73,6 +73,12 @@ impl LaneFacts {
         Ok(Vouched { epoch, flush_gen: l1.flush_gen() })
     }
 
+    /// Whether other threads are told nothing that the lane itself would not say now. Less is harmless.
+    pub(super) fn promise_no_more(&self, epoch: u64, f: u64) -> bool {
+        let told = self.epoch.load(Ordering::Relaxed);
+        told == 0 || (told == epoch && self.f.load(Ordering::Relaxed) <= f)
+    }
+
     /// A cacheable read was asked for at `now`.
     pub(crate) fn note_read(&self, now: u64) {
         if now.saturating_sub(self.last_read.0.load(Ordering::Relaxed)) > NOTE_EVERY {

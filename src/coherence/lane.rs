@@ -266,6 +266,7 @@ impl Lane {
     /// R8, first half: whether entries of this lane may be served at `now` to a session with this fence, and under which
     /// epoch. Must be called before the entry is looked up.
     pub(crate) fn vouches(&self, now: u64, fence: u64, max_staleness: u64) -> Result<u64, Bypass> {
+        debug_assert!(self.facts.promise_no_more(self.vouchable(), self.f.get()), "a lane's facts were not published");
         let epoch = self.epoch.get();
         if epoch == 0 {
             return Err(Bypass::NotLive);
@@ -288,10 +289,13 @@ impl Lane {
 
     /// Tells other threads what this lane vouches for, after whatever has changed it.
     pub(super) fn publish(&self) {
-        // What the other modes ask of a hit is asked on this thread only: there the others hand everything over.
-        let vouches = self.caches() && self.mode() == Coherence::Tracking;
-        let epoch = if vouches { self.epoch.get() } else { 0 };
-        self.facts.publish(epoch, self.f.get());
+        self.facts.publish(self.vouchable(), self.f.get());
+    }
+
+    /// The epoch whose entries other threads may serve; 0: none. What the other modes ask of a hit is asked on this thread
+    /// only: there the others hand everything over.
+    fn vouchable(&self) -> u64 {
+        if self.caches() && self.mode() == Coherence::Tracking { self.epoch.get() } else { 0 }
     }
 
     /// When a cacheable read was last asked of it, by this thread or another.

@@ -677,6 +677,7 @@ impl World {
         }
         if self.broken == Some(Broken::Epoch) {
             w.lane.epoch.set(w.first_epoch);
+            w.lane.publish();
         }
     }
 
