@@ -44,6 +44,7 @@ impl Lane {
         self.lost.set(LostLane { epoch: self.epoch.get(), f: self.f.get() });
         self.epoch.set(0);
         self.f.set(0);
+        self.forget_canary();
         self.publish();
         ctx.upstream_lost(why);
         ctx.pool.retire();
