@@ -19,7 +19,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::cache::{Bounds, L1};
 use crate::coherence::{self, Channel};
-use crate::config::{CacheMode, CoherenceMode, Config, Eviction, Listen};
+use crate::config::{CacheMode, Config, Eviction, Listen};
 use crate::front::{self, Workers};
 use crate::http::{self, HttpConfig, Order};
 use crate::net::Stream;
@@ -141,13 +141,11 @@ async fn run(
         "ready: cache: {} (impl: l1), upstream {}, coherence {}, listening on {}, http {}",
         ctx.mode_word(),
         ctx.config.upstream.display(),
-        match ctx.config.coherence.mode {
-            CoherenceMode::Auto => "auto",
-            CoherenceMode::Tracking => "tracking",
-        },
+        ctx.config.coherence.mode.as_str(),
         shown.join(", "),
         if http.is_empty() { "off".to_owned() } else { http.join(", ") },
     );
+    ctx.lanes.borrow().values().for_each(|lane| lane.say(&ctx));
     signalled(&mut term, &mut interrupt).await;
     ctx.status.set_draining();
     tracing::info!("draining: {} clients", ctx.sessions.borrow().len());

@@ -3,6 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::hash::{BuildHasher, RandomState};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -49,6 +50,8 @@ pub(crate) struct Ctx {
     pub(crate) channel: Rc<Channel>,
     /// What CLIENT SETNAME says upstream: `nearside:<host>:<pid>`.
     pub(crate) name: String,
+    /// No other sidecar has it.
+    pub(crate) instance: String,
     /// B, in nanoseconds.
     pub(crate) max_staleness: u64,
     /// What a client is before it says AUTH or SELECT.
@@ -121,6 +124,7 @@ impl Ctx {
             pool,
             channel: Channel::new(),
             name,
+            instance: instance(),
             max_staleness,
             lanes: RefCell::default(),
             sessions: RefCell::default(),
@@ -157,6 +161,10 @@ impl Ctx {
         self.number() as u32
     }
 
+    pub(crate) fn next_canary(&self) -> u64 {
+        self.number()
+    }
+
     pub(crate) fn next_session(&self) -> u64 {
         let n = self.next_session.get();
         self.next_session.set(n + 1);
@@ -177,17 +185,15 @@ impl Ctx {
     }
 
     /// Until the next start. Nothing stored before is served after; lanes arm or disarm their tracking.
-    pub(crate) fn set_mode(&self, mode: CacheMode) {
+    pub(crate) fn set_mode(self: &Rc<Self>, mode: CacheMode) {
         if self.mode.replace(mode) == mode {
             return;
         }
         self.l1.flush();
         self.metrics.flushes.inc(Flush::Mode);
         self.status.set_mode(if mode == CacheMode::Serve { Mode::Serve } else { Mode::Off });
-        self.lanes.borrow().values().for_each(|lane| lane.set_tracking(mode == CacheMode::Serve));
-        if mode == CacheMode::Off {
-            self.status.set_coherence(Coherence::None);
-        }
+        let lanes: Vec<Rc<Lane>> = self.lanes.borrow().values().cloned().collect();
+        lanes.iter().for_each(|lane| lane.set_tracking(self, mode == CacheMode::Serve));
         tracing::info!("cache mode is {} now", self.mode_word());
     }
 
@@ -240,7 +246,7 @@ impl Ctx {
         self.channel.try_now();
         // NOAUTH only says that clients bring credentials of their own; any other refusal leaves nothing to cache through.
         if lane.profile == self.default_profile && !reply.contains("NOAUTH") {
-            self.status.set_coherence(Coherence::None);
+            self.status.set_coherence(Coherence::None, &format!("upstream refuses a lane: {}", first_word(reply)));
         }
         let mut refused = self.refused.borrow_mut();
         if refused.len() >= LEARNED_MAX {
@@ -266,6 +272,16 @@ impl Ctx {
         let noauth = |lane: &Rc<Lane>| matches!(lane.availability(), Availability::Refused(r) if r.contains("NOAUTH"));
         // It was tried again after a while, and may have been let in.
         refused.get(profile).is_some_and(|(_, lane)| noauth(lane)) && !self.has_live_lane(profile)
+    }
+
+    /// What keeps the L1 coherent now, in a word: the default profile's mode; where that has no lane, the worst of the
+    /// lanes there are.
+    pub(crate) fn show_coherence(&self) {
+        let lanes = self.lanes.borrow();
+        let worst = || lanes.values().max_by_key(|lane| lane.mode() as usize);
+        if let Some(lane) = lanes.get(&self.default_profile).or_else(worst) {
+            self.status.set_coherence(lane.mode(), &lane.why_plain());
+        }
     }
 
     // ---- fences ----
@@ -485,6 +501,17 @@ impl Ctx {
         tracing::warn!("upstream {} is gone, trying again: {why}", self.config.upstream.display());
         *watch = Watch::Gone { logged };
     }
+}
+
+/// What everybody may know of an error: its code, without names.
+fn first_word(reply: &str) -> &str {
+    let error = reply.split_once(": ").map_or(reply, |(_, error)| error);
+    error.split(' ').next().unwrap_or(error)
+}
+
+/// Tells this process's keys and messages from those of all others, also where pods share a host name and a pid.
+fn instance() -> String {
+    format!("{:016x}", RandomState::new().hash_one(std::process::id()))
 }
 
 fn client_name() -> String {

@@ -10,7 +10,6 @@ use tokio::time::timeout;
 
 use super::lane::Lane;
 use crate::observe::clock;
-use crate::resp::Proto;
 use crate::worker::Ctx;
 
 /// Silence of a lane with something outstanding before a fresh connection is asked.
@@ -48,7 +47,7 @@ impl Lane {
         let (heard, epoch) = (self.last_byte.get(), self.epoch.get());
         // The PING must be sent 3 s after the lane's last byte, which is so since `silent_since`.
         let answered = timeout(PATIENCE, async {
-            let mut conn = ctx.pool.fresh(&self.profile, Proto::Resp3).await.ok()?;
+            let mut conn = ctx.pool.fresh(&self.profile, self.proto.get()).await.ok()?;
             conn.link.ask(&[b"PING"]).await.ok()
         });
         let Ok(Some(frame)) = answered.await else { return };

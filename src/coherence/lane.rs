@@ -13,15 +13,17 @@ use tokio::sync::{Notify, oneshot};
 use super::facts::LaneFacts;
 use super::hold::Hold;
 use super::log::Log;
+use super::mode::{Arming, Why};
 use super::wait::{Fetch, FetchRead, MgetFetch, Miss, Part, Refresh, RefreshKey, Relay, Waiter, Waiting};
 use crate::cache::{FormId, StripeId, Token};
 use crate::mutation::{self, Rule};
 use crate::observe::patterns::PatternId;
-use crate::observe::reasons::{Bypass, Discard};
+use crate::observe::reasons::{Bypass, Coherence, Discard};
 use crate::observe::status::{LaneStatus, Status};
-use crate::resp::build;
+use crate::resp::{Proto, build};
 use crate::session::Session;
 use crate::upstream::Profile;
+use crate::upstream::handshake::Refusal;
 use crate::wake::Wake;
 use crate::worker::Ctx;
 
@@ -60,6 +62,10 @@ pub(crate) struct Lane {
     /// Why nothing may be stored through this lane, if so.
     pub(super) uncached: RefCell<Option<String>>,
     pub(super) inner: RefCell<Inner>,
+    /// Which mode it is in, and what decides that.
+    pub(super) arming: Arming,
+    /// What the present connection speaks; RESP2 only where upstream has no RESP3 for it.
+    pub(super) proto: Cell<Proto>,
     /// What health and metrics show of it.
     pub(super) status: Arc<LaneStatus>,
     /// Wakes the lane's task: bytes to write, or a reason to end.
@@ -148,6 +154,8 @@ impl Lane {
                 refreshing: HashMap::default(),
                 throttled: Vec::new(),
             }),
+            arming: Arming::default(),
+            proto: Cell::new(Proto::Resp3),
             wake: Wake::default(),
             changed: Notify::new(),
             kill: RefCell::new(None),
@@ -193,17 +201,17 @@ impl Lane {
         matches!(self.inner.borrow().availability, Availability::Refused(_))
     }
 
-    /// Arms or disarms a live lane after a change of the cache's mode.
-    pub(crate) fn set_tracking(&self, on: bool) {
-        if !on {
-            *self.uncached.borrow_mut() = Some(MODE_OFF.to_owned());
-            self.publish();
-        }
-        if self.is_live() {
+    /// The cache's mode has changed: arms or disarms a live lane.
+    pub(crate) fn set_tracking(self: &Rc<Self>, ctx: &Rc<Ctx>, on: bool) {
+        let tracks = self.is_live() && !self.speaks_resp2() && ctx.config.coherence.mode.wants_tracking();
+        if tracks {
             let word: &[u8] = if on { b"ON" } else { b"OFF" };
             let mut raw = bytes::BytesMut::new();
             build::command(&mut raw, &[b"CLIENT", b"TRACKING", word]);
-            self.send(&mut self.inner.borrow_mut(), crate::observe::clock::now(), &raw, Waiting::Track(on));
+            self.send_own(crate::observe::clock::now(), &raw, Waiting::Track(on));
+        }
+        if !on || (self.is_live() && !tracks) {
+            self.arm(ctx, Err(Refusal::Tracking("not asked for".to_owned())));
         }
     }
 
@@ -252,6 +260,12 @@ impl Lane {
         let epoch = self.epoch.get();
         if epoch == 0 {
             return Err(Bypass::NotLive);
+        }
+        match self.arming.mode() {
+            // T1: nothing tells this lane of changes, so nothing needs to be proved of it.
+            Coherence::Ttl => return Ok(epoch),
+            Coherence::Tracking | Coherence::Pubsub => {}
+            Coherence::Probing | Coherence::None => return Err(Bypass::NotLive),
         }
         let f = self.f.get();
         if now.saturating_sub(f) > max_staleness && !mutation::off(Rule::Lease) {
@@ -315,6 +329,11 @@ impl Lane {
         self.sent.set(self.sent.get() + 1);
         self.last_sent.set(now);
         self.wake.call();
+    }
+
+    /// A command on the lane's own account.
+    pub(super) fn send_own(&self, now: u64, raw: &[u8], kind: Waiting) {
+        self.send(&mut self.inner.borrow_mut(), now, raw, kind);
     }
 
     /// Sends again what a lost connection did not answer (R26), or what was never written to it.
@@ -445,7 +464,7 @@ impl Lane {
 
     pub(super) fn ping(&self, now: u64, kind: Waiting) {
         let raw = if matches!(kind, Waiting::RoleCheck) { HELLO } else { PING };
-        self.send(&mut self.inner.borrow_mut(), now, raw, kind);
+        self.send_own(now, raw, kind);
     }
 
     /// Ends the present connection; the lane reconnects.
@@ -454,12 +473,10 @@ impl Lane {
         self.wake.call();
     }
 
-    /// Stops storing through this lane for as long as it lives.
-    pub(super) fn stop_caching(&self, ctx: &Ctx, why: String) {
-        tracing::warn!(user = %self.profile.user(), db = self.profile.db, "served uncached from now on: {why}");
+    /// Stops storing through this lane for as long as its connection lives.
+    pub(super) fn stop_caching(self: &Rc<Self>, ctx: &Rc<Ctx>, why: Why) {
         ctx.metrics.discarded.inc(Discard::NoPerm);
-        *self.uncached.borrow_mut() = Some(why);
-        self.publish();
+        self.enter(ctx, Coherence::None, why);
     }
 }
 

@@ -18,6 +18,7 @@ mod judge;
 mod lane;
 mod log;
 mod loss;
+mod mode;
 mod payload;
 #[cfg(feature = "bench")]
 mod probe;

@@ -9,18 +9,19 @@ use bytes::BytesMut;
 use tokio::io::AsyncReadExt;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
-use super::lane::{Availability, Lane};
+use super::lane::{Availability, Lane, MGET_POPULATE_MAX};
+use super::mode::Why;
 use super::wait::{Fetch, MgetFetch, Part, Refresh, Relay, Waiting};
 use crate::cache::{Entry, FormEntry, FormId, Token, Value};
 use crate::command::cacheable::Shape;
 use crate::net::{ReadHalf, WriteHalf, drop_front};
 use crate::observe::clock;
 use crate::observe::patterns::PatternId;
-use crate::observe::reasons::{Coherence, Discard, ErrorType, Evict, Flush, Link, Peer, Source, Tag};
+use crate::observe::reasons::{Coherence, Discard, ErrorType, Evict, Flush, Peer, Source, Tag};
 use crate::resp::downgrade::Form;
 use crate::resp::push::{self, Push};
 use crate::resp::reply::{self, Frame, FrameScanner};
-use crate::upstream::handshake::{self, HandshakeError, LaneLink, ServerInfo};
+use crate::upstream::handshake::{self, HandshakeError, LaneLink, Refusal, ServerInfo};
 use crate::upstream::{Backoff, connect};
 use crate::worker::Ctx;
 
@@ -34,9 +35,6 @@ const KEEPALIVE: u64 = 30_000_000_000;
 const READ_RECENTLY: u64 = 30_000_000_000;
 
 const ROLE_CHECK_EVERY: u64 = 1_000_000_000;
-
-/// No entry outlives this in `tracking` mode, whatever the key's TTL (DESIGN 6, `ttl_cap.tracking`).
-const TTL_CAP: u64 = 24 * 3600 * 1_000_000_000;
 
 const MS: u64 = 1_000_000;
 
@@ -127,8 +125,9 @@ enum Failure {
 async fn open(ctx: &Rc<Ctx>, lane: &Rc<Lane>) -> Result<LaneLink, Failure> {
     let limit = ctx.config.upstream.connect_timeout;
     let stream = connect(&ctx.config.upstream.endpoint, limit).await.map_err(|e| Failure::Gone(e.to_string()))?;
+    let track = ctx.cache_serves() && ctx.config.coherence.mode.wants_tracking();
     let hello = async {
-        let mut link = handshake::lane(stream, &lane.profile, &ctx.name, ctx.cache_serves()).await?;
+        let mut link = handshake::lane(stream, &lane.profile, &ctx.name, track).await?;
         if ctx.config.cache.commands.reads_fields() {
             link.ask_for_field_expiry().await?;
         }
@@ -228,20 +227,9 @@ impl Lane {
         ctx.flush_dirty();
     }
 
-    /// R1: alive from the answer to CLIENT TRACKING on, under a number no other connection has had.
-    pub(super) fn came_up(&self, ctx: &Rc<Ctx>, link: &LaneLink) {
+    /// R1: alive from the end of the handshake on, under a number no other connection has had.
+    pub(super) fn came_up(self: &Rc<Self>, ctx: &Rc<Ctx>, link: &LaneLink) {
         let now = clock::now();
-        *self.uncached.borrow_mut() = match &link.tracking {
-            _ if !ctx.cache_serves() => Some(super::lane::MODE_OFF.to_owned()),
-            // R25: a replica learns of expiry and of its own promotion too late for what we promise.
-            Ok(()) if link.info.role != "master" => Some(format!("upstream is a {}", link.info.role)),
-            Ok(()) => None,
-            Err(reply) => {
-                tracing::warn!(user = %self.profile.user(), db = self.profile.db,
-                    "upstream refused CLIENT TRACKING, this user is served uncached: {reply}");
-                Some(format!("upstream refused CLIENT TRACKING: {reply}"))
-            }
-        };
         self.f.set(0);
         self.populated.set(false);
         self.epoch.set(ctx.next_epoch());
@@ -253,8 +241,8 @@ impl Lane {
         self.last_sent.set(now);
         self.last_role_check.set(now);
         ctx.upstream_back(&link.info);
-        self.publish();
-        self.show(ctx);
+        self.proto.set(link.proto);
+        self.arm(ctx, link.tracking.clone());
         self.set_availability(Availability::Ready);
     }
 
@@ -269,7 +257,7 @@ impl Lane {
     }
 
     /// Applies every whole frame in the buffer.
-    fn process(&self, ctx: &Rc<Ctx>, s: &mut Stream) -> Result<(), String> {
+    fn process(self: &Rc<Self>, ctx: &Rc<Ctx>, s: &mut Stream) -> Result<(), String> {
         let mut at = 0;
         let result = loop {
             if s.discarding {
@@ -317,7 +305,7 @@ impl Lane {
     }
 
     /// Reads the front frame off without keeping it; true when its end was reached.
-    fn discard(&self, ctx: &Rc<Ctx>, s: &mut Stream, at: &mut usize) -> Result<bool, String> {
+    fn discard(self: &Rc<Self>, ctx: &Rc<Ctx>, s: &mut Stream, at: &mut usize) -> Result<bool, String> {
         let step = s.scanner.advance(&s.rbuf[*at..]).map_err(|e| format!("garbage from upstream: {e}"))?;
         *at += step.take;
         if step.done {
@@ -329,13 +317,18 @@ impl Lane {
     }
 
     /// One frame's effect, and then what other threads may make of it: never the other way round (see `facts`).
-    pub(super) fn apply(&self, ctx: &Rc<Ctx>, frame: &[u8], nested: &[std::ops::Range<usize>]) -> Result<(), String> {
+    pub(super) fn apply(
+        self: &Rc<Self>,
+        ctx: &Rc<Ctx>,
+        frame: &[u8],
+        nested: &[std::ops::Range<usize>],
+    ) -> Result<(), String> {
         let applied = self.take(ctx, frame, nested);
         self.publish();
         applied
     }
 
-    fn take(&self, ctx: &Rc<Ctx>, frame: &[u8], nested: &[std::ops::Range<usize>]) -> Result<(), String> {
+    fn take(self: &Rc<Self>, ctx: &Rc<Ctx>, frame: &[u8], nested: &[std::ops::Range<usize>]) -> Result<(), String> {
         if frame.first() == Some(&b'>') {
             return self.on_push(ctx, frame);
         }
@@ -352,7 +345,7 @@ impl Lane {
     }
 
     /// R7.
-    fn on_push(&self, ctx: &Rc<Ctx>, frame: &[u8]) -> Result<(), String> {
+    fn on_push(self: &Rc<Self>, ctx: &Rc<Ctx>, frame: &[u8]) -> Result<(), String> {
         match push::push(frame) {
             Some(Push::Invalidate(keys)) => {
                 for key in keys {
@@ -361,6 +354,7 @@ impl Lane {
                 Ok(())
             }
             Some(Push::InvalidateAll) => {
+                self.saw_canary(ctx, None);
                 ctx.l1.flush();
                 ctx.metrics.flushes.inc(Flush::Push);
                 ctx.metrics.invalidated.inc(Tag::Flush);
@@ -373,9 +367,12 @@ impl Lane {
         }
     }
 
-    fn invalidated(&self, ctx: &Ctx, key: &[u8]) {
+    fn invalidated(self: &Rc<Self>, ctx: &Rc<Ctx>, key: &[u8]) {
         let stripe = ctx.l1.stripe(key);
         ctx.l1.invalidate(key);
+        if self.awaits_canary() && self.saw_canary(ctx, Some(key)) {
+            return;
+        }
         ctx.metrics.invalidations.inc(Source::Push);
         ctx.metrics.invalidated.inc(Tag::Push);
         // A push lies before the GET of a refresh that has not been read yet, so that GET's value has it (R17).
@@ -384,7 +381,7 @@ impl Lane {
         }
     }
 
-    fn on_reply(&self, ctx: &Rc<Ctx>, frame: &[u8]) -> Result<(), String> {
+    fn on_reply(self: &Rc<Self>, ctx: &Rc<Ctx>, frame: &[u8]) -> Result<(), String> {
         let waiter = {
             let mut inner = self.inner.borrow_mut();
             let Some(waiter) = inner.fifo.pop_front() else {
@@ -409,12 +406,13 @@ impl Lane {
             Waiting::Sample(sample) => self.on_sample(ctx, &sample, frame),
             Waiting::Ask(tx) => drop(tx.send(frame.to_vec())),
             Waiting::Track(on) => self.on_track(ctx, on, frame),
+            Waiting::Canary(step) => self.on_canary(ctx, step, frame),
             Waiting::Ping | Waiting::Dropped => {}
         }
         Ok(())
     }
 
-    fn on_relay(&self, ctx: &Rc<Ctx>, relay: Relay, t_sent: u64, frame: &[u8]) -> Result<(), String> {
+    fn on_relay(self: &Rc<Self>, ctx: &Rc<Ctx>, relay: Relay, t_sent: u64, frame: &[u8]) -> Result<(), String> {
         for &stripe in relay.ends.as_slice() {
             ctx.l1.end_write(stripe);
             if let Some(refresh) = &relay.refresh {
@@ -426,18 +424,25 @@ impl Lane {
             ctx.metrics.flushes.inc(Flush::Swapdb);
         }
         ctx.metrics.upstream.observe(self.last_byte.get().saturating_sub(t_sent));
+        // On a RESP2 lane all clients speak RESP2, and nothing needs converting.
+        let form = if self.speaks_resp2() { Form::Same } else { relay.form };
         let demoted = relay.write && frame.starts_with(b"-READONLY");
         if let Some(session) = relay.session {
             match relay.hold {
                 Some(hold) => {
-                    hold.keep(session, relay.slot, frame, relay.form);
+                    if self.mode() != Coherence::Tracking {
+                        // No invalidation comes of what it has changed without naming it: to this session at least only
+                        // later readings are served.
+                        session.set_fence();
+                    }
+                    hold.keep(session, relay.slot, frame, form);
                     ctx.fence_others(self, &hold);
                 }
                 None if relay.info => {
                     let whole = crate::session::with_own_info(ctx, frame);
                     session.complete(ctx, relay.slot, &whole, relay.form);
                 }
-                None => session.complete(ctx, relay.slot, frame, relay.form),
+                None => session.complete(ctx, relay.slot, frame, form),
             }
         } else if let Some(hold) = relay.hold {
             hold.release(ctx);
@@ -461,12 +466,12 @@ impl Lane {
         }
     }
 
-    fn on_fetch_ttl(&self, ctx: &Rc<Ctx>, fetch: &Fetch, frame: &[u8]) {
+    fn on_fetch_ttl(self: &Rc<Self>, ctx: &Rc<Ctx>, fetch: &Fetch, frame: &[u8]) {
         let Some(value) = fetch.value.borrow_mut().take() else {
             if !fetch.denied.get() {
                 self.note_denied(ctx, frame);
             }
-            return;
+            return self.supersede(ctx, &fetch.key);
         };
         let read = Reading {
             key: &fetch.key,
@@ -481,7 +486,8 @@ impl Lane {
     }
 
     /// R12: stores a reading if everything still says that it may be.
-    fn store(&self, ctx: &Rc<Ctx>, read: Reading<'_>, pttl: &[u8]) -> bool {
+    fn store(self: &Rc<Self>, ctx: &Rc<Ctx>, read: Reading<'_>, pttl: &[u8]) -> bool {
+        let key = read.key;
         match self.try_store(ctx, read, pttl) {
             Ok(()) => {
                 self.populated.set(true);
@@ -489,12 +495,21 @@ impl Lane {
             }
             Err(why) => {
                 ctx.metrics.discarded.inc(why);
+                self.supersede(ctx, key);
                 false
             }
         }
     }
 
-    fn try_store(&self, ctx: &Rc<Ctx>, read: Reading<'_>, pttl: &[u8]) -> Result<(), Discard> {
+    /// A reading that is not stored has been passed on all the same, and was newer than what is stored. Where changes are
+    /// announced they have taken the older one away; elsewhere this does, or the next hit would go back in time.
+    fn supersede(&self, ctx: &Ctx, key: &[u8]) {
+        if self.mode() != Coherence::Tracking {
+            ctx.l1.invalidate(key);
+        }
+    }
+
+    fn try_store(self: &Rc<Self>, ctx: &Rc<Ctx>, read: Reading<'_>, pttl: &[u8]) -> Result<(), Discard> {
         if read.token.epoch != self.epoch.get() || !self.caches() {
             return Err(Discard::Epoch);
         }
@@ -505,7 +520,7 @@ impl Lane {
         let cache = &ctx.config.cache;
         let absent = read.shape.agrees(read.value.frame(), ttl).ok_or(Discard::Inconsistent)?;
         let own_limit = if absent { cache.negative_ttl } else { cache.default_ttl };
-        let mut life = nanos(own_limit).min(TTL_CAP);
+        let mut life = nanos(own_limit).min(self.ttl_cap(ctx));
         if ttl >= 0 {
             let upstream = ttl as u64 * MS;
             life = life.min(upstream.checked_sub(nanos(cache.ttl_buffer)).ok_or(Discard::Ttl)?);
@@ -536,12 +551,22 @@ impl Lane {
         Ok(())
     }
 
+    /// No entry outlives this, whatever the key's TTL.
+    fn ttl_cap(&self, ctx: &Ctx) -> u64 {
+        let cap = &ctx.config.coherence.ttl_cap;
+        nanos(match self.mode() {
+            Coherence::Pubsub => cap.pubsub,
+            Coherence::Ttl => cap.ttl,
+            Coherence::Tracking | Coherence::Probing | Coherence::None => cap.tracking,
+        })
+    }
+
     /// An error where our own GET or PTTL should have been answered: NOPERM ends caching for this profile, because each
     /// attempt writes upstream's ACL LOG (decision 5).
-    fn note_denied(&self, ctx: &Ctx, frame: &[u8]) {
+    fn note_denied(self: &Rc<Self>, ctx: &Rc<Ctx>, frame: &[u8]) {
         if frame.starts_with(b"-NOPERM") && self.caches() {
             let text = handshake::error_text(frame);
-            self.stop_caching(ctx, format!("upstream denies this user what the cache needs: {text}"));
+            self.stop_caching(ctx, Why::with(super::mode::DENIED, &text));
         }
     }
 
@@ -557,6 +582,8 @@ impl Lane {
             for (miss, frame) in misses.iter_mut().zip(&replies) {
                 miss.value = if miss.token.is_some() { cacheable(ctx, frame) } else { None };
             }
+            let read_back = misses.len() <= MGET_POPULATE_MAX;
+            misses.iter().filter(|m| !read_back || m.value.is_none()).for_each(|m| self.supersede(ctx, &m.key));
         }
         let Some(session) = session else { return };
         if !whole {
@@ -585,7 +612,7 @@ impl Lane {
             })
     }
 
-    fn on_mget_ttl(&self, ctx: &Rc<Ctx>, fetch: &MgetFetch, i: usize, frame: &[u8]) {
+    fn on_mget_ttl(self: &Rc<Self>, ctx: &Rc<Ctx>, fetch: &MgetFetch, i: usize, frame: &[u8]) {
         let mut misses = fetch.misses.borrow_mut();
         let Some(miss) = misses.get_mut(i) else { return };
         let (Some(value), Some(token)) = (miss.value.take(), miss.token) else { return };
@@ -594,7 +621,7 @@ impl Lane {
         self.store(ctx, read, frame);
     }
 
-    fn on_refresh(&self, ctx: &Rc<Ctx>, refresh: &Rc<Refresh>, frame: &[u8]) {
+    fn on_refresh(self: &Rc<Self>, ctx: &Rc<Ctx>, refresh: &Rc<Refresh>, frame: &[u8]) {
         self.forget_refresh(refresh);
         let mut keys = refresh.keys.borrow_mut();
         if let [key] = keys.as_mut_slice() {
@@ -622,7 +649,7 @@ impl Lane {
         }
     }
 
-    fn on_refresh_ttl(&self, ctx: &Rc<Ctx>, refresh: &Refresh, i: usize, frame: &[u8]) {
+    fn on_refresh_ttl(self: &Rc<Self>, ctx: &Rc<Ctx>, refresh: &Refresh, i: usize, frame: &[u8]) {
         let mut keys = refresh.keys.borrow_mut();
         let Some(key) = keys.get_mut(i) else { return };
         let Some(value) = key.value.take() else { return };
@@ -633,29 +660,15 @@ impl Lane {
     }
 
     /// The answer to CLIENT TRACKING after a change of mode: what is read from here on may be stored.
-    fn on_track(&self, ctx: &Rc<Ctx>, on: bool, frame: &[u8]) {
+    fn on_track(self: &Rc<Self>, ctx: &Rc<Ctx>, on: bool, frame: &[u8]) {
         if on && ctx.cache_serves() {
-            let refused = reply::is_error(frame).then(|| handshake::error_text(frame));
-            *self.uncached.borrow_mut() = refused.map(|reply| format!("upstream refused CLIENT TRACKING: {reply}"));
-            self.show(ctx);
+            let refused = reply::is_error(frame).then(|| Refusal::Tracking(handshake::error_text(frame)));
+            self.arm(ctx, refused.map_or(Ok(()), Err));
         }
     }
 
-    /// What health and metrics show.
-    fn show(&self, ctx: &Ctx) {
-        let link = match (self.is_live(), self.caches(), ctx.cache_serves()) {
-            (false, ..) => Link::Down,
-            (true, true, _) | (true, false, false) => Link::Live,
-            (true, false, true) => Link::Untracked,
-        };
-        self.status.set_link(link);
-        self.status.set_epoch(self.epoch.get());
-        let tracks = self.caches() || ctx.lanes.borrow().values().any(|lane| lane.is_live() && lane.caches());
-        ctx.status.set_coherence(if tracks { Coherence::Tracking } else { Coherence::None });
-    }
-
     /// R5: the server behind the connection is still the same one, and still what it was.
-    fn on_role_check(&self, ctx: &Ctx, frame: &[u8]) -> Result<(), String> {
+    fn on_role_check(self: &Rc<Self>, ctx: &Rc<Ctx>, frame: &[u8]) -> Result<(), String> {
         match ServerInfo::parse(frame) {
             Some(info) if info.id != self.upstream_id.get() => {
                 Err(format!("upstream's client id changed from {} to {}", self.upstream_id.get(), info.id))
@@ -706,6 +719,7 @@ impl Lane {
         if let Some(limit) = ctx.config.upstream.request_timeout {
             self.time_out(ctx, now.saturating_sub(nanos(limit)));
         }
+        self.repeat_canary(ctx, now);
         self.judge(ctx, now);
         super::sample::turn(ctx, now, self.sent.take());
     }

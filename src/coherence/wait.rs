@@ -7,6 +7,7 @@ use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
 use super::hold::Hold;
+use super::mode::Step;
 use super::sample::Sample;
 use crate::cache::{FormId, StripeId, Token, Value};
 use crate::command::cacheable::Shape;
@@ -46,6 +47,8 @@ pub(super) enum Waiting {
     Track(bool),
     /// GET of an entry that is compared with upstream.
     Sample(Box<Sample>),
+    /// The lane's own reading of its canary's key, and the PING behind the canary's write.
+    Canary(Step),
     /// Asked by ourselves.
     Ask(oneshot::Sender<Vec<u8>>),
     /// Nobody waits any more; the reply still has to be read off.
@@ -55,7 +58,7 @@ pub(super) enum Waiting {
 impl Waiting {
     /// A PING of ours: what a stuck lane is judged by (decision 9).
     pub(super) fn is_ping(&self) -> bool {
-        matches!(self, Waiting::Ping | Waiting::RoleCheck | Waiting::Fence(_))
+        matches!(self, Waiting::Ping | Waiting::RoleCheck | Waiting::Fence(_) | Waiting::Canary(Step::Bar))
     }
 }
 

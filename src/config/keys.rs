@@ -44,6 +44,11 @@ pub(super) const KEYS: &[&str] = &[
     "coherence.max_staleness",
     "coherence.channel",
     "coherence.sample_per_second",
+    "coherence.ttl_cap.tracking",
+    "coherence.ttl_cap.pubsub",
+    "coherence.ttl_cap.ttl",
+    "coherence.pubsub_atomic",
+    "coherence.canary",
     "commands.shutdown",
     "http.listen",
     "http.allowed_hosts",
@@ -181,7 +186,10 @@ mod tests {
 
     #[test]
     fn without_a_likely_key_the_section_is_listed() {
-        assert_eq!(hint("coherence.frobnicate"), "known keys here: mode, max_staleness, channel, sample_per_second");
+        assert_eq!(
+            hint("coherence.frobnicate"),
+            "known keys here: mode, max_staleness, channel, sample_per_second, ttl_cap, pubsub_atomic, canary"
+        );
         assert!(hint("frobnicate").starts_with("known keys here: environment, listen, upstream,"));
     }
 

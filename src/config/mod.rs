@@ -236,12 +236,52 @@ pub(crate) struct Coherence {
     pub(crate) channel: String,
     /// Entries compared with upstream; 0: none.
     pub(crate) sample_per_second: usize,
+    pub(crate) ttl_cap: TtlCap,
+    /// In `pubsub` mode a write and its message are one transaction.
+    pub(crate) pubsub_atomic: bool,
+    pub(crate) canary: Canary,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CoherenceMode {
     Auto,
     Tracking,
+    Pubsub,
+    Ttl,
+}
+
+impl CoherenceMode {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            CoherenceMode::Auto => "auto",
+            CoherenceMode::Tracking => "tracking",
+            CoherenceMode::Pubsub => "pubsub",
+            CoherenceMode::Ttl => "ttl",
+        }
+    }
+
+    /// A lane asks upstream for CLIENT TRACKING.
+    pub(crate) fn wants_tracking(self) -> bool {
+        matches!(self, CoherenceMode::Auto | CoherenceMode::Tracking)
+    }
+}
+
+/// No entry outlives its mode's cap, whatever the key's TTL. At least 1 ms, at most 24 h.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TtlCap {
+    pub(crate) tracking: Duration,
+    pub(crate) pubsub: Duration,
+    pub(crate) ttl: Duration,
+}
+
+/// When a lane proves with a key of its own that invalidations reach it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Canary {
+    Off,
+    /// At each connect.
+    Start,
+    /// At each connect, and again so often; at least 1 s.
+    Every(Duration),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

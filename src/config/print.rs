@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use super::{
-    AdminResp, CacheMode, CoherenceMode, Config, Environment, Eviction, LogFormat, OnWrite,
+    AdminResp, CacheMode, Canary, Config, Environment, Eviction, LogFormat, OnWrite,
     file::quoted,
     units::{show_duration, show_size},
 };
@@ -53,10 +53,7 @@ fn entries(config: &Config) -> Vec<(&'static str, Shown)> {
     out.path("admin.password_file", admin.password_file.as_deref());
     out.value("workers", workers);
     out.cache(cache);
-    out.value("coherence.mode", coherence_word(coherence.mode));
-    out.value("coherence.max_staleness", show_duration(coherence.max_staleness));
-    out.value("coherence.channel", quoted(&coherence.channel));
-    out.value("coherence.sample_per_second", coherence.sample_per_second);
+    out.coherence(coherence);
     out.value("commands.shutdown", commands.shutdown);
     out.list("http.listen", http.listen.iter().map(ToString::to_string));
     out.list("http.allowed_hosts", http.allowed_hosts.iter().cloned());
@@ -125,6 +122,18 @@ impl Entries {
         self.size("cache.update_max_bytes", cache.update_max_bytes);
     }
 
+    fn coherence(&mut self, coherence: &super::Coherence) {
+        self.value("coherence.mode", coherence.mode.as_str());
+        self.value("coherence.max_staleness", show_duration(coherence.max_staleness));
+        self.value("coherence.channel", quoted(&coherence.channel));
+        self.value("coherence.sample_per_second", coherence.sample_per_second);
+        self.value("coherence.ttl_cap.tracking", show_duration(coherence.ttl_cap.tracking));
+        self.value("coherence.ttl_cap.pubsub", show_duration(coherence.ttl_cap.pubsub));
+        self.value("coherence.ttl_cap.ttl", show_duration(coherence.ttl_cap.ttl));
+        self.value("coherence.pubsub_atomic", coherence.pubsub_atomic);
+        self.value("coherence.canary", canary_word(coherence.canary));
+    }
+
     fn value(&mut self, key: &'static str, value: impl ToString) {
         self.0.push((key, Shown::Value(value.to_string())));
     }
@@ -184,10 +193,11 @@ fn on_write_word(on_write: OnWrite) -> &'static str {
     }
 }
 
-fn coherence_word(mode: CoherenceMode) -> &'static str {
-    match mode {
-        CoherenceMode::Auto => "auto",
-        CoherenceMode::Tracking => "tracking",
+fn canary_word(canary: Canary) -> String {
+    match canary {
+        Canary::Off => "off".to_owned(),
+        Canary::Start => "start".to_owned(),
+        Canary::Every(interval) => show_duration(interval),
     }
 }
 

@@ -11,8 +11,8 @@ use std::{
 };
 
 use super::{
-    Admin, AdminResp, Cache, CacheMode, Coherence, CoherenceMode, Commands, Config, Environment, Eviction, Http,
-    Listen, Log, LogFormat, OnWrite, Retry, Secret, Upstream, cpu,
+    Admin, AdminResp, Cache, CacheMode, Canary, Coherence, CoherenceMode, Commands, Config, Environment, Eviction,
+    Http, Listen, Log, LogFormat, OnWrite, Retry, Secret, TtlCap, Upstream, cpu,
     file::{Node, Value},
     settings::Settings,
     units::{self, DURATION_MAX, SIZE_MAX, shown},
@@ -62,7 +62,7 @@ const CHANNEL: &str = "nearside:invalidate";
 /// More would be a load of its own, and it is held to 1 % of the commands sent anyway.
 const SAMPLES_MAX: u64 = 1000;
 
-/// The TTL cap of tracking mode (DESIGN 4): what Redis never signals must end some day.
+/// No entry lives longer in any mode (DESIGN 4): what Redis never signals must end some day.
 const TTL_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// The longest path a unix socket address holds on Linux, without its closing zero.
@@ -229,12 +229,21 @@ impl<'s> Resolver<'s> {
     }
 
     fn coherence(&mut self) -> Coherence {
-        let words = [("auto", CoherenceMode::Auto), ("tracking", CoherenceMode::Tracking)];
+        use CoherenceMode::{Auto, Pubsub, Tracking, Ttl};
+        let words = [Auto, Tracking, Pubsub, Ttl].map(|mode| (mode.as_str(), mode));
+        let cap = millis(1)..=TTL_MAX;
         Coherence {
             mode: self.word("coherence.mode", &words),
             max_staleness: self.duration("coherence.max_staleness", secs(1), STALENESS_MIN..=DURATION_MAX),
             channel: self.one("coherence.channel", CHANNEL.to_owned(), channel),
             sample_per_second: self.count("coherence.sample_per_second", 1, 0..=SAMPLES_MAX),
+            ttl_cap: TtlCap {
+                tracking: self.duration("coherence.ttl_cap.tracking", TTL_MAX, cap.clone()),
+                pubsub: self.duration("coherence.ttl_cap.pubsub", secs(5), cap.clone()),
+                ttl: self.duration("coherence.ttl_cap.ttl", secs(1), cap),
+            },
+            pubsub_atomic: self.one("coherence.pubsub_atomic", true, units::boolean),
+            canary: self.one("coherence.canary", Canary::Start, canary),
         }
     }
 
@@ -439,6 +448,21 @@ fn channel(text: &str) -> Result<String, String> {
         return Err(format!("{} {what} {CHANNEL}", shown(text)));
     }
     Ok(text.to_owned())
+}
+
+/// More often would be a write a moment to every upstream for a figure that nobody reads so often.
+const CANARY_MIN: Duration = secs(1);
+
+fn canary(text: &str) -> Result<Canary, String> {
+    match text {
+        // As Helm renders `off`.
+        "off" | "false" => Ok(Canary::Off),
+        "start" => Ok(Canary::Start),
+        _ => units::duration(text, CANARY_MIN..=DURATION_MAX).map(Canary::Every).map_err(|what| {
+            let unclear = what.contains("is not a duration");
+            if unclear { format!("{} is not off, start or an interval, for example 60s", shown(text)) } else { what }
+        }),
+    }
 }
 
 /// Names only: addresses are always allowed, and a port is not part of what is compared.

@@ -79,6 +79,9 @@ fn the_defaults_are_those_of_the_design() {
     assert_eq!(config.coherence.max_staleness, Duration::from_secs(1));
     assert_eq!(config.coherence.channel, "nearside:invalidate");
     assert_eq!(config.coherence.sample_per_second, 1);
+    assert_eq!(config.coherence.mode, CoherenceMode::Auto);
+    assert_eq!(config.coherence.ttl_cap.pubsub, Duration::from_secs(5));
+    assert_eq!(config.coherence.canary, Canary::Start);
     assert_eq!(config.http.listen, ["127.0.0.1:9380".parse().unwrap()]);
     assert_eq!(config.log.level, tracing::Level::INFO);
 }
@@ -137,7 +140,7 @@ admin: {resp: off}
 workers: 1
 cache: {mode: off, commands: [hgetall, Json.Get], max_bytes: 3MiB, max_entries: 7, max_value_bytes: 9KiB, default_ttl: 1h, negative_ttl: 0s, ttl_buffer: 0,
         eviction: lru, on_write: resident, update_max_bytes: 8KiB}
-coherence: {mode: tracking, max_staleness: 10ms, channel: "app:drop", sample_per_second: 5}
+coherence: {mode: pubsub, max_staleness: 10ms, channel: "app:drop", sample_per_second: 5, ttl_cap: {tracking: 1h, pubsub: 1m, ttl: 1ms}, pubsub_atomic: false, canary: 90s}
 commands: {shutdown: true}
 http: {listen: [], allowed_hosts: [Nearside.Example], max_connections: 3}
 log: {level: trace, format: json}
@@ -224,6 +227,7 @@ fn off_may_arrive_as_a_boolean() {
     for word in ["off", "\"off\"", "false"] {
         assert_eq!(loaded(&format!("cache: {{mode: {word}}}")).cache.mode, CacheMode::Off, "{word}");
         assert_eq!(loaded(&format!("admin: {{resp: {word}}}")).admin.resp, AdminResp::Off, "{word}");
+        assert_eq!(loaded(&format!("coherence: {{canary: {word}}}")).coherence.canary, Canary::Off, "{word}");
     }
     assert_eq!(loaded("admin: {resp: true}").admin.resp, AdminResp::On);
 }
@@ -242,7 +246,7 @@ fn problems_name_file_line_key_and_what_would_be_right() {
         ("\nlistne: {}\n", "x.yaml:2: listne: unknown key; did you mean listen?"),
         (
             "coherence:\n\n  frob: 1\n",
-            "x.yaml:3: coherence.frob: unknown key; known keys here: mode, max_staleness, channel, sample_per_second",
+            "x.yaml:3: coherence.frob: unknown key; known keys here: mode, max_staleness, channel, sample_per_second, ttl_cap, pubsub_atomic, canary",
         ),
         (
             "cache: {default_ttl: 300}",
@@ -272,6 +276,18 @@ fn problems_name_file_line_key_and_what_would_be_right() {
         (
             "coherence: {channel: \"a\\tb\"}",
             "x.yaml:1: coherence.channel: \"a\\tb\" has blanks or control characters; write one word, for example nearside:invalidate",
+        ),
+        ("coherence: {mode: psync}", "x.yaml:1: coherence.mode: \"psync\" is not one of auto, tracking, pubsub, ttl"),
+        ("coherence: {ttl_cap: {ttl: 0s}}", "x.yaml:1: coherence.ttl_cap.ttl: \"0s\" is too small; at least 1ms"),
+        (
+            "coherence: {ttl_cap: {pubsub: 25h}}",
+            "x.yaml:1: coherence.ttl_cap.pubsub: \"25h\" is too large; at most 24h",
+        ),
+        ("coherence: {pubsub_atomic: 2}", "x.yaml:1: coherence.pubsub_atomic: \"2\" is not true or false"),
+        ("coherence: {canary: 500ms}", "x.yaml:1: coherence.canary: \"500ms\" is too small; at least 1s"),
+        (
+            "coherence: {canary: often}",
+            "x.yaml:1: coherence.canary: \"often\" is not off, start or an interval, for example 60s",
         ),
         (
             "coherence: {sample_per_second: 1001}",

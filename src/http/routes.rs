@@ -145,7 +145,7 @@ impl Routes {
         match page {
             Page::Metrics => self.metrics(),
             Page::Live => json(StatusCode::OK, Plain { status: "ok" }),
-            Page::Ready => json(code(status.ready()), Plain { status: phase(status) }),
+            Page::Ready => json(code(status.ready()), Ready::of(status)),
             Page::Startup => json(code(status.started()), Plain { status: phase(status) }),
             Page::Health => json(code(status.ready()), Health::of(status)),
             Page::Cache => json(StatusCode::OK, Cache::of(&self.view)),
@@ -203,6 +203,20 @@ struct Plain {
     status: &'static str,
 }
 
+/// Ready is whoever takes commands; the rest is for whoever looks.
+#[derive(Serialize)]
+struct Ready {
+    status: &'static str,
+    coherence: &'static str,
+    degraded: Vec<String>,
+}
+
+impl Ready {
+    fn of(status: &Status) -> Self {
+        Self { status: phase(status), coherence: status.coherence().as_str(), degraded: status.degraded() }
+    }
+}
+
 #[derive(Serialize)]
 struct Health {
     /// `starting`, `ok`, `degraded`, `draining`.
@@ -210,6 +224,7 @@ struct Health {
     mode: &'static str,
     backend: &'static str,
     coherence: &'static str,
+    coherence_why: String,
     upstream: Upstream,
     channel: Channel,
     degraded: Vec<String>,
@@ -251,6 +266,7 @@ impl Health {
             mode: status.mode().as_str(),
             backend: status.backend(),
             coherence: status.coherence().as_str(),
+            coherence_why: status.coherence_why(),
             upstream: Upstream {
                 up: status.upstream_up(),
                 error: Some(status.upstream_error()).filter(|error| !error.is_empty()),
@@ -286,6 +302,7 @@ struct Lane {
     db: u32,
     user: String,
     link: &'static str,
+    mode: &'static str,
     live: bool,
     epoch: u64,
     lease_age_ms: Option<f64>,
@@ -322,6 +339,7 @@ impl Lane {
             db: lane.db,
             user: lane.user.clone(),
             link: lane.link().as_str(),
+            mode: lane.mode().as_str(),
             live: lane.live(),
             epoch: lane.epoch(),
             lease_age_ms: lane.lease_age().map(|nanos| nanos as f64 / 1e6),

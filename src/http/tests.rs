@@ -121,7 +121,7 @@ fn health_says_what_is_degraded_and_stays_ready() {
     assert_eq!(body["degraded"][0], "upstream: Connection refused");
 
     status.set_upstream_up();
-    status.set_coherence(Coherence::Tracking);
+    status.set_coherence(Coherence::Tracking, "");
     let body = server.get("/health").1;
     assert_eq!(body["status"], "ok");
     assert_eq!(body["coherence"], "tracking");

@@ -90,6 +90,8 @@ const FAMILIES: &[Family] = &[
         link_state),
     family!(Gauge "nearside_lease_age_seconds" [] "Age of the oldest lane's last proof of coherence; 0 before the first.",
         lease_age),
+    family!(Histogram "nearside_invalidation_lag_seconds" [] "From a canary's write on another connection to its invalidation applied here.",
+        |v, out| out.push_histogram(&[], &v.metrics.lag)),
     family!(Gauge "nearside_lane_epoch" [] "The newest lane's epoch: it grows whenever a lane is lost.",
         |v, out| out.push(&[], v.status.lanes().iter().map(|lane| lane.epoch()).max().unwrap_or(0) as f64)),
     family!(Gauge "nearside_channel_state" ["state"] "1 for the state of the subscription to the sidecars' channel, 0 for the others.",

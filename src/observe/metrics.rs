@@ -48,6 +48,8 @@ pub(crate) struct Metrics {
     pub(crate) requests: [Histogram; Timed::COUNT],
     pub(crate) commands: Labeled<{ Class::COUNT }>,
     pub(crate) upstream: Histogram,
+    /// From a canary's write to its invalidation.
+    pub(crate) lag: Histogram,
     pub(crate) reconnects: Counter,
     pub(crate) in_flight: Gauge,
     pub(crate) pinned_connections: Gauge,
@@ -108,6 +110,7 @@ impl Metrics {
             requests: std::array::from_fn(|_| Histogram::default()),
             commands: Labeled::new(Class::WORDS),
             upstream: Histogram::default(),
+            lag: Histogram::default(),
             reconnects: Counter::default(),
             in_flight: Gauge::default(),
             pinned_connections: Gauge::default(),

@@ -20,6 +20,8 @@ pub(crate) struct Status {
     /// Why upstream is not up; empty while it is.
     upstream_error: Mutex<String>,
     coherence: AtomicU8,
+    /// Why it is that.
+    coherence_why: Mutex<String>,
     mode: AtomicU8,
     backend: &'static str,
     /// As many as there are profiles with a lane, so `upstream.lanes_max` at most.
@@ -36,6 +38,7 @@ impl Status {
             upstream_up: AtomicBool::new(false),
             upstream_error: Mutex::new(String::new()),
             coherence: AtomicU8::new(Coherence::Probing as u8),
+            coherence_why: Mutex::new(String::new()),
             mode: AtomicU8::new(mode as u8),
             backend,
             lanes: Mutex::new(Vec::new()),
@@ -63,7 +66,9 @@ impl Status {
         self.upstream_up.store(false, Relaxed);
     }
 
-    pub(crate) fn set_coherence(&self, mode: Coherence) {
+    /// `why` is for everybody, as in `set_upstream_down`.
+    pub(crate) fn set_coherence(&self, mode: Coherence, why: &str) {
+        *self.coherence_why.lock() = why.to_owned();
         self.coherence.store(mode as u8, Relaxed);
     }
 
@@ -107,6 +112,10 @@ impl Status {
         decode(Coherence::ALL, &self.coherence)
     }
 
+    pub(crate) fn coherence_why(&self) -> String {
+        self.coherence_why.lock().clone()
+    }
+
     pub(crate) fn mode(&self) -> Mode {
         decode(Mode::ALL, &self.mode)
     }
@@ -130,17 +139,32 @@ impl Status {
                 why => format!("upstream: {why}"),
             });
         }
-        let weak = match self.coherence() {
-            Coherence::Pubsub | Coherence::Ttl => true,
-            Coherence::None => self.mode() == Mode::Serve,
-            Coherence::Probing | Coherence::Tracking => false,
-        };
-        if weak {
-            reasons.push(format!("coherence: {}", self.coherence().as_str()));
+        if self.mode() == Mode::Serve {
+            reasons.extend(self.coherence_troubles());
         }
         reasons.extend(self.lane_troubles());
         reasons.extend(self.channel.trouble());
         reasons
+    }
+
+    /// Lanes in a mode that promises less than was asked for, or hardly anything, with the reason; once for all lanes that
+    /// have the same.
+    fn coherence_troubles(&self) -> Vec<String> {
+        let lanes = self.lanes();
+        if lanes.is_empty() {
+            let none = self.coherence() == Coherence::None;
+            return none.then(|| format!("coherence: none: {}", self.coherence_why())).into_iter().collect();
+        }
+        let all: Vec<_> = lanes.iter().filter(|lane| lane.is_weak()).map(|lane| (lane.mode(), lane.why())).collect();
+        let mut texts = Vec::new();
+        for (mode, why) in &all {
+            let count = all.iter().filter(|other| **other == (*mode, why.clone())).count();
+            let text = format!("coherence: {} on {count} of {} lanes: {why}", mode.as_str(), lanes.len());
+            if !texts.contains(&text) {
+                texts.push(text);
+            }
+        }
+        texts
     }
 
     /// How many lanes are in each state but the good one. No names of users: everybody may see /health.
@@ -210,6 +234,10 @@ pub(crate) struct LaneStatus {
     /// The upstream user; `default` where no credentials were given.
     pub(crate) user: String,
     link: AtomicU8,
+    mode: AtomicU8,
+    /// `mode` is less than one would wish for.
+    weak: AtomicBool,
+    why: Mutex<String>,
     epoch: AtomicU64,
     /// F (COHERENCE decision 2): when the newest answered command was sent, by `clock::now`; 0 = never.
     proved_at: AtomicU64,
@@ -221,6 +249,9 @@ impl LaneStatus {
             db,
             user: user.to_owned(),
             link: AtomicU8::new(Link::Connecting as u8),
+            mode: AtomicU8::new(Coherence::Probing as u8),
+            weak: AtomicBool::new(false),
+            why: Mutex::new(String::new()),
             epoch: AtomicU64::new(0),
             proved_at: AtomicU64::new(0),
         }
@@ -228,6 +259,31 @@ impl LaneStatus {
 
     pub(crate) fn set_link(&self, link: Link) {
         self.link.store(link as u8, Relaxed);
+    }
+
+    /// What keeps its entries coherent. `chosen`: the configuration asks for just that, so it is no fault where the mode
+    /// promises a bound of its own.
+    pub(crate) fn set_mode(&self, mode: Coherence, chosen: bool, why: &str) {
+        *self.why.lock() = why.to_owned();
+        let weak = match mode {
+            Coherence::Probing | Coherence::Tracking => false,
+            Coherence::Pubsub => !chosen,
+            Coherence::Ttl | Coherence::None => true,
+        };
+        self.weak.store(weak, Relaxed);
+        self.mode.store(mode as u8, Relaxed);
+    }
+
+    pub(crate) fn mode(&self) -> Coherence {
+        decode(Coherence::ALL, &self.mode)
+    }
+
+    pub(crate) fn why(&self) -> String {
+        self.why.lock().clone()
+    }
+
+    fn is_weak(&self) -> bool {
+        self.weak.load(Relaxed)
     }
 
     pub(crate) fn set_epoch(&self, epoch: u64) {
@@ -285,16 +341,21 @@ mod tests {
         status.set_upstream_down("Connection refused");
         assert_eq!(status.degraded(), ["upstream: Connection refused"]);
         status.set_upstream_up();
-        status.set_coherence(Coherence::Tracking);
         let lane = status.add_lane(3, "app");
         lane.set_link(Link::Untracked);
         assert_eq!(status.degraded(), ["lanes: 1 of 1 untracked"]);
         lane.set_link(Link::Live);
         assert!(status.degraded().is_empty());
-        status.set_coherence(Coherence::Ttl);
-        assert_eq!(status.degraded(), ["coherence: ttl"]);
-        status.set_coherence(Coherence::None);
-        assert_eq!(status.degraded(), ["coherence: none"]);
+        lane.set_mode(Coherence::Ttl, false, "why not");
+        assert_eq!(status.degraded(), ["coherence: ttl on 1 of 1 lanes: why not"]);
+        let other = status.add_lane(3, "other");
+        other.set_link(Link::Live);
+        other.set_mode(Coherence::Pubsub, true, "as asked");
+        assert_eq!(status.degraded(), ["coherence: ttl on 1 of 2 lanes: why not"]);
+        other.set_mode(Coherence::Ttl, false, "why not");
+        assert_eq!(status.degraded(), ["coherence: ttl on 2 of 2 lanes: why not"]);
+        other.set_mode(Coherence::None, false, "nothing");
+        assert_eq!(status.degraded()[1], "coherence: none on 1 of 2 lanes: nothing");
         status.set_mode(Mode::Off);
         assert!(status.degraded().is_empty(), "switched off is no fault");
     }

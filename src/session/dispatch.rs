@@ -20,7 +20,7 @@ use crate::config::OnWrite;
 use crate::net::drop_front;
 use crate::observe::clock;
 use crate::observe::patterns::PatternId;
-use crate::observe::reasons::{Bypass, Class, Dropped, Flush, Method, Peer, Source, Timed};
+use crate::observe::reasons::{Bypass, Class, Coherence, Dropped, Flush, Method, Peer, Source, Timed};
 use crate::resp::Proto;
 use crate::resp::build;
 use crate::resp::request::{Arg, ProtocolError, Scan};
@@ -97,6 +97,9 @@ pub(super) struct Batch {
     vouched: Result<u64, Bypass>,
     /// What the router would make of any GET of this read, as long as nothing outstanding forbids it.
     straight: Option<u64>,
+    /// Entries read before this time are not served (0: all may be): where no invalidation tells of what this session has
+    /// seen or done elsewhere, only a later reading can know of it.
+    since: u64,
     flush_gen: u64,
     hits: u64,
     /// There are more requests behind the present one.
@@ -108,10 +111,31 @@ impl Batch {
         let now = clock::now();
         ctx.now.set(now);
         let lane = session.lane(ctx);
-        let vouched = lane.vouches(now, session.fence.get(), ctx.max_staleness);
+        let vouched = vouched(ctx, &lane, session, now);
         let straight = straight(ctx, &lane, vouched);
-        Batch { now, lane, vouched, straight, flush_gen: ctx.l1.flush_gen(), hits: 0, more: false }
+        let since = since(&lane, session);
+        Batch { now, lane, vouched, straight, since, flush_gen: ctx.l1.flush_gen(), hits: 0, more: false }
     }
+
+    fn usable<'f>(&self, forms: &'f Forms, epoch: u64) -> Option<&'f cache::Entry> {
+        cache::usable(forms, epoch, self.flush_gen, self.now).filter(|e| self.is_recent(e))
+    }
+
+    pub(super) fn is_recent(&self, entry: &cache::Entry) -> bool {
+        entry.t_sent > self.since
+    }
+}
+
+fn vouched(ctx: &Ctx, lane: &Lane, session: &Session, now: u64) -> Result<u64, Bypass> {
+    // What a RESP2 lane has read is no answer to a client that speaks RESP3.
+    if lane.speaks_resp2() && session.proto() == Proto::Resp3 {
+        return Err(Bypass::NoLane);
+    }
+    lane.vouches(now, session.fence.get(), ctx.max_staleness)
+}
+
+fn since(lane: &Lane, session: &Session) -> u64 {
+    if lane.mode() == Coherence::Tracking { 0 } else { session.fence.get() }
 }
 
 /// The part of the router's view that is the same for every GET of one read.
@@ -200,8 +224,9 @@ impl Batch {
             }
             self.lane = lane;
         }
-        self.vouched = self.lane.vouches(self.now, session.fence.get(), ctx.max_staleness);
+        self.vouched = vouched(ctx, &self.lane, session, self.now);
         self.straight = straight(ctx, &self.lane, self.vouched);
+        self.since = since(&self.lane, session);
     }
 
     fn account(&self, ctx: &Ctx, session: &Session) {
@@ -311,6 +336,10 @@ impl Session {
             Route::SwapDb => self.forward(ctx, b, req, spec, mute, Some(Effect::SwapDb)),
             Route::Announce => self.announce(ctx, b, req, spec, mute),
             Route::Pinned(why) => Some(Step::Suspend(Work::Pinned(why, Owned::of(req)))),
+            Route::Local if spec.kind == Kind::Hello && b.lane.availability() == Availability::Starting => {
+                // Which protocols there are is upstream's to say, as long as it may say so soon.
+                Some(Step::Suspend(Work::AwaitLane(Owned::of(req))))
+            }
             Route::Local => {
                 let step = self.local(ctx, b.now, req, spec, mute);
                 b.follow(ctx, self);
@@ -353,9 +382,11 @@ impl Session {
         let reads = serves && kept.is_some();
         View {
             serves,
-            kept: kept.is_some(),
+            // Of other commands a copy is kept in RESP3, which is exact for clients of both protocols.
+            kept: kept.is_some() && (!b.lane.speaks_resp2() || matches!(spec.kind, Kind::Get | Kind::Mget)),
             fields_expire: kept.is_some_and(Kept::of_fields) && !b.lane.fields_stay(),
-            caches: !reads || b.lane.caches(),
+            // An arming lane caches in a moment, and says itself that it does not vouch for anything yet.
+            caches: !reads || b.lane.caches() || b.lane.is_arming(),
             vouched: b.vouched,
             blocked: self.blockers.get() > 0,
             named: reads && self.named.get() != 0 && self.names_any(ctx, spec, req),
@@ -390,7 +421,7 @@ impl Session {
         let key = req.arg(1);
         if let Ok(epoch) = epoch
             && let Some(forms) = ctx.l1.get(key)
-            && let Some(entry) = cache::usable(&forms, epoch, b.flush_gen, b.now)
+            && let Some(entry) = b.usable(&forms, epoch)
         {
             b.hits += 1;
             ctx.metrics.patterns.hit(entry.pattern);
@@ -457,7 +488,7 @@ impl Session {
         };
         let entry = |i: usize| {
             let forms: &Arc<Forms> = found[i].as_ref()?;
-            cache::usable(forms, epoch.ok()?, b.flush_gen, b.now)
+            b.usable(forms, epoch.ok()?)
         };
         // One request, whatever it names: its first key's family stands for it.
         let family = || entry(0).map_or_else(|| ctx.metrics.patterns.id(req.arg(1)), |e| e.pattern);
@@ -515,7 +546,9 @@ impl Session {
     /// What keeps a command from the lane now, if anything does.
     pub(super) fn lane_stop(&self, b: &Batch, req: &Request<'_>, mute: bool) -> Option<Option<Step>> {
         if b.lane.is_ready() {
-            return None;
+            // Upstream has stopped speaking RESP3 while this client does: it is upstream that tells it so.
+            let foreign = self.proto() == Proto::Resp3 && b.lane.speaks_resp2();
+            return foreign.then(|| Some(Step::Suspend(Work::Pinned(Why::NoLane, Owned::of(req)))));
         }
         Some(match b.lane.availability() {
             Availability::Ready => return None,

@@ -60,7 +60,7 @@ impl Session {
         let (key, method) = (req.arg(1), kept.method);
         if let Ok(epoch) = epoch
             && let Some(forms) = ctx.l1.get(key)
-            && let Some(entry) = forms.usable(method, req, b.at(epoch))
+            && let Some(entry) = forms.usable(method, req, b.at(epoch)).filter(|e| b.is_recent(e))
         {
             b.count_hit();
             ctx.metrics.patterns.hit(entry.pattern);

@@ -134,6 +134,8 @@ impl Session {
                 Now::Close
             }
             _ if !settled => Now::Wait,
+            // An upstream without RESP3, or without HELLO at all, answers in its own words.
+            Kind::Hello if self.lane(ctx).speaks_resp2() => Now::Upstream,
             Kind::Hello => self.hello(ctx, req, mute),
             Kind::Select => self.select(ctx, req, mute),
             Kind::Auth => Now::Wait,

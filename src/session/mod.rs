@@ -254,7 +254,7 @@ impl Session {
         self.wake.call();
     }
 
-    fn set_fence(&self) {
+    pub(crate) fn set_fence(&self) {
         self.fence.set(clock::now());
     }
 

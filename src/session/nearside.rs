@@ -247,9 +247,10 @@ fn stats(ctx: &Ctx, now: u64) -> String {
     let rate = if hits + misses == 0 { String::new() } else { format!("{:.4}", hits as f64 / (hits + misses) as f64) };
     let age = ctx.home_lane().and_then(|l| l.lease_age(now));
     let mut text = String::new();
-    let lines: [(&str, String); 12] = [
+    let lines: [(&str, String); 13] = [
         ("mode", ctx.mode_word().to_owned()),
         ("coherence", ctx.status.coherence().as_str().to_owned()),
+        ("coherence_why", coherence_why(ctx)),
         ("upstream", if ctx.status.upstream_up() { "up" } else { "down" }.to_owned()),
         ("hits", hits.to_string()),
         ("misses", misses.to_string()),
@@ -281,6 +282,11 @@ fn channel(ctx: &Ctx, now: u64) -> String {
     lines.iter().map(|(name, value)| format!("{name}:{value}\r\n")).collect()
 }
 
+/// Of the lane that most clients are on; whoever sees this is one of its clients or of this host.
+fn coherence_why(ctx: &Ctx) -> String {
+    ctx.home_lane().map_or_else(|| ctx.status.coherence_why(), |lane| lane.why())
+}
+
 /// Our section of INFO: everything STATS says, and each counter under its reason.
 fn section(ctx: &Ctx, now: u64) -> String {
     let m = &ctx.metrics;
@@ -288,6 +294,7 @@ fn section(ctx: &Ctx, now: u64) -> String {
     let _ = write!(text, "upstream_client_name:{}\r\n", ctx.name);
     text.push_str(&stats(ctx, now));
     text.push_str(&channel(ctx, now));
+    let _ = write!(text, "coherence_mode:{}\r\n", ctx.status.coherence().as_str());
     let mut line = |name: &str, value: u64| {
         let _ = write!(text, "{name}:{value}\r\n");
     };

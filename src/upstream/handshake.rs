@@ -147,8 +147,9 @@ pub(crate) fn error_text(frame: &[u8]) -> String {
 pub(crate) struct LaneLink {
     pub(crate) link: Link,
     pub(crate) info: ServerInfo,
+    pub(crate) proto: Proto,
     /// CLIENT TRACKING was accepted; else why not.
-    pub(crate) tracking: Result<(), String>,
+    pub(crate) tracking: Result<(), Refusal>,
     /// Two HELLOs agreed on id and role, so later ones tell a replaced or demoted server (R5). An upstream that is itself
     /// a proxy answers otherwise.
     pub(crate) role_check: bool,
@@ -174,7 +175,16 @@ fn knows_none(command_info: &[u8], asked: usize) -> bool {
     rows.left() == asked && rows.all(reply::is_null)
 }
 
-/// The handshake of a lane: RESP3, credential, name, database, tracking (only where `track` asks for it).
+/// Why there is no tracking, in upstream's words.
+#[derive(Clone, Debug)]
+pub(crate) enum Refusal {
+    /// HELLO 3 was refused, so the connection speaks RESP2.
+    NoResp3(String),
+    Tracking(String),
+}
+
+/// The handshake of a lane: RESP3, credential, name, database, tracking (only where `track` asks for it). Where upstream has
+/// no HELLO, or not for this user, the same in RESP2.
 pub(crate) async fn lane(
     stream: Stream,
     profile: &Profile,
@@ -182,20 +192,63 @@ pub(crate) async fn lane(
     track: bool,
 ) -> Result<LaneLink, HandshakeError> {
     let mut link = Link::new(stream);
-    let hello = hello3(&mut link, profile).await?;
+    let hello = match hello3(&mut link, profile).await {
+        Ok(hello) => hello,
+        Err(HandshakeError::Refused { reply, .. }) if lacks_hello(&reply) => {
+            return lane_resp2(link, profile, name, reply).await;
+        }
+        Err(e) => return Err(e),
+    };
     introduce(&mut link, profile, Proto::Resp3, name).await?;
-    let again = link.demand("HELLO", &[b"HELLO", b"3"]).await?;
+    // A user without the right to HELLO may have said the first one as somebody else.
+    let again = link.ask(&[b"HELLO", b"3"]).await?;
     let info = ServerInfo::parse(&hello).ok_or_else(|| unreadable(&hello))?;
     let second = ServerInfo::parse(&again);
     let role_check = second.is_some_and(|s| s.id == info.id && s.role == info.role);
     let tracking = match track {
-        false => Err("not asked for".to_owned()),
+        false => Err(Refusal::Tracking("not asked for".to_owned())),
         true => {
             let frame = link.ask(&[b"CLIENT", b"TRACKING", b"ON"]).await?;
-            if reply::is_error(&frame) { Err(error_text(&frame)) } else { Ok(()) }
+            if reply::is_error(&frame) { Err(Refusal::Tracking(error_text(&frame))) } else { Ok(()) }
         }
     };
-    Ok(LaneLink { link, info, tracking, role_check, fields_stay: false })
+    Ok(LaneLink { link, info, proto: Proto::Resp3, tracking, role_check, fields_stay: false })
+}
+
+/// Whether HELLO 3 was refused for what it is, not for who says it.
+fn lacks_hello(reply: &str) -> bool {
+    ["ERR unknown command", "ERR Unknown command", "ERR unsupported", "NOPROTO", "NOPERM"]
+        .iter()
+        .any(|start| reply.starts_with(start))
+}
+
+async fn lane_resp2(
+    mut link: Link,
+    profile: &Profile,
+    name: &str,
+    refusal: String,
+) -> Result<LaneLink, HandshakeError> {
+    authenticate(&mut link, profile, Proto::Resp2).await?;
+    introduce(&mut link, profile, Proto::Resp2, name).await?;
+    // Without AUTH everything but the way in is refused, and only this tells.
+    let ping = link.ask(&[b"PING"]).await?;
+    if ping.starts_with(b"-NOAUTH") {
+        return Err(HandshakeError::Refused { command: "PING", reply: error_text(&ping) });
+    }
+    let mut info = ServerInfo::default();
+    let about = link.ask(&[b"INFO", b"server"]).await?;
+    let about = String::from_utf8_lossy(reply::bulk(&about).unwrap_or_default()).into_owned();
+    let field =
+        |name: &str| about.lines().find_map(|l| Some(l.strip_prefix(name)?.strip_prefix(':')?.trim().to_owned()));
+    info.version = field("redis_version").unwrap_or(info.version);
+    info.mode = field("redis_mode").unwrap_or(info.mode);
+    let role = link.ask(&[b"ROLE"]).await?;
+    if let Some(role) = reply::elements(&role).next().and_then(reply::bulk) {
+        info.role = String::from_utf8_lossy(role).into_owned();
+    }
+    info.id = reply::integer(&link.ask(&[b"CLIENT", b"ID"]).await?).unwrap_or(0);
+    let tracking = Err(Refusal::NoResp3(refusal));
+    Ok(LaneLink { link, info, proto: Proto::Resp2, tracking, role_check: false, fields_stay: false })
 }
 
 fn unreadable(hello: &[u8]) -> HandshakeError {

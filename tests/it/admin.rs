@@ -64,7 +64,7 @@ fn help_stats_info_and_mode_have_one_shape_in_both_protocols() {
         let stats = run(&mut client, "NEARSIDE STATS");
         assert!(matches!(stats, Reply::Bulk(_)));
         let dozen = names(&stats);
-        assert_eq!(dozen.len(), 12, "{dozen:?}");
+        assert_eq!(dozen.len(), 13, "{dozen:?}");
         for name in ["mode", "hits", "misses", "hit_rate", "entries", "bytes", "clients", "coherence", "upstream"] {
             assert!(dozen.iter().any(|n| n == name), "{name} in {dozen:?}");
         }

@@ -14,15 +14,15 @@ use super::super::lane::{Availability, Lane};
 use super::super::wait::{Ends, Waiting};
 use super::server::{Conn, Place, Server, State};
 use crate::cache::{Bounds, L1};
-use crate::config::Config;
+use crate::config::{Canary, Config};
 use crate::net::Stream;
 use crate::observe::clock;
 use crate::observe::metrics::Metrics;
 use crate::observe::reasons::{Method, Mode};
 use crate::observe::status::Status;
-use crate::resp::build;
 use crate::resp::reply::{self, Frame, FrameScanner};
 use crate::resp::request::{Scan, Scanner};
+use crate::resp::{Proto, build};
 use crate::session::Probe;
 use crate::upstream::handshake::{LaneLink, Link, ServerInfo};
 use crate::upstream::{Credential, Profile};
@@ -195,6 +195,8 @@ impl World {
         let l1 = Arc::new(L1::new(bounds, metrics.clone()));
         let mut config = Config::for_tests("redis://127.0.0.1:1");
         config.cache.commands = [Method::Get, Method::Mget, Method::Substr].into_iter().collect();
+        // It is written over another connection, which this world has not.
+        config.coherence.canary = Canary::Off;
         let config = Arc::new(config);
         let status = Arc::new(Status::new("upstream", Mode::Serve));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().expect("a runtime");
@@ -662,6 +664,7 @@ impl World {
         let link = LaneLink {
             link: Link::new(Stream::Unix(stream)),
             info: ServerInfo::default(),
+            proto: Proto::Resp3,
             tracking: Ok(()),
             fields_stay: true,
             role_check: false,

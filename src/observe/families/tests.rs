@@ -92,7 +92,7 @@ fn what_is_counted_is_what_is_shown() {
     m.invalidated.inc(Tag::Push);
     m.bytes_in.add(Peer::Upstream, 7);
     m.request_n(Timed::ReadHit, 1_000, 3);
-    view.status.set_coherence(Coherence::Tracking);
+    view.status.set_coherence(Coherence::Tracking, "");
     let lane = view.status.add_lane(0, "default");
     lane.set_link(Link::Live);
     let lines = lines(&view);

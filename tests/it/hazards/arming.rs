@@ -6,7 +6,8 @@ use crate::support::{Client, Fake, PATIENCE, Proxy, Redis, Reply, eventually, no
 #[test]
 fn c27_nothing_is_stored_before_tracking_is_on() {
     let fake = Fake::builder().scripted("CLIENT TRACKING").start();
-    let proxy = Proxy::upstream(&fake.url()).set("coherence.max_staleness", LONG_LEASE).start();
+    let proxy = Proxy::upstream(&fake.url()).set("coherence.max_staleness", LONG_LEASE);
+    let proxy = proxy.set("coherence.canary", "off").start();
     let mut lane = fake.accept();
     lane.expect(&["CLIENT", "TRACKING", "ON"]);
     let mut c1 = proxy.client();
@@ -27,7 +28,8 @@ fn c27_nothing_is_stored_before_tracking_is_on() {
 #[test]
 fn c27_tracking_switched_on_under_way() {
     let fake = Fake::builder().scripted("CLIENT TRACKING").start();
-    let proxy = Proxy::upstream(&fake.url()).set("coherence.max_staleness", LONG_LEASE).start();
+    let proxy = Proxy::upstream(&fake.url()).set("coherence.max_staleness", LONG_LEASE);
+    let proxy = proxy.set("coherence.canary", "off").start();
     let mut lane = fake.accept();
     lane.expect(&["CLIENT", "TRACKING", "ON"]).reply("+OK\r\n");
     let mut c1 = proxy.client();
@@ -49,7 +51,7 @@ fn c27_tracking_switched_on_under_way() {
 
 /// A user without the right to CLIENT TRACKING, beside the default user who has it.
 fn two_users() -> (Real, Client, Client) {
-    let real = Real::start();
+    let real = Real::with(|builder| builder.set("coherence.mode", "tracking"));
     let rights = ["on", ">pw", "~*", "&*", "+@all"];
     let made = real.redis.cmd(&[&["ACL", "SETUSER", "limited"][..], &rights, &no_tracking()].concat());
     assert_eq!(made, Reply::ok());
@@ -126,7 +128,7 @@ fn c28_its_scripts_wait_for_the_lanes_that_cache() {
 #[test]
 fn c28_an_upstream_without_tracking() {
     let fake = Fake::builder().answer("CLIENT TRACKING", "-ERR unknown subcommand 'TRACKING'\r\n").start();
-    let mut s = Scripted::over(fake, |builder| builder);
+    let mut s = Scripted::over(fake, |builder| builder.set("coherence.mode", "tracking"));
     let mut c1 = s.proxy.client();
     for value in ["1", "2"] {
         c1.send_cmd(&["GET", "k"]);
@@ -142,11 +144,11 @@ fn c28_an_upstream_without_tracking() {
     assert!(s.proxy.get("/health").body.contains("lanes: 1 of 1 untracked"));
 }
 
-/// No RESP3, so no lane: every client has a connection of its own, and that is said.
+/// No RESP3, so no tracking, which is what was asked for: nothing is cached, and that is said.
 #[test]
 fn c28_an_upstream_without_resp3() {
     let redis = Redis::builder().args(&["--rename-command", "HELLO", ""]).start();
-    let proxy = Proxy::upstream(&redis.url()).start();
+    let proxy = Proxy::upstream(&redis.url()).set("coherence.mode", "tracking").start();
     let (mut c1, mut c2) = (proxy.client(), proxy.client());
     assert_eq!(c1.cmd(&["SET", "k", "1"]), Reply::ok());
     assert_eq!(c2.cmd(&["GET", "k"]), Reply::bulk("1"));
@@ -155,5 +157,5 @@ fn c28_an_upstream_without_resp3() {
     assert_eq!(calls(&redis, "get"), 2);
     assert_eq!(proxy.stats()["coherence"], "none");
     let health = proxy.get("/health").body;
-    assert!(health.contains("degraded"), "{health}");
+    assert!(health.contains("coherence: none on 1 of 1 lanes: upstream speaks no RESP3"), "{health}");
 }

@@ -44,6 +44,8 @@ impl Real {
         let redis = Redis::start();
         let relay = Relay::to(&redis);
         let builder = Proxy::upstream(&relay.url()).set("coherence.max_staleness", LONG_LEASE);
+        // Calls and connections are counted here; `modes` is about the canary.
+        let builder = builder.set("coherence.canary", "off");
         let proxy = configure(builder).start();
         eventually(PATIENCE, "a lane", || proxy.stats()["coherence"] != "probing");
         assert_eq!(relay.accepted(), 1, "the lane is the first connection");
@@ -81,6 +83,7 @@ impl Scripted {
     #[track_caller]
     fn over(fake: Fake, configure: impl FnOnce(Builder) -> Builder) -> Scripted {
         let builder = Proxy::upstream(&fake.url()).set("coherence.max_staleness", LONG_LEASE);
+        let builder = builder.set("coherence.canary", "off");
         let proxy = configure(builder).start();
         let lane = fake.lane();
         Scripted { lane, proxy, fake }

@@ -147,7 +147,7 @@ fn no_hit_crosses_users() {
 #[test]
 fn a_user_without_the_right_to_track_is_served_uncached() {
     let redis = with_users();
-    let proxy = Proxy::start(&redis);
+    let proxy = Proxy::to(&redis).set("coherence.mode", "tracking").start();
     redis.cmd(&["SET", "k", "v"]);
     let (mut tim, mut ann) = (login(&proxy, "tim", "t"), login(&proxy, "ann", "a"));
     for i in 0..5 {

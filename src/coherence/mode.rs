@@ -1,0 +1,359 @@
+//! Which mode a lane is in, why, and how it gets there: from the answer to CLIENT TRACKING over the proof by canary down to
+//! what remains. A lane is *arming* from its handshake until this is decided: it forwards everything and stores nothing,
+//! and nothing of this ever delays a client's command.
+//!
+//! **The canary** (decision 7). The lane reads a key of its own, then another connection of the same user writes it. Redis
+//! appends the invalidation to the lane's output when the write executes (fact 1), and the writer's OK follows that. So a
+//! PING that is sent on the lane *after the OK was read* is answered behind the invalidation. If its answer comes first,
+//! whatever stands behind this connection does not do what all our proofs rest on, however soon the invalidation may come
+//! after. No time limit is needed: a stalled lane stays unproved, and would serve nothing for want of a lease.
+//!
+//! Each mode's guarantees are in COHERENCE section 5 and README. What this file does not do: it moves no entry. A change of
+//! mode ends the epoch, which makes all entries of the lane void at once.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use super::lane::{Lane, MODE_OFF};
+use super::wait::Waiting;
+use crate::config::{Canary as Wanted, CoherenceMode};
+use crate::observe::clock;
+use crate::observe::reasons::{Coherence, Link};
+use crate::resp::{Proto, build, reply};
+use crate::upstream::handshake::{self, Refusal};
+use crate::worker::Ctx;
+
+/// A canary that nobody takes away is gone by itself after so long (milliseconds).
+const CANARY_TTL: &[u8] = b"1000";
+
+const AS_CONFIGURED: &str = "as configured";
+const PROVED: &str = "the canary's invalidation has come";
+const TRUSTED: &str = "upstream has accepted CLIENT TRACKING";
+const NO_RIGHT: &str = "canary: no right to write";
+const NOT_WRITTEN: &str = "canary: not written";
+const UNSEEN: &str = "the canary's invalidation has not come";
+const NO_TRACKING: &str = "upstream refused CLIENT TRACKING";
+const NO_RESP3: &str = "upstream speaks no RESP3";
+const NO_MASTER: &str = "upstream is no master";
+pub(super) const DENIED: &str = "upstream denies this user what the cache needs";
+const NO_PUBSUB: &str = "the channel is not available";
+
+/// Why a lane is in its mode. Health is for everybody: upstream's own words, which may name users, are not in `plain`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Why {
+    pub(crate) plain: String,
+    detail: String,
+}
+
+impl Why {
+    pub(super) fn of(plain: &str) -> Why {
+        Why { plain: plain.to_owned(), detail: String::new() }
+    }
+
+    pub(super) fn with(plain: &str, detail: &str) -> Why {
+        Why { plain: plain.to_owned(), detail: detail.to_owned() }
+    }
+
+    /// The reason before this one.
+    fn after(self, before: Why) -> Why {
+        if before == Why::default() {
+            return self;
+        }
+        Why { plain: format!("{}; {}", before.plain, self.plain), detail: join(&before.detail, &self.detail) }
+    }
+
+    /// For the log and for those of the same user.
+    pub(crate) fn full(&self) -> String {
+        join(&self.plain, &self.detail)
+    }
+}
+
+fn join(a: &str, b: &str) -> String {
+    if a.is_empty() || b.is_empty() { format!("{a}{b}") } else { format!("{a}: {b}") }
+}
+
+/// A lane's mode and what decides it.
+pub(super) struct Arming {
+    mode: Cell<Coherence>,
+    why: RefCell<Why>,
+    canary: RefCell<Option<Canary>>,
+    /// When the last canary began.
+    canary_at: Cell<u64>,
+    /// What has been said in the log.
+    said: RefCell<Option<(Coherence, Why)>>,
+}
+
+impl Default for Arming {
+    fn default() -> Arming {
+        Arming {
+            mode: Cell::new(Coherence::Probing),
+            why: RefCell::default(),
+            canary: RefCell::default(),
+            canary_at: Cell::new(0),
+            said: RefCell::default(),
+        }
+    }
+}
+
+impl Arming {
+    pub(super) fn mode(&self) -> Coherence {
+        self.mode.get()
+    }
+}
+
+/// A canary on its way.
+struct Canary {
+    key: Vec<u8>,
+    /// When its write was sent; 0 before.
+    sent: u64,
+}
+
+/// What a lane waits for on its canary's account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// The reading that makes upstream remember the key for this lane.
+    Read,
+    /// The answer that the invalidation must precede.
+    Bar,
+}
+
+impl Lane {
+    pub(crate) fn mode(&self) -> Coherence {
+        self.arming.mode.get()
+    }
+
+    /// Why it is in that mode, in all detail.
+    pub(crate) fn why(&self) -> String {
+        self.arming.why.borrow().full()
+    }
+
+    /// The same for everybody.
+    pub(crate) fn why_plain(&self) -> String {
+        self.arming.why.borrow().plain.clone()
+    }
+
+    pub(crate) fn is_arming(&self) -> bool {
+        self.mode() == Coherence::Probing
+    }
+
+    /// The connection is up; `tracking` is upstream's answer to CLIENT TRACKING ON.
+    pub(super) fn arm(self: &Rc<Self>, ctx: &Rc<Ctx>, tracking: Result<(), Refusal>) {
+        *self.arming.canary.borrow_mut() = None;
+        if !ctx.cache_serves() {
+            return self.enter(ctx, Coherence::None, Why::of(MODE_OFF));
+        }
+        let role = self.upstream_role.borrow().clone();
+        if role != "master" {
+            // R25: a replica learns of expiry and of its own promotion too late for what we promise.
+            return self.enter(ctx, Coherence::None, Why::with(NO_MASTER, &format!("it is a {role}")));
+        }
+        match (ctx.config.coherence.mode, tracking) {
+            (CoherenceMode::Ttl, _) => self.enter(ctx, Coherence::Ttl, Why::of(AS_CONFIGURED)),
+            (CoherenceMode::Pubsub, _) => self.without_tracking(ctx, Why::default()),
+            (CoherenceMode::Auto | CoherenceMode::Tracking, Ok(())) => self.prove_tracking(ctx),
+            (CoherenceMode::Auto | CoherenceMode::Tracking, Err(refusal)) => {
+                let why = match refusal {
+                    Refusal::NoResp3(reply) => Why::with(NO_RESP3, &reply),
+                    Refusal::Tracking(reply) => Why::with(NO_TRACKING, &reply),
+                };
+                self.without_tracking(ctx, why);
+            }
+        }
+    }
+
+    /// The next best.
+    fn without_tracking(self: &Rc<Self>, ctx: &Rc<Ctx>, why: Why) {
+        match ctx.config.coherence.mode {
+            CoherenceMode::Tracking => self.enter(ctx, Coherence::None, why),
+            _ => self.enter(ctx, Coherence::Ttl, Why::of(NO_PUBSUB).after(why)),
+        }
+    }
+
+    /// Takes on a mode. What was stored in another one is void.
+    pub(super) fn enter(self: &Rc<Self>, ctx: &Rc<Ctx>, mode: Coherence, why: Why) {
+        let before = self.arming.mode.replace(mode);
+        let stores = |mode| matches!(mode, Coherence::Tracking | Coherence::Pubsub | Coherence::Ttl);
+        if stores(before) && before != mode && self.is_live() {
+            self.epoch.set(ctx.next_epoch());
+        }
+        *self.uncached.borrow_mut() = (!stores(mode)).then(|| why.full());
+        *self.arming.why.borrow_mut() = why;
+        self.show(ctx);
+        self.say(ctx);
+    }
+
+    /// What health and metrics show.
+    fn show(&self, ctx: &Ctx) {
+        let link = match (self.is_live(), self.mode()) {
+            (false, _) => Link::Down,
+            (true, Coherence::Probing) => Link::Arming,
+            (true, Coherence::None) if ctx.cache_serves() => Link::Untracked,
+            (true, _) => Link::Live,
+        };
+        self.status.set_link(link);
+        self.status.set_epoch(self.epoch.get());
+        let asked = matches!(ctx.config.coherence.mode, CoherenceMode::Pubsub) && self.mode() == Coherence::Pubsub;
+        self.status.set_mode(self.mode(), asked, &self.arming.why.borrow().plain);
+        ctx.show_coherence();
+    }
+
+    /// One line of the log at each change of mode, a warning where it is not what was asked for. Before the line that says
+    /// what runs nothing is said; whoever writes that one calls this again.
+    pub(crate) fn say(&self, ctx: &Ctx) {
+        let (mode, why) = (self.mode(), self.arming.why.borrow().clone());
+        let now = Some((mode, why.clone()));
+        if mode == Coherence::Probing || !ctx.status.started() || *self.arming.said.borrow() == now {
+            return;
+        }
+        *self.arming.said.borrow_mut() = now;
+        let (user, db, why) = (self.profile.user(), self.profile.db, why.full());
+        match mode {
+            Coherence::None if ctx.cache_serves() => tracing::warn!(user, db, "served uncached: {why}"),
+            Coherence::None => tracing::info!(user, db, "served uncached: {why}"),
+            _ if falls_short(ctx.config.coherence.mode, mode) => {
+                tracing::warn!(user, db, "coherence falls back to {}: {why}", mode.as_str());
+            }
+            _ => tracing::info!(user, db, "coherence is {}: {why}", mode.as_str()),
+        }
+    }
+
+    // ---- the canary ----
+
+    fn prove_tracking(self: &Rc<Self>, ctx: &Rc<Ctx>) {
+        if ctx.config.coherence.canary == Wanted::Off {
+            return self.enter(ctx, Coherence::Tracking, Why::of(TRUSTED));
+        }
+        self.enter(ctx, Coherence::Probing, Why::of("waiting for the canary's invalidation"));
+        self.send_canary(ctx);
+    }
+
+    /// Has this lane read its key, which makes upstream remember it.
+    fn send_canary(&self, ctx: &Ctx) {
+        // A name of its own each time: what becomes of an earlier one must not be taken for this one's invalidation.
+        let key = format!("nearside:canary:{}-{}", ctx.instance, ctx.next_canary()).into_bytes();
+        let now = clock::now();
+        let mut raw = bytes::BytesMut::new();
+        build::command(&mut raw, &[b"GET", &key]);
+        *self.arming.canary.borrow_mut() = Some(Canary { key, sent: 0 });
+        self.arming.canary_at.set(now);
+        self.send_own(now, &raw, Waiting::Canary(Step::Read));
+    }
+
+    /// `coherence.canary` as an interval; called with every tick.
+    pub(super) fn repeat_canary(&self, ctx: &Ctx, now: u64) {
+        if let Wanted::Every(interval) = ctx.config.coherence.canary
+            && self.mode() == Coherence::Tracking
+            && self.arming.canary.borrow().is_none()
+            && now.saturating_sub(self.arming.canary_at.get()) >= super::reader::nanos(interval)
+        {
+            self.send_canary(ctx);
+        }
+    }
+
+    pub(super) fn on_canary(self: &Rc<Self>, ctx: &Rc<Ctx>, step: Step, frame: &[u8]) {
+        let Some(key) = self.arming.canary.borrow().as_ref().map(|c| c.key.clone()) else { return };
+        match step {
+            Step::Read if reply::is_error(frame) => {
+                let error = handshake::error_text(frame);
+                self.trust(ctx, Why::with(NO_RIGHT, &error));
+            }
+            Step::Read => {
+                let (lane, ctx) = (self.clone(), ctx.clone());
+                tokio::task::spawn_local(async move { lane.write_canary(&ctx, key).await });
+            }
+            // The invalidation takes the canary away, so it has not come.
+            Step::Bar => self.distrust(ctx),
+        }
+    }
+
+    /// Writes the key over another connection. Whatever keeps it from being written is no evidence against tracking.
+    async fn write_canary(self: Rc<Self>, ctx: &Rc<Ctx>, key: Vec<u8>) {
+        let repeats = matches!(ctx.config.coherence.canary, Wanted::Every(_));
+        let opened = match repeats {
+            true => ctx.pool.checkout(&self.profile, self.proto.get()).await,
+            false => ctx.pool.fresh(&self.profile, self.proto.get()).await,
+        };
+        let mut conn = match opened {
+            Ok(conn) => conn,
+            Err(e) => return self.unwritten(ctx, &key, Why::with(NOT_WRITTEN, &e.to_string())),
+        };
+        let sent = clock::now();
+        if let Some(canary) = self.arming.canary.borrow_mut().as_mut().filter(|c| c.key == key) {
+            canary.sent = sent;
+        }
+        let nonce = sent.to_string();
+        match conn.link.ask(&[b"SET", &key, nonce.as_bytes(), b"PX", CANARY_TTL]).await {
+            Ok(frame) if reply::is_error(&frame) => {
+                self.unwritten(ctx, &key, Why::with(NO_RIGHT, &handshake::error_text(&frame)));
+            }
+            Ok(_) => {
+                if self.awaits(&key) {
+                    self.ping(clock::now(), Waiting::Canary(Step::Bar));
+                }
+                // Its second is for a sidecar that dies here.
+                let _ = conn.link.ask(&[b"DEL", &key]).await;
+                if repeats {
+                    ctx.pool.give_back(conn);
+                }
+            }
+            Err(e) => self.unwritten(ctx, &key, Why::with(NOT_WRITTEN, &e.to_string())),
+        }
+    }
+
+    fn unwritten(self: &Rc<Self>, ctx: &Rc<Ctx>, key: &[u8], why: Why) {
+        if self.awaits(key) {
+            self.trust(ctx, why);
+        }
+    }
+
+    /// `key` is that of the canary under way, and its invalidation has not come.
+    fn awaits(&self, key: &[u8]) -> bool {
+        self.arming.canary.borrow().as_ref().is_some_and(|c| c.key == key)
+    }
+
+    /// A key was invalidated on this lane (none: all of them). True: it was the canary's. It counts also where it comes
+    /// before our write, because upstream's table of tracked keys was full or flushed: it has come on this lane.
+    pub(super) fn saw_canary(self: &Rc<Self>, ctx: &Rc<Ctx>, key: Option<&[u8]>) -> bool {
+        let seen = self.arming.canary.borrow_mut().take_if(|c| key.is_none_or(|key| c.key == key));
+        let Some(canary) = seen else { return false };
+        if canary.sent > 0 && key.is_some() {
+            ctx.metrics.lag.observe(clock::now().saturating_sub(canary.sent));
+        }
+        self.trust(ctx, Why::of(PROVED));
+        true
+    }
+
+    fn trust(self: &Rc<Self>, ctx: &Rc<Ctx>, why: Why) {
+        *self.arming.canary.borrow_mut() = None;
+        if matches!(self.mode(), Coherence::Probing | Coherence::Tracking) {
+            self.enter(ctx, Coherence::Tracking, why);
+        }
+    }
+
+    /// Upstream said OK to CLIENT TRACKING and does not do it.
+    fn distrust(self: &Rc<Self>, ctx: &Rc<Ctx>) {
+        *self.arming.canary.borrow_mut() = None;
+        let mut raw = bytes::BytesMut::new();
+        build::command(&mut raw, &[b"CLIENT", b"TRACKING", b"OFF"]);
+        self.send_own(clock::now(), &raw, Waiting::Track(false));
+        self.without_tracking(ctx, Why::of(UNSEEN));
+    }
+
+    /// Whether the lane waits for an invalidation of its own key: the one thing that a push has to look at.
+    pub(super) fn awaits_canary(&self) -> bool {
+        self.arming.canary.borrow().is_some()
+    }
+
+    pub(crate) fn speaks_resp2(&self) -> bool {
+        self.proto.get() == Proto::Resp2
+    }
+}
+
+/// Less than what the configuration asks for.
+fn falls_short(asked: CoherenceMode, mode: Coherence) -> bool {
+    match asked {
+        CoherenceMode::Auto | CoherenceMode::Tracking => mode != Coherence::Tracking,
+        CoherenceMode::Pubsub => mode != Coherence::Pubsub,
+        CoherenceMode::Ttl => false,
+    }
+}
