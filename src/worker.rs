@@ -292,6 +292,7 @@ impl Ctx {
         for lane in self.lanes.borrow().values().filter(|l| l.id != own.id) {
             lane.fence(now, hold);
         }
+        self.fence_channel(now, hold);
         self.holds.borrow_mut().push_back((now + self.max_staleness, hold.clone()));
     }
 
@@ -299,7 +300,15 @@ impl Ctx {
     pub(crate) fn fence_all(&self, hold: &Rc<Hold>) -> bool {
         let now = clock::now();
         self.lanes.borrow().values().for_each(|lane| lane.fence(now, hold));
+        self.fence_channel(now, hold);
         hold.is_waiting() && !mutation::off(Rule::Fence)
+    }
+
+    /// P5: for lanes that live by the channel, its PONG.
+    fn fence_channel(&self, now: u64, hold: &Rc<Hold>) {
+        if self.lanes.borrow().values().any(|lane| lane.mode() == Coherence::Pubsub) {
+            self.channel.fence(now, hold);
+        }
     }
 
     /// A hold ends after B at the latest.
@@ -318,6 +327,23 @@ impl Ctx {
     }
 
     // ---- the sidecars' channel ----
+
+    /// The subscription stands, is lost, or could not be had: lanes that live by it learn of that.
+    pub(crate) fn channel_changed(self: &Rc<Self>) {
+        let lanes: Vec<Rc<Lane>> = self.lanes.borrow().values().cloned().collect();
+        lanes.iter().for_each(|lane| lane.channel_changed(self));
+    }
+
+    /// Everything that was published before `f` has been applied.
+    pub(crate) fn channel_proved(&self, f: u64) {
+        self.lanes.borrow().values().for_each(|lane| lane.channel_proved(f));
+    }
+
+    /// A message names the key of a canary.
+    pub(crate) fn heard_canary(self: &Rc<Self>, key: &[u8]) {
+        let lanes: Vec<Rc<Lane>> = self.lanes.borrow().values().cloned().collect();
+        lanes.iter().for_each(|lane| lane.heard_canary(self, key));
+    }
 
     /// A message that has no effect: counted, and shown once a second at most, escaped and cut, because anybody who may
     /// publish decides what is in it.

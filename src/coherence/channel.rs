@@ -24,6 +24,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use super::Hold;
 use super::invalidate::{Applied, apply};
+use super::mode::CANARY;
 use super::payload::{self, Message, Op, Sender};
 use crate::net::{ReadHalf, WriteHalf, drop_front};
 use crate::observe::clock;
@@ -127,10 +128,12 @@ impl Channel {
         self.f.get()
     }
 
-    #[allow(dead_code, reason = "pubsub mode is built on it")]
-    /// Somebody relies on `f`: it is kept young for a while.
-    pub(crate) fn note_read(&self, now: u64) {
+    /// Somebody relies on `f`: it is kept young for a while, and is asked for now unless that was less than `young` ago.
+    pub(crate) fn want(&self, now: u64, young: u64) {
         self.last_read.set(now);
+        if self.is_confirmed() && now.saturating_sub(self.last_sent.get()) >= young {
+            self.ping(now, None);
+        }
     }
 
     /// One more PONG for `hold` to wait for. Without a subscription there is nothing to wait for.
@@ -180,6 +183,7 @@ impl Channel {
         if ctx.status.channel.set(ChannelState::Up, "") {
             tracing::info!("subscribed to the channel {}", ctx.config.coherence.channel);
         }
+        ctx.channel_changed();
         // F is wanted soon, and an answer shows that S works.
         self.ping(now, None);
     }
@@ -197,9 +201,10 @@ impl Channel {
         ctx.flush_dirty();
     }
 
-    fn down(&self, ctx: &Ctx, state: ChannelState, why: &str) {
+    fn down(&self, ctx: &Rc<Ctx>, state: ChannelState, why: &str) {
         if ctx.status.channel.set(state, why) {
             tracing::warn!("not subscribed to the channel {}: {why}", ctx.config.coherence.channel);
+            ctx.channel_changed();
         }
     }
 }
@@ -400,6 +405,7 @@ impl Channel {
         let ping = self.pings.borrow_mut().pop_front();
         let ping = ping.ok_or("a reply from upstream that nothing asked for")?;
         self.f.set(self.f.get().max(ping.t_sent));
+        ctx.channel_proved(self.f.get());
         if let Some(hold) = ping.hold {
             hold.passed(ctx);
         }
@@ -407,8 +413,12 @@ impl Channel {
     }
 
     fn message(self: &Rc<Self>, ctx: &Rc<Ctx>, bytes: &[u8]) {
-        let applied = payload::parse(bytes).and_then(|message| apply(ctx, &message, Source::Channel));
-        match applied {
+        let parsed = payload::parse(bytes);
+        let canary = parsed.as_ref().is_ok_and(|m| m.op == Op::Key && m.args[0].starts_with(CANARY.as_bytes()));
+        if let (true, Ok(message)) = (canary, &parsed) {
+            ctx.heard_canary(&message.args[0]);
+        }
+        match parsed.and_then(|message| apply(ctx, &message, Source::Channel)) {
             Ok(Applied::Done(_)) => {}
             Ok(sweeping) => {
                 self.sweeping.set(self.sweeping.get() + 1);

@@ -279,13 +279,22 @@ impl Lane {
 
     /// Tells other threads what this lane vouches for, after whatever has changed it.
     pub(super) fn publish(&self) {
-        let epoch = if self.caches() { self.epoch.get() } else { 0 };
+        // What the other modes ask of a hit is asked on this thread only: there the others hand everything over.
+        let vouches = self.caches() && self.mode() == Coherence::Tracking;
+        let epoch = if vouches { self.epoch.get() } else { 0 };
         self.facts.publish(epoch, self.f.get());
     }
 
     /// When a cacheable read was last asked of it, by this thread or another.
     pub(super) fn read_at(&self) -> u64 {
         self.last_read.get().max(self.facts.last_read())
+    }
+
+    /// `note_read` for a read that goes upstream: in `pubsub` mode the lease is the channel's.
+    fn note_miss(&self, ctx: &Ctx, now: u64) {
+        if self.mode() == Coherence::Pubsub {
+            ctx.channel.want(now, ctx.max_staleness / 4);
+        }
     }
 
     /// A cacheable read was asked of this lane, hit or miss: keeps its heartbeat going (R5).
@@ -304,14 +313,17 @@ impl Lane {
     }
 
     /// Sends a client's command.
-    pub(crate) fn relay(&self, now: u64, raw: &[u8], mut relay: Relay) {
+    pub(crate) fn relay(&self, ctx: &Ctx, now: u64, raw: &[u8], mut relay: Relay) {
         let refresh = relay.refresh.clone();
         let hold = relay.hold.clone();
         if refresh.is_some() && !self.caches() {
             relay.refresh = None;
         }
+        match relay.tell.clone().filter(|_| self.publishes()) {
+            Some(tell) => self.send_told(ctx, now, raw, relay, &tell),
+            None => self.send_own(now, raw, Waiting::Relay(relay)),
+        }
         let mut inner = self.inner.borrow_mut();
-        self.send(&mut inner, now, raw, Waiting::Relay(relay));
         if let Some(refresh) = refresh.filter(|_| self.caches()) {
             self.send_refresh(&mut inner, now, refresh);
         }
@@ -357,6 +369,7 @@ impl Lane {
         get: FetchRequest<'_>,
     ) {
         let flight = (Rc::from(key), get.read.id.clone());
+        self.note_miss(ctx, now);
         if get.may_join && self.join(ctx, now, session, slot, &flight) {
             return;
         }
@@ -400,6 +413,7 @@ impl Lane {
 
     /// MGET of which some keys are missing: asks for those, and for their TTLs where they may be stored.
     pub(crate) fn mget(&self, ctx: &Ctx, now: u64, session: &Rc<Session>, request: MgetRequest) {
+        self.note_miss(ctx, now);
         let misses = &request.misses;
         let populate = misses.len() <= MGET_POPULATE_MAX && self.caches();
         let mut words: Vec<&[u8]> = vec![b"MGET"];
@@ -455,7 +469,9 @@ impl Lane {
     pub(crate) fn fence(&self, now: u64, hold: &Rc<Hold>) {
         let mut inner = self.inner.borrow_mut();
         // Whatever is outstanding may yet be stored: a fetch is a flight only until GET's answer, an MGET never is one.
-        if !self.is_live() || (!self.populated.get() && inner.fifo.is_empty()) {
+        // In the other modes it is not this lane that brings invalidations.
+        let brings = self.mode() == Coherence::Tracking || self.is_arming();
+        if !self.is_live() || !brings || (!self.populated.get() && inner.fifo.is_empty()) {
             return;
         }
         hold.expect();

@@ -140,10 +140,13 @@ impl Lane {
             }
             Waiting::Relay(mut relay) => {
                 relay.refresh = None;
-                if relay.hold.is_some() {
+                // Its EXEC was never sent, so nothing of it was executed.
+                let wrapped = relay.wrapped.take();
+                let raw = wrapped.as_ref().map_or(raw, |w| &w.raw);
+                if relay.hold.is_some() || relay.tell.is_some() {
                     // The PING behind it was lost with the connection. It was never sent itself, so this is its first time.
-                    relay.hold = Some(Rc::default());
-                    return self.relay(now, raw, relay);
+                    relay.hold = relay.hold.map(|_| Rc::default());
+                    return self.relay(ctx, now, raw, relay);
                 }
                 self.resend(now, raw, again(Waiting::Relay(relay)));
             }
@@ -177,8 +180,14 @@ impl Lane {
                 }
             }
             Waiting::Fence(hold) => hold.passed(ctx),
+            Waiting::Published(hold) => self.lost_message(ctx, hold.as_ref()),
             _ => {}
         }
+    }
+
+    /// Whether anything of this session is on its way over this lane.
+    pub(super) fn has_in_flight(&self, session: &Rc<Session>) -> bool {
+        self.inner.borrow().fifo.iter().any(|w| w.kind.names(session))
     }
 
     /// Decision 10: the frame at the front is large. Where R26 allows, every session that waits for it asks again on a

@@ -24,6 +24,7 @@ mod payload;
 mod probe;
 mod reader;
 mod sample;
+mod tell;
 mod wait;
 
 pub(crate) use channel::Channel;
@@ -36,6 +37,7 @@ pub(crate) use payload::{Malformed, Message, Op, Wanted, parse};
 #[cfg(feature = "bench")]
 pub(crate) use probe::LaneProbe;
 pub(crate) use sample::Samples;
+pub(crate) use tell::told;
 pub(crate) use wait::{Ends, FetchRead, Miss, Part, Refresh, RefreshKey, Relay};
 
 #[cfg(test)]

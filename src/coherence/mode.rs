@@ -14,14 +14,19 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
+use super::hold::Hold;
 use super::lane::{Lane, MODE_OFF};
+use super::payload::Op;
 use super::wait::Waiting;
 use crate::config::{Canary as Wanted, CoherenceMode};
 use crate::observe::clock;
-use crate::observe::reasons::{Coherence, Link};
+use crate::observe::reasons::{ChannelState, Coherence, Link};
 use crate::resp::{Proto, build, reply};
 use crate::upstream::handshake::{self, Refusal};
 use crate::worker::Ctx;
+
+/// How the keys of canaries begin.
+pub(super) const CANARY: &str = "nearside:canary:";
 
 /// A canary that nobody takes away is gone by itself after so long (milliseconds).
 const CANARY_TTL: &[u8] = b"1000";
@@ -36,7 +41,8 @@ const NO_TRACKING: &str = "upstream refused CLIENT TRACKING";
 const NO_RESP3: &str = "upstream speaks no RESP3";
 const NO_MASTER: &str = "upstream is no master";
 pub(super) const DENIED: &str = "upstream denies this user what the cache needs";
-const NO_PUBSUB: &str = "the channel is not available";
+const HEARD: &str = "the channel has brought a message back";
+const UNHEARD: &str = "what was published did not come back over the channel";
 
 /// Why a lane is in its mode. Health is for everybody: upstream's own words, which may name users, are not in `plain`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -55,7 +61,7 @@ impl Why {
     }
 
     /// The reason before this one.
-    fn after(self, before: Why) -> Why {
+    pub(super) fn after(self, before: Why) -> Why {
         if before == Why::default() {
             return self;
         }
@@ -79,6 +85,14 @@ pub(super) struct Arming {
     canary: RefCell<Option<Canary>>,
     /// When the last canary began.
     canary_at: Cell<u64>,
+    /// Why the modes above `pubsub` are not.
+    pub(super) no_better: RefCell<Why>,
+    /// Writes are announced on the channel.
+    pub(super) publishes: Cell<bool>,
+    /// Upstream refuses MULTI to this user: writes are announced behind themselves.
+    pub(super) no_multi: Cell<bool>,
+    /// Messages were lost: the next thing published is a flush.
+    pub(super) owes: Cell<bool>,
     /// What has been said in the log.
     said: RefCell<Option<(Coherence, Why)>>,
 }
@@ -90,6 +104,10 @@ impl Default for Arming {
             why: RefCell::default(),
             canary: RefCell::default(),
             canary_at: Cell::new(0),
+            no_better: RefCell::default(),
+            publishes: Cell::new(false),
+            no_multi: Cell::new(false),
+            owes: Cell::new(false),
             said: RefCell::default(),
         }
     }
@@ -115,6 +133,10 @@ pub(super) enum Step {
     Read,
     /// The answer that the invalidation must precede.
     Bar,
+    /// The parts of the message that proves `pubsub`.
+    Multi,
+    Queued,
+    Published,
 }
 
 impl Lane {
@@ -139,6 +161,8 @@ impl Lane {
     /// The connection is up; `tracking` is upstream's answer to CLIENT TRACKING ON.
     pub(super) fn arm(self: &Rc<Self>, ctx: &Rc<Ctx>, tracking: Result<(), Refusal>) {
         *self.arming.canary.borrow_mut() = None;
+        self.arming.publishes.set(false);
+        self.arming.no_multi.set(false);
         if !ctx.cache_serves() {
             return self.enter(ctx, Coherence::None, Why::of(MODE_OFF));
         }
@@ -163,9 +187,107 @@ impl Lane {
 
     /// The next best.
     fn without_tracking(self: &Rc<Self>, ctx: &Rc<Ctx>, why: Why) {
-        match ctx.config.coherence.mode {
-            CoherenceMode::Tracking => self.enter(ctx, Coherence::None, why),
-            _ => self.enter(ctx, Coherence::Ttl, Why::of(NO_PUBSUB).after(why)),
+        if ctx.config.coherence.mode == CoherenceMode::Tracking {
+            return self.enter(ctx, Coherence::None, why);
+        }
+        *self.arming.no_better.borrow_mut() = why;
+        // Whatever becomes of this lane's own copies: others live by these messages.
+        self.arming.publishes.set(true);
+        self.try_pubsub(ctx);
+    }
+
+    /// The channel has come up, is lost, or could not be had.
+    pub(crate) fn channel_changed(self: &Rc<Self>, ctx: &Rc<Ctx>) {
+        if self.is_live() && self.publishes() && ctx.cache_serves() {
+            self.try_pubsub(ctx);
+        }
+    }
+
+    fn try_pubsub(self: &Rc<Self>, ctx: &Rc<Ctx>) {
+        *self.arming.canary.borrow_mut() = None;
+        let before = self.arming.no_better.borrow().clone();
+        let state = ctx.status.channel.state();
+        if ctx.channel.is_confirmed() {
+            self.enter(
+                ctx,
+                Coherence::Probing,
+                Why::of("waiting for the channel to bring a message back").after(before),
+            );
+            return self.send_message(ctx);
+        }
+        if state == ChannelState::Connecting {
+            return self.enter(ctx, Coherence::Probing, Why::of("waiting for the channel").after(before));
+        }
+        let why = Why::with(&format!("the channel is {}", state.as_str()), &ctx.status.channel.why()).after(before);
+        let mode = match ctx.config.coherence.mode {
+            CoherenceMode::Pubsub => Coherence::None,
+            _ => Coherence::Ttl,
+        };
+        self.enter(ctx, mode, why);
+    }
+
+    /// The proof of `pubsub`: an invalidation of a key that nobody has, published as this user's writes will be, which the
+    /// channel must bring back before it answers a PING that was sent after upstream's answer to the PUBLISH.
+    fn send_message(&self, ctx: &Ctx) {
+        let now = clock::now();
+        let key = self.new_canary(ctx, now);
+        let tell = super::tell::told(ctx, Op::Key, &[key.into()]);
+        let atomic = ctx.config.coherence.pubsub_atomic;
+        if atomic {
+            self.send_own(now, super::tell::MULTI, Waiting::Canary(Step::Multi));
+        }
+        self.send_own(now, &tell, Waiting::Canary(if atomic { Step::Queued } else { Step::Published }));
+        if atomic {
+            self.send_own(now, super::tell::EXEC, Waiting::Canary(Step::Published));
+        }
+    }
+
+    fn on_message_step(self: &Rc<Self>, ctx: &Rc<Ctx>, key: Vec<u8>, step: Step, frame: &[u8]) {
+        let failed = reply::is_error(frame);
+        match step {
+            // Then the PUBLISH behind it is executed at once, and is all that is needed.
+            Step::Multi => self.arming.no_multi.set(failed),
+            Step::Queued if failed => self.publish_refused(ctx, &handshake::error_text(frame)),
+            Step::Published if failed && !self.arming.no_multi.get() => {
+                self.publish_refused(ctx, &handshake::error_text(frame));
+            }
+            Step::Published => {
+                let (lane, ctx) = (self.clone(), ctx.clone());
+                tokio::task::spawn_local(async move {
+                    let hold = Rc::new(Hold::default());
+                    ctx.channel.fence(clock::now(), &hold);
+                    if hold.is_waiting() {
+                        hold.released().await;
+                    }
+                    if ctx.channel.is_confirmed() && lane.awaits(&key) {
+                        *lane.arming.canary.borrow_mut() = None;
+                        let before = lane.arming.no_better.borrow().clone();
+                        lane.enter(&ctx, Coherence::Ttl, Why::of(UNHEARD).after(before));
+                    }
+                });
+            }
+            Step::Queued | Step::Read | Step::Bar => {}
+        }
+    }
+
+    /// The channel's PONG to a PING that was sent at `f`.
+    pub(crate) fn channel_proved(&self, f: u64) {
+        if self.mode() == Coherence::Pubsub {
+            self.f.set(self.f.get().max(f));
+        }
+    }
+
+    /// The channel has brought an invalidation of a canary's key.
+    pub(crate) fn heard_canary(self: &Rc<Self>, ctx: &Rc<Ctx>, key: &[u8]) {
+        let heard = self.arming.canary.borrow_mut().take_if(|c| c.key == key);
+        let Some(canary) = heard else { return };
+        ctx.metrics.lag.observe(clock::now().saturating_sub(canary.sent));
+        if self.mode() == Coherence::Probing {
+            let before = self.arming.no_better.borrow().clone();
+            // Only the channel's PONGs count from here on.
+            self.f.set(0);
+            self.enter(ctx, Coherence::Pubsub, Why::of(HEARD).after(before));
+            ctx.channel.want(clock::now(), 0);
         }
     }
 
@@ -178,6 +300,7 @@ impl Lane {
         }
         *self.uncached.borrow_mut() = (!stores(mode)).then(|| why.full());
         *self.arming.why.borrow_mut() = why;
+        self.publish();
         self.show(ctx);
         self.say(ctx);
     }
@@ -229,24 +352,35 @@ impl Lane {
 
     /// Has this lane read its key, which makes upstream remember it.
     fn send_canary(&self, ctx: &Ctx) {
-        // A name of its own each time: what becomes of an earlier one must not be taken for this one's invalidation.
-        let key = format!("nearside:canary:{}-{}", ctx.instance, ctx.next_canary()).into_bytes();
         let now = clock::now();
+        let key = self.new_canary(ctx, now);
         let mut raw = bytes::BytesMut::new();
         build::command(&mut raw, &[b"GET", &key]);
-        *self.arming.canary.borrow_mut() = Some(Canary { key, sent: 0 });
-        self.arming.canary_at.set(now);
+        if let Some(canary) = self.arming.canary.borrow_mut().as_mut() {
+            canary.sent = 0;
+        }
         self.send_own(now, &raw, Waiting::Canary(Step::Read));
+    }
+
+    /// A name of its own each time: what becomes of an earlier one must not be taken for this one's invalidation.
+    fn new_canary(&self, ctx: &Ctx, now: u64) -> Vec<u8> {
+        let key = format!("{CANARY}{}-{}", ctx.instance, ctx.next_canary()).into_bytes();
+        *self.arming.canary.borrow_mut() = Some(Canary { key: key.clone(), sent: now });
+        self.arming.canary_at.set(now);
+        key
     }
 
     /// `coherence.canary` as an interval; called with every tick.
     pub(super) fn repeat_canary(&self, ctx: &Ctx, now: u64) {
-        if let Wanted::Every(interval) = ctx.config.coherence.canary
-            && self.mode() == Coherence::Tracking
-            && self.arming.canary.borrow().is_none()
-            && now.saturating_sub(self.arming.canary_at.get()) >= super::reader::nanos(interval)
-        {
-            self.send_canary(ctx);
+        let Wanted::Every(interval) = ctx.config.coherence.canary else { return };
+        let under_way = self.arming.canary.borrow().is_some();
+        if under_way || now.saturating_sub(self.arming.canary_at.get()) < super::reader::nanos(interval) {
+            return;
+        }
+        match self.mode() {
+            Coherence::Tracking => self.send_canary(ctx),
+            Coherence::Pubsub => self.send_message(ctx),
+            Coherence::Probing | Coherence::Ttl | Coherence::None => {}
         }
     }
 
@@ -263,6 +397,7 @@ impl Lane {
             }
             // The invalidation takes the canary away, so it has not come.
             Step::Bar => self.distrust(ctx),
+            Step::Multi | Step::Queued | Step::Published => self.on_message_step(ctx, key, step, frame),
         }
     }
 

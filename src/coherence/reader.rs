@@ -243,6 +243,7 @@ impl Lane {
         ctx.upstream_back(&link.info);
         self.proto.set(link.proto);
         self.arm(ctx, link.tracking.clone());
+        self.settle_debts(ctx);
         self.set_availability(Availability::Ready);
     }
 
@@ -392,7 +393,10 @@ impl Lane {
             waiter
         };
         // R4. Nothing can look between here and the end of this frame's effects: there is one thread and no await.
-        self.f.set(self.f.get().max(waiter.t_sent));
+        // In `pubsub` mode the channel's PONGs count instead.
+        if self.mode() != Coherence::Pubsub {
+            self.f.set(self.f.get().max(waiter.t_sent));
+        }
         match waiter.kind {
             Waiting::Relay(relay) => return self.on_relay(ctx, relay, waiter.t_sent, frame),
             Waiting::Fetch(fetch) => self.on_fetch(ctx, &fetch, frame),
@@ -407,12 +411,20 @@ impl Lane {
             Waiting::Ask(tx) => drop(tx.send(frame.to_vec())),
             Waiting::Track(on) => self.on_track(ctx, on, frame),
             Waiting::Canary(step) => self.on_canary(ctx, step, frame),
+            Waiting::Part(wrapped, part) => wrapped.answered(part, frame),
+            Waiting::Published(hold) => self.on_published(ctx, hold.as_ref(), frame),
             Waiting::Ping | Waiting::Dropped => {}
         }
         Ok(())
     }
 
-    fn on_relay(self: &Rc<Self>, ctx: &Rc<Ctx>, relay: Relay, t_sent: u64, frame: &[u8]) -> Result<(), String> {
+    fn on_relay(self: &Rc<Self>, ctx: &Rc<Ctx>, mut relay: Relay, t_sent: u64, frame: &[u8]) -> Result<(), String> {
+        if let Some(wrapped) = relay.wrapped.take() {
+            return match self.unwrapped(ctx, &wrapped, relay, frame) {
+                Some((relay, frame)) => self.on_relay(ctx, relay, t_sent, &frame),
+                None => Ok(()),
+            };
+        }
         for &stripe in relay.ends.as_slice() {
             ctx.l1.end_write(stripe);
             if let Some(refresh) = &relay.refresh {
@@ -591,7 +603,7 @@ impl Lane {
         }
         if !self.still_valid(ctx, fetch) {
             ctx.metrics.discarded.inc(Discard::Push);
-            return self.relay(clock::now(), &fetch.raw, Relay::plain(session, fetch.slot, Form::Bulk, true));
+            return self.relay(ctx, clock::now(), &fetch.raw, Relay::plain(session, fetch.slot, Form::Bulk, true));
         }
         let answer = assemble(fetch, &replies);
         session.complete(ctx, fetch.slot, &answer, Form::Bulk);
@@ -710,10 +722,15 @@ impl Lane {
         self.status.set_proved_at(self.f.get());
         let since_sent = now.saturating_sub(self.last_sent.get());
         let reading = self.caches() && now.saturating_sub(self.read_at()) < READ_RECENTLY && self.read_at() > 0;
+        if reading && self.mode() == Coherence::Pubsub {
+            ctx.channel.want(now, ctx.max_staleness / 4);
+        }
+        // Only in `tracking` is it this lane's answers that keep the lease young.
+        let renew = reading && self.mode() == Coherence::Tracking;
         if reading && self.role_check.get() && now.saturating_sub(self.last_role_check.get()) >= ROLE_CHECK_EVERY {
             self.last_role_check.set(now);
             self.ping(now, Waiting::RoleCheck);
-        } else if (reading && since_sent >= ctx.max_staleness / 4) || since_sent >= KEEPALIVE {
+        } else if (renew && since_sent >= ctx.max_staleness / 4) || since_sent >= KEEPALIVE {
             self.ping(now, Waiting::Ping);
         }
         if let Some(limit) = ctx.config.upstream.request_timeout {

@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 use super::hold::Hold;
 use super::mode::Step;
 use super::sample::Sample;
+use super::tell::{self, Wrapped};
 use crate::cache::{FormId, StripeId, Token, Value};
 use crate::command::cacheable::Shape;
 use crate::observe::patterns::PatternId;
@@ -49,6 +50,10 @@ pub(super) enum Waiting {
     Sample(Box<Sample>),
     /// The lane's own reading of its canary's key, and the PING behind the canary's write.
     Canary(Step),
+    /// What precedes the EXEC of a write and its message.
+    Part(Rc<Wrapped>, tell::Part),
+    /// A message to the other sidecars, and what waits for its having been published.
+    Published(Option<Rc<Hold>>),
     /// Asked by ourselves.
     Ask(oneshot::Sender<Vec<u8>>),
     /// Nobody waits any more; the reply still has to be read off.
@@ -106,6 +111,10 @@ pub(crate) struct Relay {
     /// Keeps the reply back until the lanes have passed its pushes (R15).
     pub(crate) hold: Option<Rc<Hold>>,
     pub(crate) refresh: Option<Rc<Refresh>>,
+    /// The PUBLISH that belongs to it (`pubsub` mode).
+    pub(crate) tell: Option<Box<[u8]>>,
+    /// It is one transaction with that: the reply is EXEC's.
+    pub(super) wrapped: Option<Rc<Wrapped>>,
     /// INFO: our own section is appended.
     pub(crate) info: bool,
 }
@@ -123,6 +132,8 @@ impl Relay {
             flush: false,
             hold: None,
             refresh: None,
+            tell: None,
+            wrapped: None,
             info: false,
         }
     }

@@ -10,7 +10,7 @@ use super::outbox::Asked;
 use super::{BACKPRESSURE, Client, OUTSTANDING_MAX, Session};
 use crate::cache::{self, Forms, StripeId, Value};
 use crate::coherence::{
-    self, Applied, Availability, Ends, FetchRead, FetchRequest, Hold, Lane, MgetRequest, Miss, Part, Refresh,
+    self, Applied, Availability, Ends, FetchRead, FetchRequest, Hold, Lane, MgetRequest, Miss, Op, Part, Refresh,
     RefreshKey, Relay,
 };
 use crate::command::cacheable::{Caching, Kept, Never};
@@ -594,7 +594,7 @@ impl Session {
         }
         ctx.metrics.commands.inc(if relay.write { Class::Write } else { Class::Read });
         let flush = relay.flush;
-        b.lane.relay(b.now, req.raw, relay);
+        b.lane.relay(ctx, b.now, req.raw, relay);
         if flush {
             coherence::publish_flush(ctx, &b.lane, b.now);
         }
@@ -654,6 +654,11 @@ impl Session {
             b.lane.note_read(b.now);
             relay.refresh = Some(self.refresh(ctx, b, req, spec, &stripes));
         }
+        if b.lane.publishes() && !stripes.is_empty() {
+            let mut named: SmallVec<[Box<[u8]>; 4]> = SmallVec::new();
+            keys::for_each(spec, req, |key| named.push(key.into()));
+            relay.tell = Some(coherence::told(ctx, Op::Key, &named));
+        }
         relay.ends = Ends::from_vec(stripes);
         match effect {
             Effect::Opaque => relay.hold = Some(Rc::new(Hold::default())),
@@ -669,7 +674,8 @@ impl Session {
     /// Decision 5: whether the L1 should take upstream's answer right behind this write.
     fn wants_refresh(&self, ctx: &Ctx, b: &Batch, req: &Request<'_>, spec: &Spec) -> bool {
         let on_write = ctx.config.cache.on_write;
-        if on_write == OnWrite::Invalidate || !b.lane.caches() || !b.lane.is_live() {
+        // In `pubsub` mode the write's own message would void what is read back.
+        if on_write == OnWrite::Invalidate || !b.lane.caches() || !b.lane.is_live() || b.lane.publishes() {
             return false;
         }
         let size = match spec.kind {

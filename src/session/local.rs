@@ -427,7 +427,7 @@ impl Session {
         build::command(&mut raw, &words);
         let slot = self.outbox.borrow_mut().reserve(self.proto(), mute, false, super::outbox::Asked::other(now));
         let form = crate::resp::downgrade::Form::Same;
-        lane.relay(now, &raw, crate::coherence::Relay::plain(self.clone(), slot, form, false));
+        lane.relay(ctx, now, &raw, crate::coherence::Relay::plain(self.clone(), slot, form, false));
         Now::Done
     }
 

@@ -24,6 +24,8 @@ pub(super) struct Expect {
     pub(super) mute: bool,
     /// What it changes is lost with the connection: "outcome unknown".
     pub(super) write: bool,
+    /// The PUBLISH that tells the other sidecars of it, once it is answered (`pubsub` mode).
+    pub(super) tell: Option<Box<[u8]>>,
 }
 
 impl Expect {
@@ -38,6 +40,7 @@ impl Expect {
             messages: Vec::new(),
             mute,
             write: false,
+            tell: None,
         }
     }
 }
@@ -68,6 +71,8 @@ pub(super) enum What {
     Tracking(bool),
     /// CLIENT GETREDIR or TRACKINGINFO, whose id is one of ours.
     Redirect,
+    /// A PUBLISH of ours in front of the client's EXEC.
+    Told,
 }
 
 /// A command that MULTI has queued.
@@ -97,6 +102,8 @@ pub(super) enum Role {
     Select(u32),
     /// CLIENT TRACKING ON or OFF.
     Tracking(bool),
+    /// The PUBLISH that we have put in front of EXEC; not the client's.
+    Told,
 }
 
 /// What a HELLO changes when it succeeds.
@@ -115,6 +122,11 @@ impl Queued {
             keys::for_each(spec, req, |key| named.push(key.into()));
         }
         Queued { spec, effect, keys: named, message: None, role }
+    }
+
+    /// Our own PUBLISH, always the last.
+    pub(super) fn told() -> Queued {
+        Queued { spec: None, effect: Effect::Read, keys: Vec::new(), message: None, role: Role::Told }
     }
 
     /// EXEC's array has to be read element by element.

@@ -6,7 +6,8 @@ use bytes::BytesMut;
 
 use super::{Pin, settle};
 use crate::command::Request;
-use crate::resp::reply::{self};
+use crate::resp::build;
+use crate::resp::reply;
 use crate::session::Client;
 use crate::session::transaction::{PubSub, Queued, Role, Walk, What, pubsub};
 use crate::worker::Ctx;
@@ -26,10 +27,17 @@ impl Pin {
         let header = self.conn.link.rbuf.split_to(end + 1);
         let Some(expect) = self.expect.pop_front() else { return false };
         self.announce(ctx, client, &expect);
-        *hold |= settle(ctx, &expect);
+        *hold |= settle(ctx, &expect) | self.tell(&expect);
         client.session.set_fence();
         self.watching = false;
-        self.deliver(expect.mute, &header);
+        let told = matches!(&expect.what, What::Exec(q) if q.last().is_some_and(|q| matches!(q.role, Role::Told)));
+        if told && !header.starts_with(b"*-") {
+            let mut own = BytesMut::new();
+            build::array(&mut own, reply::elements(&header).left().saturating_sub(1));
+            self.deliver(expect.mute, &own);
+        } else {
+            self.deliver(expect.mute, &header);
+        }
         if let What::Exec(queue) = expect.what
             && !header.starts_with(b"*-")
         {
@@ -42,7 +50,7 @@ impl Pin {
         let mut own = BytesMut::new();
         let subs = self.subs;
         let Some(walk) = self.walk.as_mut() else { return false };
-        let mute = walk.mute && frame[0] != b'>';
+        let mut mute = walk.mute && frame[0] != b'>';
         let mut next = true;
         match walk.queue.front().map(|q| &q.role) {
             Some(Role::Subscription { kind, words }) => {
@@ -54,6 +62,7 @@ impl Pin {
                 }
             }
             _ if frame[0] == b'>' => next = false,
+            Some(Role::Told) => mute = true,
             Some(Role::Local { raw, args }) => {
                 let req = Request { raw, args };
                 own = client.session.local_in_exec(ctx, &req);

@@ -14,10 +14,10 @@ use crate::observe::clock;
 use crate::resp::request::Scan;
 use crate::resp::{Proto, build};
 use crate::router;
-use crate::session::Client;
 use crate::session::dispatch::Owned;
 use crate::session::local::{Local, asks_for_entry, greeting};
 use crate::session::transaction::{Expect, Queued, Role, Subscriptions, What, is_subscription};
+use crate::session::{Client, Session};
 use crate::upstream::Credential;
 use crate::worker::Ctx;
 
@@ -135,7 +135,7 @@ impl Pin {
 
     pub(super) fn send(&mut self, ctx: &Rc<Ctx>, client: &Client, known: Option<&'static Spec>, req: &Request<'_>) {
         let mute = client.session.state.borrow_mut().mute();
-        let expect = self.expectation(ctx, known, req, mute);
+        let expect = self.expectation(ctx, &client.session, known, req, mute);
         self.translate_and_send(ctx, known, req);
         self.expect.push_back(expect);
     }
@@ -166,6 +166,7 @@ impl Pin {
     pub(super) fn expectation(
         &mut self,
         ctx: &Rc<Ctx>,
+        session: &Session,
         spec: Option<&'static Spec>,
         req: &Request<'_>,
         mute: bool,
@@ -178,7 +179,7 @@ impl Pin {
         }
         self.spent |= spec.is_some_and(|s| s.name == "client|tracking");
         if self.queue.is_some() {
-            return self.expectation_in_multi(ctx, spec, req, mute);
+            return self.expectation_in_multi(ctx, session, spec, req, mute);
         }
         let what = match kind {
             Kind::Multi => What::Multi,
@@ -208,11 +209,18 @@ impl Pin {
         }
         let mut expect = Expect::of(what, mute);
         expect.messages.extend(announced(ctx, spec, req));
-        self.begin(ctx, spec, req, &mut expect);
+        self.begin(ctx, session, spec, req, &mut expect);
         expect
     }
 
-    pub(super) fn begin(&self, ctx: &Rc<Ctx>, spec: Option<&'static Spec>, req: &Request<'_>, expect: &mut Expect) {
+    pub(super) fn begin(
+        &self,
+        ctx: &Rc<Ctx>,
+        session: &Session,
+        spec: Option<&'static Spec>,
+        req: &Request<'_>,
+        expect: &mut Expect,
+    ) {
         let effect = spec.map_or(Effect::Opaque, |s| s.effect);
         expect.write = effect != Effect::Read;
         if !ctx.cache_serves() {
@@ -224,6 +232,9 @@ impl Pin {
                 flush(ctx, spec);
                 expect.flush = true;
                 expect.swap = effect == Effect::SwapDb;
+                if !expect.swap {
+                    expect.tell = super::tells(ctx, session, &[], true);
+                }
             }
             Effect::Write | Effect::Opaque => {
                 let mut named: Vec<Box<[u8]>> = Vec::new();
@@ -231,6 +242,7 @@ impl Pin {
                     keys::for_each(spec, req, |key| named.push(key.into()));
                 }
                 expect.hold = effect == Effect::Opaque;
+                expect.tell = super::tells(ctx, session, &named, false);
                 if matches!(expect.what, What::Blocking) {
                     expect.hold = true;
                     expect.drops = named;
@@ -244,12 +256,13 @@ impl Pin {
     pub(super) fn expectation_in_multi(
         &mut self,
         ctx: &Rc<Ctx>,
+        session: &Session,
         spec: Option<&'static Spec>,
         req: &Request<'_>,
         mute: bool,
     ) -> Expect {
         let role = match spec.map(|s| s.kind) {
-            Some(Kind::Exec) => return self.expect_exec(ctx, mute),
+            Some(Kind::Exec) => return self.expect_exec(ctx, session, mute),
             Some(Kind::Discard) => {
                 self.queue = None;
                 return Expect::of(What::Discard, mute);
@@ -268,7 +281,7 @@ impl Pin {
     }
 
     /// EXEC has the union of its queue's effects. Commands whose +QUEUED has not come yet are part of it too.
-    pub(super) fn expect_exec(&mut self, ctx: &Rc<Ctx>, mute: bool) -> Expect {
+    pub(super) fn expect_exec(&mut self, ctx: &Rc<Ctx>, session: &Session, mute: bool) -> Expect {
         let mut queue = self.queue.take().unwrap_or_default();
         for waiting in &mut self.expect {
             if matches!(waiting.what, What::Queued(_))
@@ -288,6 +301,12 @@ impl Pin {
             if let Some(q) = queue.iter().find(|q| matches!(q.effect, Effect::Flush | Effect::SwapDb)) {
                 flush(ctx, q.spec);
                 expect.flush = true;
+            }
+            if let Some(tell) = super::tells(ctx, session, &named, expect.flush) {
+                // Part of the client's transaction, so that it is published if and when that is executed.
+                self.out.extend_from_slice(&tell);
+                self.expect.push_back(Expect::of(What::Told, true));
+                queue.push(Queued::told());
             }
         }
         expect.what = What::Exec(queue);

@@ -14,7 +14,7 @@ use crate::resp::reply::{self, Frame};
 use crate::session::transaction::{Expect, Greeting, PubSub, Walk, What, confirms, pubsub};
 use crate::session::{BACKPRESSURE, Client};
 use crate::upstream::facts::PUSHES_UNMUTED;
-use crate::upstream::handshake::ServerInfo;
+use crate::upstream::handshake::{ServerInfo, error_text};
 use crate::worker::Ctx;
 
 /// No sweep takes that long; a bound all the same.
@@ -50,7 +50,7 @@ impl Pin {
         }
         client.session.set_fence();
         if hold {
-            self.start_hold(ctx);
+            self.start_hold(ctx, client);
         }
         if self.hold.is_none() {
             self.unstage(client);
@@ -59,13 +59,15 @@ impl Pin {
     }
 
     /// R21: one PING per lane for everything read in this turn; delivered at the last PONG, after B at the latest.
-    pub(super) fn start_hold(&mut self, ctx: &Rc<Ctx>) {
-        if let Some((hold, _)) = &self.hold {
+    pub(super) fn start_hold(&mut self, ctx: &Rc<Ctx>, client: &Client) {
+        if let Some((hold, _)) = self.hold.clone() {
             // It waits for a sweep already, for as long as that takes.
-            ctx.fence_all(hold);
+            self.send_tells(ctx, &client.session, Some(&hold));
+            ctx.fence_all(&hold);
             return;
         }
         let hold = Rc::new(Hold::default());
+        self.send_tells(ctx, &client.session, Some(&hold));
         if ctx.fence_all(&hold) {
             let limit = Instant::now() + std::time::Duration::from_nanos(ctx.max_staleness);
             self.hold = Some((hold, limit));
@@ -175,7 +177,9 @@ impl Pin {
     ) -> Result<bool, String> {
         let failed = reply::is_error(frame);
         self.announce(ctx, client, &expect);
-        let hold = settle(ctx, &expect) && !(matches!(expect.what, What::Blocking) && reply::is_null(frame));
+        let nothing = matches!(expect.what, What::Blocking) && reply::is_null(frame);
+        let hold = settle(ctx, &expect) && !nothing;
+        let mut hold = hold | (!nothing && self.tell(&expect));
         let session = &client.session;
         match expect.what {
             What::Multi if failed => self.queue = None,
@@ -188,6 +192,10 @@ impl Pin {
             What::Queued(queued) if !failed => {
                 for key in &queued.keys {
                     ctx.l1.invalidate(key);
+                }
+                if let Some(tell) = super::tells(ctx, session, &queued.keys, false) {
+                    self.tells.push(tell);
+                    hold = true;
                 }
                 let messages = queued.message.into_iter().collect();
                 self.announce(ctx, client, &Expect { messages, ..Expect::of(What::Command, true) });
@@ -222,6 +230,7 @@ impl Pin {
                 self.deliver(expect.mute, &own);
                 return Ok(hold);
             }
+            What::Told if failed => session.lane(ctx).publish_refused(ctx, &error_text(frame)),
             What::Redirect if !failed => {
                 self.deliver(expect.mute, &crate::session::inspect::own_redirect(ctx, frame, self.redirect));
                 return Ok(hold);
@@ -279,9 +288,9 @@ impl Pin {
         client.session.set_fence();
         let expect = Expect { what: What::Command, ..expect };
         self.announce(ctx, client, &expect);
-        let hold = settle(ctx, &expect);
+        let hold = self.tell(&expect) | settle(ctx, &expect);
         if hold {
-            self.start_hold(ctx);
+            self.start_hold(ctx, client);
         }
         false
     }

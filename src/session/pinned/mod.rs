@@ -21,9 +21,10 @@ use tokio::io::AsyncReadExt;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
 
-use crate::coherence::{Ends, Hold};
+use crate::coherence::{self, Ends, Hold, Op};
 use crate::command::table::{self, Lookup};
 use crate::command::{Spec, Why};
+use crate::observe::clock;
 use crate::observe::reasons::{Bypass, Dropped, Flush, Peer, Source};
 use crate::resp::reply::FrameScanner;
 use crate::resp::request::ProtocolError;
@@ -79,6 +80,8 @@ struct Pin {
     walk: Option<Walk>,
     /// Replies that wait for a hold, in order.
     staged: BytesMut,
+    /// Messages that go out before what is staged is passed on (`pubsub` mode).
+    tells: Vec<Box<[u8]>>,
     hold: Option<(Rc<Hold>, Instant)>,
     /// A frame too large to collect is passing through.
     streaming: bool,
@@ -236,7 +239,7 @@ impl Client {
                 true
             }
             End::Close => {
-                pin.abandon(ctx);
+                pin.abandon(ctx, &session);
                 if pin.quit {
                     self.finish(ctx).await;
                 }
@@ -280,6 +283,7 @@ impl Pin {
             redirect: (0, 0),
             walk: None,
             staged: BytesMut::new(),
+            tells: Vec::new(),
             hold: None,
             streaming: false,
             streaming_mute: false,
@@ -434,18 +438,36 @@ impl Pin {
 
     /// The client is gone: the connection is closed, and with it what upstream blocks on for it. What was on its way may
     /// still execute (fact 43); the push then tells the lane.
-    fn abandon(&mut self, ctx: &Rc<Ctx>) {
-        for expect in self.expect.drain(..) {
+    fn abandon(&mut self, ctx: &Rc<Ctx>, session: &Session) {
+        for expect in std::mem::take(&mut self.expect) {
             settle(ctx, &expect);
+            self.tell(&expect);
         }
+        self.send_tells(ctx, session, None);
+    }
+
+    /// P2 for what is written on a connection of its own: true where the others are to be told before the reply goes on. What
+    /// was executed and not answered counts as well: it may have been.
+    fn tell(&mut self, expect: &Expect) -> bool {
+        self.tells.extend(expect.tell.clone());
+        expect.tell.is_some()
+    }
+
+    fn send_tells(&mut self, ctx: &Rc<Ctx>, session: &Session, hold: Option<&Rc<Hold>>) {
+        if self.tells.is_empty() {
+            return;
+        }
+        let (lane, now) = (session.lane(ctx), clock::now());
+        self.tells.drain(..).for_each(|tell| lane.tell(now, &tell, hold));
     }
 
     /// The connection is gone: what is outstanding is answered with an error.
     fn fail(&mut self, ctx: &Rc<Ctx>, client: &Client) {
         self.unstage(client);
         client.session.set_fence();
-        for expect in self.expect.drain(..) {
+        for expect in std::mem::take(&mut self.expect) {
             settle(ctx, &expect);
+            self.tell(&expect);
             let text = if expect.write {
                 "NEARSIDE upstream connection lost: outcome unknown"
             } else {
@@ -453,6 +475,7 @@ impl Pin {
             };
             client.session.answer_error(expect.mute, text);
         }
+        self.send_tells(ctx, &client.session, None);
     }
 }
 
@@ -510,6 +533,13 @@ fn flush(ctx: &Ctx, spec: Option<&'static Spec>) {
         Some("swapdb") => Flush::Swapdb,
         _ => Flush::Command,
     });
+}
+
+/// The PUBLISH that belongs to a write of `named` keys, or of all, where the session's lane announces writes.
+fn tells(ctx: &Rc<Ctx>, session: &Session, named: &[Box<[u8]>], flush: bool) -> Option<Box<[u8]>> {
+    let any = flush || !named.is_empty();
+    let publishes = any && session.lane(ctx).publishes();
+    publishes.then(|| coherence::told(ctx, if flush { Op::Flush } else { Op::Key }, if flush { &[] } else { named }))
 }
 
 async fn released(hold: Option<(Rc<Hold>, Instant)>) {

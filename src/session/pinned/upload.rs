@@ -10,7 +10,7 @@ use crate::command::{Effect, Kind, Need, Spec, keys};
 use crate::observe::reasons::Dropped;
 use crate::router;
 use crate::session::transaction::{Expect, Queued, Role, What, is_subscription};
-use crate::session::{BACKPRESSURE, Client};
+use crate::session::{BACKPRESSURE, Client, Session};
 use crate::worker::Ctx;
 
 /// A large request on its way up.
@@ -44,7 +44,7 @@ impl Pin {
         if step.done {
             // R20: the L1's side begins when the last byte is about to be sent.
             let upload = self.upload.take().expect("an upload is under way");
-            let expect = self.uploaded(ctx, upload);
+            let expect = self.uploaded(ctx, &client.session, upload);
             self.expect.push_back(expect);
         }
         self.out.extend_from_slice(&client.rbuf[..step.take]);
@@ -55,7 +55,7 @@ impl Pin {
         step.take > 0 || step.done
     }
 
-    pub(super) fn uploaded(&mut self, ctx: &Rc<Ctx>, upload: Upload) -> Expect {
+    pub(super) fn uploaded(&mut self, ctx: &Rc<Ctx>, session: &Session, upload: Upload) -> Expect {
         let Upload { spec, keys: named, key_bytes, mute, argc, .. } = upload;
         let effect = spec.map_or(Effect::Opaque, |s| s.effect);
         let kind = spec.map_or(Kind::Other, |s| s.kind);
@@ -76,6 +76,7 @@ impl Pin {
                 flush(ctx, spec);
                 expect.flush = true;
             }
+            expect.tell = super::tells(ctx, session, &named, expect.flush);
             expect.ends = begin_all(ctx, &named);
             expect.hold = effect == Effect::Opaque || matches!(expect.what, What::Blocking);
         }
