@@ -160,7 +160,7 @@ impl Lane {
 
     /// The connection is up; `tracking` is upstream's answer to CLIENT TRACKING ON.
     pub(super) fn arm(self: &Rc<Self>, ctx: &Rc<Ctx>, tracking: Result<(), Refusal>) {
-        *self.arming.canary.borrow_mut() = None;
+        self.forget_canary();
         self.arming.publishes.set(false);
         self.arming.no_multi.set(false);
         if !ctx.cache_serves() {
@@ -204,7 +204,7 @@ impl Lane {
     }
 
     fn try_pubsub(self: &Rc<Self>, ctx: &Rc<Ctx>) {
-        *self.arming.canary.borrow_mut() = None;
+        self.forget_canary();
         let before = self.arming.no_better.borrow().clone();
         let state = ctx.status.channel.state();
         if ctx.channel.is_confirmed() {
@@ -260,7 +260,7 @@ impl Lane {
                         hold.released().await;
                     }
                     if ctx.channel.is_confirmed() && lane.awaits(&key) {
-                        *lane.arming.canary.borrow_mut() = None;
+                        lane.forget_canary();
                         let before = lane.arming.no_better.borrow().clone();
                         lane.enter(&ctx, Coherence::Ttl, Why::of(UNHEARD).after(before));
                     }
@@ -424,6 +424,8 @@ impl Lane {
             Ok(_) => {
                 if self.awaits(&key) {
                     self.ping(clock::now(), Waiting::Canary(Step::Bar));
+                    // What becomes of the key before that is answered must be the write's doing.
+                    let _ = self.ask(clock::now(), &[b"PING"]).await;
                 }
                 // Its second is for a sidecar that dies here.
                 let _ = conn.link.ask(&[b"DEL", &key]).await;
@@ -439,6 +441,10 @@ impl Lane {
         if self.awaits(key) {
             self.trust(ctx, why);
         }
+    }
+
+    pub(super) fn forget_canary(&self) {
+        *self.arming.canary.borrow_mut() = None;
     }
 
     /// `key` is that of the canary under way, and its invalidation has not come.
@@ -459,7 +465,7 @@ impl Lane {
     }
 
     fn trust(self: &Rc<Self>, ctx: &Rc<Ctx>, why: Why) {
-        *self.arming.canary.borrow_mut() = None;
+        self.forget_canary();
         if matches!(self.mode(), Coherence::Probing | Coherence::Tracking) {
             self.enter(ctx, Coherence::Tracking, why);
         }
@@ -467,7 +473,7 @@ impl Lane {
 
     /// Upstream said OK to CLIENT TRACKING and does not do it.
     fn distrust(self: &Rc<Self>, ctx: &Rc<Ctx>) {
-        *self.arming.canary.borrow_mut() = None;
+        self.forget_canary();
         let mut raw = bytes::BytesMut::new();
         build::command(&mut raw, &[b"CLIENT", b"TRACKING", b"OFF"]);
         self.send_own(clock::now(), &raw, Waiting::Track(false));

@@ -205,6 +205,7 @@ impl Lane {
 
     /// Nobody is told of this user's writes from here on, so nothing but expiry bounds what it reads.
     pub(crate) fn publish_refused(self: &Rc<Self>, ctx: &Rc<Ctx>, reply: &str) {
+        self.forget_canary();
         if self.arming.publishes.replace(false) {
             let before = self.arming.no_better.borrow().clone();
             self.enter(ctx, Coherence::Ttl, Why::with(REFUSED, reply).after(before));

@@ -3,6 +3,7 @@
 //! that can be kept, and off; the bytes must be the same. Where they cannot be, `DIFFERENCES` says how they are compared and why. Every command of the server is in a script
 //! or in `NOT_TESTABLE`. What is cached is sent three times in a row, so that hits are compared as well as misses.
 
+mod modes;
 mod script;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};

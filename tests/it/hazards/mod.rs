@@ -6,9 +6,12 @@
 //! (`NEARSIDE ENTRY` says `served: yes`) before the event that must end it.
 
 mod arming;
+mod canary;
 mod fences;
 mod fills;
+mod pubsub;
 mod pushes;
+mod ttl;
 mod writes;
 
 use std::time::{Duration, Instant};

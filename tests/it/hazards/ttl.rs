@@ -1,0 +1,179 @@
+//! `ttl` mode, where nothing but expiry and this sidecar's own writes end a copy; and upstreams without RESP3.
+
+use std::time::{Duration, Instant};
+
+use super::{QUIET, calls, fill, wait_served};
+use crate::support::{Client, Fake, PATIENCE, Proxy, Redis, Reply, eventually};
+
+const CAP: Duration = Duration::from_millis(700);
+
+fn start(redis: &Redis) -> Proxy {
+    Proxy::upstream(&redis.url()).set("coherence.mode", "ttl").set("coherence.ttl_cap.ttl", "700ms").start()
+}
+
+#[test]
+fn c55_ttl_mode() {
+    let redis = Redis::start();
+    let proxy = start(&redis);
+    let (mut c1, mut c2) = (proxy.client(), proxy.client3());
+    redis.cmd(&["SET", "k", "1"]);
+    fill(&mut c1, "k", "1");
+    redis.cmd(&["SET", "k", "2"]);
+    let written = Instant::now();
+    let mut old = 0;
+    while c1.cmd(&["GET", "k"]) == Reply::bulk("1") {
+        old += 1;
+        assert!(written.elapsed() < CAP + PATIENCE, "it never ends");
+    }
+    assert!(old > 0, "it was never a hit");
+    // The last old answer was asked for a round trip ago.
+    assert!(written.elapsed() < CAP + QUIET, "{:?}", written.elapsed());
+    // Own writes are seen at once, by everybody here.
+    fill(&mut c2, "k", "2");
+    assert_eq!(c1.cmd(&["SET", "k", "3"]), Reply::ok());
+    assert_eq!(c2.cmd(&["GET", "k"]), Reply::bulk("3"));
+    assert_eq!(c2.cmd(&["GET", "k"]), Reply::bulk("3"));
+}
+
+#[test]
+fn c55_ttl_says_that_it_is_degraded() {
+    let redis = Redis::start();
+    let proxy = start(&redis);
+    let stats = proxy.stats();
+    assert_eq!((stats["coherence_mode"].as_str(), stats["coherence_why"].as_str()), ("ttl", "as configured"));
+    for path in ["/health", "/health/ready"] {
+        let answer = proxy.get(path);
+        assert!(answer.body.contains("coherence: ttl on 1 of 1 lanes: as configured"), "{path}: {}", answer.body);
+        assert_eq!(answer.status, 200, "{path}");
+    }
+    assert_eq!(proxy.metric("nearside_coherence_mode{mode=\"ttl\"}"), 1.0);
+}
+
+/// Not tracked: the deadline is counted from the sending, like everywhere.
+#[test]
+fn c55_upstreams_own_ttl_counts_too() {
+    let redis = Redis::start();
+    let proxy = start(&redis);
+    let mut c1 = proxy.client();
+    redis.cmd(&["SET", "k", "1", "PX", "300"]);
+    let set = Instant::now();
+    fill(&mut c1, "k", "1");
+    while c1.cmd(&["GET", "k"]) == Reply::bulk("1") {
+        assert!(set.elapsed() < Duration::from_millis(310), "past its expiry");
+    }
+}
+
+/// What a session has read or written on a connection of its own asks for later readings from then on.
+#[test]
+fn c55_no_way_back_behind_a_transaction() {
+    let redis = Redis::start();
+    let proxy = Proxy::upstream(&redis.url()).set("coherence.mode", "ttl").set("coherence.ttl_cap.ttl", "1h").start();
+    let (mut c1, mut c2) = (proxy.client(), proxy.client());
+    redis.cmd(&["SET", "k", "1"]);
+    fill(&mut c1, "k", "1");
+    redis.cmd(&["SET", "k", "2"]);
+    assert_eq!(c1.cmd(&["GET", "k"]), Reply::bulk("1"), "a hit: nobody has told");
+    c1.cmd(&["MULTI"]);
+    c1.cmd(&["GET", "k"]);
+    assert_eq!(c1.cmd(&["EXEC"]), Reply::bulks(&["2"]));
+    assert_eq!(c1.cmd(&["GET", "k"]), Reply::bulk("2"));
+    // And what a script of its own has written without naming it.
+    fill(&mut c2, "k", "2");
+    assert_eq!(c2.cmd(&["EVAL", "return redis.call('SET','k','3')", "0"]), Reply::ok());
+    assert_eq!(c2.cmd(&["GET", "k"]), Reply::bulk("3"));
+}
+
+/// A newer value that may not be stored does not leave the older one behind.
+#[test]
+fn c55_a_reading_that_is_not_stored_ends_the_older_one() {
+    let redis = Redis::start();
+    let proxy = Proxy::upstream(&redis.url())
+        .set("coherence.mode", "ttl")
+        .set("coherence.ttl_cap.ttl", "1h")
+        .set("cache.max_value_bytes", 100)
+        .set("cache.update_max_bytes", 100)
+        .start();
+    let mut c1 = proxy.client();
+    redis.cmd(&["SET", "k", "1"]);
+    fill(&mut c1, "k", "1");
+    let large = "x".repeat(200);
+    redis.cmd(&["SET", "k", &large]);
+    // Behind an outstanding command of the same key it is read upstream.
+    let replies = c1.pipeline(&[&["STRLEN", "k"][..], &["GET", "k"]]);
+    assert_eq!(replies, [Reply::Int(200), Reply::bulk(&large)]);
+    barrier(&mut c1);
+    assert_eq!(c1.cmd(&["GET", "k"]), Reply::bulk(&large));
+}
+
+fn barrier(client: &mut Client) {
+    client.cmd(&["EXISTS", "nobody-writes-this"]);
+}
+
+fn without_hello() -> Redis {
+    Redis::builder().args(&["--rename-command", "HELLO", ""]).start()
+}
+
+#[test]
+fn c28_auto_over_resp2_is_pubsub() {
+    let redis = without_hello();
+    let proxy = Proxy::upstream(&redis.url()).start();
+    eventually(PATIENCE, "its mode", || proxy.stats()["coherence"] == "pubsub");
+    let why = &proxy.stats()["coherence_why"];
+    assert!(why.starts_with("upstream speaks no RESP3; the channel has brought a message back"), "{why}");
+    assert!(proxy.get("/health").body.contains("coherence: pubsub on 1 of 1 lanes: upstream speaks no RESP3"));
+    let mut c1 = proxy.client();
+    assert_eq!(c1.cmd(&["SET", "k", "1"]), Reply::ok());
+    fill(&mut c1, "k", "1");
+    let asked = calls(&redis, "get");
+    assert_eq!(c1.cmd(&["GET", "k"]), Reply::bulk("1"));
+    assert_eq!(calls(&redis, "get"), asked, "a hit");
+    assert_eq!(c1.cmd(&["INFO", "server"]).text().lines().next(), Some("# Server"));
+    assert!(c1.cmd(&["INFO"]).text().contains("# Nearside"));
+}
+
+/// HELLO is upstream's to answer there.
+#[test]
+fn c28_hello_is_answered_as_upstream_would() {
+    let redis = without_hello();
+    let proxy = Proxy::upstream(&redis.url()).start();
+    let (mut c1, mut direct) = (proxy.client(), redis.client());
+    for words in [&["HELLO", "3"][..], &["HELLO"], &["HELLO", "2"]] {
+        assert_eq!(c1.cmd(words), direct.cmd(words), "{words:?}");
+    }
+    assert_eq!(c1.cmd(&["SET", "k", "1"]), Reply::ok());
+    assert_eq!(c1.cmd(&["GET", "k"]), Reply::bulk("1"));
+}
+
+/// An upstream that lets this user not say HELLO: its words decide, and its RESP2 bytes are passed on as they are.
+#[test]
+fn c28_a_user_without_hello_has_a_lane() {
+    let fake = Fake::builder().answer("HELLO", "-NOPERM this user has no permissions to run the 'hello' command\r\n");
+    let fake = fake.answer("PING", "+PONG\r\n").answer("INFO", "$0\r\n\r\n").start();
+    let proxy = Proxy::upstream(&fake.url()).set("coherence.mode", "ttl").start();
+    let mut lane = fake.accept();
+    eventually(PATIENCE, "its mode", || proxy.stats()["coherence"] == "ttl");
+    let mut c1 = proxy.client();
+    c1.send_cmd(&["GET", "k"]);
+    lane.expect(&["GET", "k"]).reply("$-1\r\n").expect(&["PTTL", "k"]).reply(":-2\r\n");
+    assert_eq!(c1.read_reply_raw(), b"$-1\r\n");
+    wait_served(&mut c1, "k");
+    assert_eq!(c1.cmd(&["GET", "k"]), Reply::Nil);
+    // An array of pairs is what upstream says it is.
+    c1.send_cmd(&["ZRANGE", "z", "0", "-1", "WITHSCORES"]);
+    lane.expect(&["ZRANGE", "z", "0", "-1", "WITHSCORES"]).reply("*1\r\n*2\r\n$1\r\na\r\n$1\r\n1\r\n");
+    assert_eq!(c1.read_reply_raw(), b"*1\r\n*2\r\n$1\r\na\r\n$1\r\n1\r\n");
+    assert!(c1.cmd(&["HELLO", "3"]).text().starts_with("NOPERM"));
+}
+
+/// An old server with a password: AUTH, and NOAUTH where nobody has brought one.
+#[test]
+fn c28_resp2_and_a_password() {
+    let redis = Redis::builder().args(&["--rename-command", "HELLO", "", "--requirepass", "pass"]).start();
+    let proxy = Proxy::upstream(&redis.url()).start();
+    let mut c1 = proxy.client();
+    assert!(c1.cmd(&["GET", "k"]).text().starts_with("NOAUTH"));
+    assert_eq!(c1.cmd(&["AUTH", "pass"]), Reply::ok());
+    assert_eq!(c1.cmd(&["SET", "k", "1"]), Reply::ok());
+    assert_eq!(c1.cmd(&["GET", "k"]), Reply::bulk("1"));
+    wait_served(&mut c1, "k");
+}
