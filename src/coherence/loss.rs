@@ -40,6 +40,7 @@ impl Lane {
     pub(super) fn lost(self: &Rc<Self>, ctx: &Rc<Ctx>, why: &str) {
         self.epoch.set(0);
         self.f.set(0);
+        self.forget_canary();
         self.publish();
         ctx.upstream_lost(why);
         ctx.pool.retire();

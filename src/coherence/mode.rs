@@ -121,6 +121,8 @@ impl Arming {
 
 /// A canary on its way.
 struct Canary {
+    /// What is waited for on its account says the same.
+    number: u64,
     key: Vec<u8>,
     /// When its write was sent; 0 before.
     sent: u64,
@@ -230,15 +232,15 @@ impl Lane {
     /// channel must bring back before it answers a PING that was sent after upstream's answer to the PUBLISH.
     fn send_message(&self, ctx: &Ctx) {
         let now = clock::now();
-        let key = self.new_canary(ctx, now);
+        let (number, key) = self.new_canary(ctx, now);
         let tell = super::tell::told(ctx, Op::Key, &[key.into()]);
         let atomic = ctx.config.coherence.pubsub_atomic;
         if atomic {
-            self.send_own(now, super::tell::MULTI, Waiting::Canary(Step::Multi));
+            self.send_own(now, super::tell::MULTI, Waiting::Canary(Step::Multi, number));
         }
-        self.send_own(now, &tell, Waiting::Canary(if atomic { Step::Queued } else { Step::Published }));
+        self.send_own(now, &tell, Waiting::Canary(if atomic { Step::Queued } else { Step::Published }, number));
         if atomic {
-            self.send_own(now, super::tell::EXEC, Waiting::Canary(Step::Published));
+            self.send_own(now, super::tell::EXEC, Waiting::Canary(Step::Published, number));
         }
     }
 
@@ -353,21 +355,22 @@ impl Lane {
     /// Has this lane read its key, which makes upstream remember it.
     fn send_canary(&self, ctx: &Ctx) {
         let now = clock::now();
-        let key = self.new_canary(ctx, now);
+        let (number, key) = self.new_canary(ctx, now);
         let mut raw = bytes::BytesMut::new();
         build::command(&mut raw, &[b"GET", &key]);
         if let Some(canary) = self.arming.canary.borrow_mut().as_mut() {
             canary.sent = 0;
         }
-        self.send_own(now, &raw, Waiting::Canary(Step::Read));
+        self.send_own(now, &raw, Waiting::Canary(Step::Read, number));
     }
 
     /// A name of its own each time: what becomes of an earlier one must not be taken for this one's invalidation.
-    fn new_canary(&self, ctx: &Ctx, now: u64) -> Vec<u8> {
-        let key = format!("{CANARY}{}-{}", ctx.instance, ctx.next_canary()).into_bytes();
-        *self.arming.canary.borrow_mut() = Some(Canary { key: key.clone(), sent: now });
+    fn new_canary(&self, ctx: &Ctx, now: u64) -> (u64, Vec<u8>) {
+        let number = ctx.next_canary();
+        let key = format!("{CANARY}{}-{number}", ctx.instance).into_bytes();
+        *self.arming.canary.borrow_mut() = Some(Canary { number, key: key.clone(), sent: now });
         self.arming.canary_at.set(now);
-        key
+        (number, key)
     }
 
     /// `coherence.canary` as an interval; called with every tick.
@@ -384,8 +387,12 @@ impl Lane {
         }
     }
 
-    pub(super) fn on_canary(self: &Rc<Self>, ctx: &Rc<Ctx>, step: Step, frame: &[u8]) {
-        let Some(key) = self.arming.canary.borrow().as_ref().map(|c| c.key.clone()) else { return };
+    /// An answer on a canary's account, if it is that of the one under way: a PING that was sent for an earlier one may be
+    /// answered on a connection that has never read its key.
+    pub(super) fn on_canary(self: &Rc<Self>, ctx: &Rc<Ctx>, step: Step, number: u64, frame: &[u8]) {
+        let canary = self.arming.canary.borrow();
+        let Some(key) = canary.as_ref().filter(|c| c.number == number).map(|c| c.key.clone()) else { return };
+        drop(canary);
         match step {
             Step::Read if reply::is_error(frame) => {
                 let error = handshake::error_text(frame);
@@ -393,7 +400,7 @@ impl Lane {
             }
             Step::Read => {
                 let (lane, ctx) = (self.clone(), ctx.clone());
-                tokio::task::spawn_local(async move { lane.write_canary(&ctx, key).await });
+                tokio::task::spawn_local(async move { lane.write_canary(&ctx, number, key).await });
             }
             // The invalidation takes the canary away, so it has not come.
             Step::Bar => self.distrust(ctx),
@@ -402,7 +409,7 @@ impl Lane {
     }
 
     /// Writes the key over another connection. Whatever keeps it from being written is no evidence against tracking.
-    async fn write_canary(self: Rc<Self>, ctx: &Rc<Ctx>, key: Vec<u8>) {
+    async fn write_canary(self: Rc<Self>, ctx: &Rc<Ctx>, number: u64, key: Vec<u8>) {
         let repeats = matches!(ctx.config.coherence.canary, Wanted::Every(_));
         let opened = match repeats {
             true => ctx.pool.checkout(&self.profile, self.proto.get()).await,
@@ -423,7 +430,7 @@ impl Lane {
             }
             Ok(_) => {
                 if self.awaits(&key) {
-                    self.ping(clock::now(), Waiting::Canary(Step::Bar));
+                    self.ping(clock::now(), Waiting::Canary(Step::Bar, number));
                     // What becomes of the key before that is answered must be the write's doing.
                     let _ = self.ask(clock::now(), &[b"PING"]).await;
                 }

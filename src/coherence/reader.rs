@@ -410,7 +410,7 @@ impl Lane {
             Waiting::Sample(sample) => self.on_sample(ctx, &sample, frame),
             Waiting::Ask(tx) => drop(tx.send(frame.to_vec())),
             Waiting::Track(on) => self.on_track(ctx, on, frame),
-            Waiting::Canary(step) => self.on_canary(ctx, step, frame),
+            Waiting::Canary(step, number) => self.on_canary(ctx, step, number, frame),
             Waiting::Part(wrapped, part) => wrapped.answered(part, frame),
             Waiting::Published(hold) => self.on_published(ctx, hold.as_ref(), frame),
             Waiting::Ping | Waiting::Dropped => {}

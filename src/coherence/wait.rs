@@ -49,7 +49,7 @@ pub(super) enum Waiting {
     /// GET of an entry that is compared with upstream.
     Sample(Box<Sample>),
     /// The lane's own reading of its canary's key, and the PING behind the canary's write.
-    Canary(Step),
+    Canary(Step, u64),
     /// What precedes the EXEC of a write and its message.
     Part(Rc<Wrapped>, tell::Part),
     /// A message to the other sidecars, and what waits for its having been published.
@@ -63,7 +63,7 @@ pub(super) enum Waiting {
 impl Waiting {
     /// A PING of ours: what a stuck lane is judged by (decision 9).
     pub(super) fn is_ping(&self) -> bool {
-        matches!(self, Waiting::Ping | Waiting::RoleCheck | Waiting::Fence(_) | Waiting::Canary(Step::Bar))
+        matches!(self, Waiting::Ping | Waiting::RoleCheck | Waiting::Fence(_) | Waiting::Canary(Step::Bar, _))
     }
 }
 

@@ -44,7 +44,7 @@ fn c27_an_arming_lane_forwards_and_stores_nothing() {
 fn c28_an_upstream_that_only_says_ok() {
     let fake = Fake::builder().answer("SET", "+OK\r\n").start();
     let proxy = Proxy::upstream(&fake.url()).set("coherence.mode", "tracking").start();
-    let mut lane = fake.lane();
+    let mut lane = fake.accept();
     eventually(PATIENCE, "its end", || mode(&proxy) == "none");
     let mut c1 = proxy.client();
     c1.send_cmd(&["GET", "k"]);

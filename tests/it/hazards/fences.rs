@@ -162,7 +162,8 @@ fn c20_no_hit_behind_an_opaque_command_of_the_same_pipeline() {
 #[test]
 fn a_script_is_answered_after_b_though_its_pong_never_comes() {
     let upstream = Fake::builder().scripted("PING").start();
-    let proxy = Proxy::upstream(&upstream.url()).set("coherence.max_staleness", "100ms").start();
+    let proxy = Proxy::upstream(&upstream.url()).set("coherence.max_staleness", "100ms").set("coherence.canary", "off");
+    let proxy = proxy.start();
     let mut client = proxy.client();
     client.send_cmd(&["EVAL", "return 1", "0"]);
     let mut lane = upstream.lane();

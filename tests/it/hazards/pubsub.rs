@@ -180,7 +180,7 @@ fn c51_the_lease_is_the_channels() {
     let b = started(builder(&redis.url()));
     let (mut reader, mut writer) = (a.client(), b.client());
     writer.cmd(&["SET", "k", "1"]);
-    fill(&mut reader, "k", "1");
+    wait_served_again(&mut reader, "k");
     relay.stall(relay.channel(), Dir::Down);
     assert_eq!(writer.cmd(&["SET", "k", "2"]), Reply::ok());
     let written = Instant::now();
@@ -198,6 +198,7 @@ fn c51_the_lease_is_the_channels() {
     wait_served_again(&mut reader, "k");
 }
 
+/// Reads until there is a copy: the message of the write before may take one away.
 #[track_caller]
 fn wait_served_again(client: &mut Client, key: &str) {
     eventually(PATIENCE, "a hit again", || {
@@ -214,7 +215,7 @@ fn c52_pubsub_resubscribe() {
     let b = started(builder(&redis.url()));
     let (mut reader, mut writer) = (a.client(), b.client());
     writer.cmd(&["SET", "k", "1"]);
-    fill(&mut reader, "k", "1");
+    wait_served_again(&mut reader, "k");
     let epoch = a.stat("lane_epoch");
     relay.cut(relay.channel());
     eventually(PATIENCE, "its loss to be noticed", || a.stat("lane_epoch") > epoch);
@@ -343,7 +344,7 @@ fn c19_in_pubsub_mode() {
     let b = started(builder(&redis.url()));
     let (mut listener, mut reader, mut writer) = (a.client(), a.client(), b.client());
     writer.cmd(&["SET", "k", "1"]);
-    fill(&mut reader, "k", "1");
+    wait_served_again(&mut reader, "k");
     assert!(!listener.cmd(&["SUBSCRIBE", "news"]).is_error());
     relay.stall(relay.channel(), Dir::Down);
     assert_eq!(writer.cmd(&["SET", "k", "2"]), Reply::ok());
@@ -361,7 +362,7 @@ fn c25_in_pubsub_mode() {
     let (redis, a, b) = two();
     let (mut reader, mut writer) = (a.client(), b.client());
     writer.cmd(&["SET", "k", "1"]);
-    fill(&mut reader, "k", "1");
+    wait_served_again(&mut reader, "k");
     redis.cmd(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "no"]);
     redis.cmd(&["CLIENT", "KILL", "TYPE", "pubsub"]);
     redis.cmd(&["SET", "k", "2"]);

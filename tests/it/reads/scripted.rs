@@ -26,7 +26,7 @@ impl Scripted {
 
     fn over(fake: Fake, configure: impl FnOnce(Builder) -> Builder) -> Scripted {
         let builder = Proxy::upstream(&fake.url()).set("coherence.max_staleness", "10s").set("cache.commands", ALL);
-        let proxy = configure(builder).start();
+        let proxy = configure(builder.set("coherence.canary", "off")).start();
         let lane = fake.lane();
         Scripted { lane, proxy, fake }
     }
