@@ -63,7 +63,7 @@ fn c22_half_open() {
     let took = hole.elapsed();
     assert!(took >= ms(2500) && took < secs(8), "the lane was killed after {took:?}, not after about 3 s");
     assert!(s.proxy.stat("lane_epoch") > epoch);
-    assert!(s.proxy.logged("silent for 3 s"));
+    s.proxy.wait_logged("silent for 3 s");
     let hits = s.proxy.stat("hits");
     assert_eq!(c.cmd(&["GET", "old"]), Reply::bulk("2"));
     assert_eq!(s.proxy.stat("hits"), hits, "an entry of the old epoch was a hit");
