@@ -9,11 +9,11 @@ use crate::support::{Client, Dir, PATIENCE, Proxy, Redis, Relay, Reply, Scope, e
 
 const CHANNEL: &str = "nearside:invalidate";
 
-/// A server and sidecars of it that are subscribed. Their entries can only be ended by the channel: keys are read once and
+/// A server and sidecars of it that are subscribed, every other one with a second worker. Their entries can only be ended by the channel: keys are read once and
 /// never change upstream.
 fn fleet(n: usize) -> (Redis, Vec<Proxy>) {
     let redis = Redis::start();
-    let proxies: Vec<Proxy> = (0..n).map(|_| Proxy::start(&redis)).collect();
+    let proxies: Vec<Proxy> = (0..n).map(|i| Proxy::to(&redis).set("workers", 1 + i % 2).start()).collect();
     proxies.iter().for_each(wait_subscribed);
     (redis, proxies)
 }
@@ -220,7 +220,8 @@ fn a_clients_publish_is_applied_before_its_reply_and_everywhere() {
     }
 }
 
-/// On a connection of its own: inside MULTI, and as a RESP3 subscriber. Stalled, the channel cannot have done it.
+/// On the lane, and on a connection of its own: inside MULTI, and as a RESP3 subscriber. Stalled, the channel cannot have
+/// done it.
 #[test]
 fn a_pinned_clients_publish_is_applied_before_its_reply() {
     let redis = Redis::start();
@@ -233,6 +234,11 @@ fn a_pinned_clients_publish_is_applied_before_its_reply() {
         warm(&proxy, &mut reader, b"user:1");
         relay.stall(relay.channel(), Dir::Down);
         let mut client = proxy.client();
+        assert_eq!(client.cmd(&["PUBLISH", CHANNEL, payload]), Reply::Int(1));
+        assert!(!resident(&mut reader, b"user:1"), "{payload} on the lane");
+        relay.resume(relay.channel(), Dir::Down);
+        warm(&proxy, &mut reader, b"user:1");
+        relay.stall(relay.channel(), Dir::Down);
         client.cmd(&["MULTI"]);
         assert_eq!(client.cmd(&["PUBLISH", CHANNEL, payload]), Reply::status("QUEUED"));
         assert!(resident(&mut reader, b"user:1"), "nothing has been published yet");
@@ -297,6 +303,9 @@ fn nearside_invalidate_and_flush_reach_the_other_sidecars_and_count_the_own_entr
             }
         }
     }
+    warm(&proxies[0], &mut here, b"k");
+    let route = here.cmd(&["NEARSIDE", "EXPLAIN", "PUBLISH", CHANNEL, "flush"]);
+    assert_eq!((route.get("route").text().as_str(), resident(&mut here, b"k")), ("announce", true), "{route:?}");
     for (line, error) in [
         (&["NEARSIDE", "INVALIDATE", "REGEX", "user:("][..], "ERR no regular expression: unclosed group"),
         (&["NEARSIDE", "INVALIDATE", "KEY"], "ERR use NEARSIDE INVALIDATE KEY|PREFIX|PATTERN|REGEX|TAG <x> [<x> ...]"),
@@ -387,9 +396,15 @@ fn delete_pattern_deletes_upstream_in_batches_and_in_its_own_database() {
 /// The client goes away in the middle: no more is deleted, and nothing stays pending.
 #[test]
 fn delete_pattern_stops_when_its_client_leaves() {
+    for workers in [1, 2] {
+        a_client_leaves_its_delete(workers);
+    }
+}
+
+fn a_client_leaves_its_delete(workers: u64) {
     let redis = Redis::start();
     let relay = Relay::to(&redis);
-    let proxy = Proxy::upstream(&relay.url()).start();
+    let proxy = Proxy::upstream(&relay.url()).set("workers", workers).start();
     wait_subscribed(&proxy);
     redis.cmd(&["EVAL", "for i = 1, 20000 do redis.call('SET', 'user:' .. i, i) end", "0"]);
     relay.delay(Scope::One(0), Dir::Down, Duration::from_millis(30));
@@ -468,4 +483,20 @@ fn changes_over_http_need_the_token_and_reach_every_sidecar() {
     let refused = http::post(other.http_address(), "/api/v1/flush", Some("secret"), "");
     assert_eq!((refused.status, &refused.json()["error"]["code"]), (403, &"no_token_configured".into()));
     assert_eq!(proxy.metric("nearside_invalidations_total{source=\"http\"}"), 4.0);
+}
+
+/// A lane that sees its server demoted leaves it; the subscription must not stay there, where the new master's messages may
+/// never come.
+#[test]
+fn a_demotion_ends_the_subscription_too() {
+    let (redis, proxies) = fleet(1);
+    let mut client = proxies[0].client();
+    warm(&proxies[0], &mut client, b"k");
+    let epoch = proxies[0].stat("channel_epoch");
+    redis.cmd(&["REPLICAOF", "127.0.0.1", "1"]);
+    eventually(PATIENCE, "another subscription", || {
+        client.cmd(&["GET", "k"]);
+        proxies[0].stat("channel_epoch") > epoch
+    });
+    proxies[0].wait_logged("not subscribed to the channel nearside:invalidate: upstream's role changed to");
 }
