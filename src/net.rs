@@ -8,7 +8,9 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::{TcpStream, UnixStream, tcp, unix};
 
@@ -69,6 +71,14 @@ impl WriteHalf {
             WriteHalf::Tcp(w) => w.try_write(bytes),
             WriteHalf::Unix(w) => w.try_write(bytes),
             WriteHalf::Piped(w) => w.try_write(bytes),
+        }
+    }
+
+    /// For how long TCP keeps trying what the other end does not acknowledge; `None`: as long as it does anyway.
+    pub(crate) fn keep_trying(&self, limit: Option<Duration>) -> io::Result<()> {
+        match self {
+            WriteHalf::Tcp(w) => SockRef::from(w.as_ref()).set_tcp_user_timeout(limit),
+            WriteHalf::Unix(_) | WriteHalf::Piped(_) => Ok(()),
         }
     }
 
@@ -145,5 +155,25 @@ impl Peer {
         // Ends with WouldBlock, when it has read what there is.
         let _ = io::Read::read_to_end(&mut self.0, &mut all);
         all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limit_reaches_the_socket_and_leaves_it() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().expect("a runtime");
+        runtime.block_on(async {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a listener");
+            let stream = TcpStream::connect(listener.local_addr().expect("its address")).await.expect("a connection");
+            let (_read, write) = Stream::Tcp(stream).split();
+            let WriteHalf::Tcp(tcp) = &write else { panic!("a unix socket") };
+            for limit in [Some(Duration::from_secs(30)), None] {
+                write.keep_trying(limit).expect("TCP_USER_TIMEOUT");
+                assert_eq!(SockRef::from(tcp.as_ref()).tcp_user_timeout().expect("it can be read"), limit);
+            }
+        });
     }
 }

@@ -69,6 +69,8 @@ pub(crate) struct Ctx {
     dirty: RefCell<Vec<Rc<Session>>>,
     /// Replies held back, oldest first, and when they are let go at the latest.
     holds: RefCell<VecDeque<(u64, Rc<Hold>)>>,
+    /// When something was last handed out that not every lane had proved (decision 6).
+    floor: Cell<u64>,
     /// Of the process, not of a thread: what upstream says of a name is the same for all.
     learned: DashMap<Vec<u8>, Learned>,
     /// One `Rc` per credential in use, so that equal ones compare fast and are kept once.
@@ -132,6 +134,7 @@ impl Ctx {
             now: Cell::new(0),
             dirty: RefCell::default(),
             holds: RefCell::default(),
+            floor: Cell::new(0),
             learned: DashMap::new(),
             credentials: RefCell::new(credential.into_iter().collect()),
             refused: RefCell::default(),
@@ -274,7 +277,10 @@ impl Ctx {
     pub(crate) fn fence_others(&self, own: &Lane, hold: &Rc<Hold>) {
         let now = clock::now();
         for lane in self.lanes.borrow().values().filter(|l| l.id != own.id) {
-            lane.fence(now, hold);
+            self.fence(lane, now, hold);
+        }
+        if !hold.is_waiting() {
+            return hold.release(self);
         }
         self.holds.borrow_mut().push_back((now + self.max_staleness, hold.clone()));
     }
@@ -282,8 +288,28 @@ impl Ctx {
     /// R21: one PING on every lane that has anything to serve. False: none has, nothing needs to be held.
     pub(crate) fn fence_all(&self, hold: &Rc<Hold>) -> bool {
         let now = clock::now();
-        self.lanes.borrow().values().for_each(|lane| lane.fence(now, hold));
+        hold.announce();
+        self.lanes.borrow().values().for_each(|lane| self.fence(lane, now, hold));
         hold.is_waiting() && !mutation::off(Rule::Fence)
+    }
+
+    /// A lane that is lost answers no PING, but its entries may be asked for while upstream is gone.
+    fn fence(&self, lane: &Lane, now: u64, hold: &Rc<Hold>) {
+        if lane.is_live() {
+            lane.fence(now, hold);
+        } else {
+            self.raise_floor();
+        }
+    }
+
+    /// Something that announces changes is handed out now, although not every lane has proved that it has seen them
+    /// (decision 6).
+    pub(crate) fn raise_floor(&self) {
+        self.floor.set(clock::now());
+    }
+
+    pub(crate) fn floor(&self) -> u64 {
+        self.floor.get()
     }
 
     /// A hold ends after B at the latest.
@@ -297,6 +323,9 @@ impl Ctx {
                 }
             };
             let Some((_, hold)) = due else { return };
+            if !hold.is_released() {
+                self.raise_floor();
+            }
             hold.release(self);
         }
     }

@@ -21,6 +21,8 @@ pub(crate) struct Entry {
     pub(crate) flush_gen: u64,
     /// From here on it is not served (nanoseconds of CLOCK_BOOTTIME).
     pub(crate) deadline: u64,
+    /// From here on upstream has expired it; `u64::MAX`: never, 0: there was no such key.
+    pub(crate) expires: u64,
     /// When the command that read it was sent.
     pub(crate) t_sent: u64,
     pub(crate) pattern: PatternId,

@@ -171,6 +171,11 @@ impl L1 {
         self.sweep_gen.load(Ordering::Acquire)
     }
 
+    /// A write of ours to the stripe is not answered.
+    pub(crate) fn is_pending(&self, stripe: StripeId) -> bool {
+        self.stripes[stripe.0 as usize].lock().pending > 0
+    }
+
     pub(crate) fn generation(&self, stripe: StripeId) -> u64 {
         self.stripes[stripe.0 as usize].lock().generation
     }

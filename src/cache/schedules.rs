@@ -62,6 +62,7 @@ impl World {
             lane: 1,
             flush_gen: token.flush_gen,
             deadline: clock::now() + HOUR,
+            expires: u64::MAX,
             t_sent: 0,
             pattern: PatternId::PLAIN,
             value: Value::Bulk(frame[..].into()),

@@ -135,6 +135,7 @@ mod tests {
             lane: 1,
             flush_gen: token.flush_gen,
             deadline: u64::MAX,
+            expires: u64::MAX,
             t_sent: 1,
             pattern: PatternId::PLAIN,
             value: Value::Nil,

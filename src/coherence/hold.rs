@@ -20,6 +20,8 @@ pub(crate) struct Hold {
     /// What is released; set when there is something to release.
     reply: RefCell<Option<Held>>,
     released: Cell<bool>,
+    /// There is something to hand out (a script's reply may still be on its way, or be lost).
+    announces: Cell<bool>,
     wake: Notify,
 }
 
@@ -41,7 +43,20 @@ impl Hold {
         self.waiting.get() > 0
     }
 
-    /// One PONG has come, or its lane has died.
+    /// From now on there is something that waits for the PONGs.
+    pub(crate) fn announce(&self) {
+        self.announces.set(true);
+    }
+
+    /// A lane has died: its PONG will not come. What is handed out is newer than anything that lane has proved.
+    pub(super) fn lost(&self, ctx: &Ctx) {
+        if self.announces.get() && !self.released.get() {
+            ctx.raise_floor();
+        }
+        self.passed(ctx);
+    }
+
+    /// One PONG has come, or will not come any more.
     pub(crate) fn passed(&self, ctx: &Ctx) {
         self.waiting.set(self.waiting.get().saturating_sub(1));
         if self.waiting.get() == 0 {
@@ -50,13 +65,16 @@ impl Hold {
     }
 
     /// Keeps `frame` for `slot` until the PONGs are in.
-    pub(super) fn keep(&self, session: Rc<Session>, slot: u64, frame: &[u8], form: Form) {
+    pub(super) fn keep(&self, ctx: &Ctx, session: Rc<Session>, slot: u64, frame: &[u8], form: Form) {
+        self.announce();
+        session.keeps(ctx, frame.len());
         *self.reply.borrow_mut() = Some(Held { session, slot, frame: frame.to_vec(), form });
     }
 
     /// Releases what is held, whatever is still missing; only the first call does anything.
     pub(crate) fn release(&self, ctx: &Ctx) {
         if let Some(held) = self.reply.borrow_mut().take() {
+            held.session.kept(held.frame.len());
             held.session.complete(ctx, held.slot, &held.frame, held.form);
         }
         self.released.set(true);

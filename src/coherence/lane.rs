@@ -13,6 +13,8 @@ use tokio::sync::{Notify, oneshot};
 use super::facts::LaneFacts;
 use super::hold::Hold;
 use super::log::Log;
+use super::spare::{HeldUp, SpareOf};
+use super::stale::LostLane;
 use super::wait::{Fetch, FetchRead, MgetFetch, Miss, Part, Refresh, RefreshKey, Relay, Waiter, Waiting};
 use crate::cache::{FormId, StripeId, Token};
 use crate::mutation::{self, Rule};
@@ -57,6 +59,8 @@ pub(crate) struct Lane {
     pub(super) f: Cell<u64>,
     /// The same two, and `caches`, for other threads.
     pub(crate) facts: Arc<LaneFacts>,
+    /// What was lost last (decision 6).
+    pub(super) lost: Cell<LostLane>,
     /// Why nothing may be stored through this lane, if so.
     pub(super) uncached: RefCell<Option<String>>,
     pub(super) inner: RefCell<Inner>,
@@ -82,7 +86,10 @@ pub(crate) struct Lane {
     pub(super) fields_stay: Cell<bool>,
     pub(super) upstream_id: Cell<i64>,
     pub(super) upstream_role: RefCell<String>,
-    pub(super) judging: Cell<bool>,
+    /// What is done while it is held up, and by which connection (decision 9).
+    pub(super) held: HeldUp,
+    /// It is itself the spare connection of a lane.
+    pub(super) spare_of: Option<SpareOf>,
     /// Nobody needs it any more.
     pub(super) ended: Cell<bool>,
     /// Something was stored under the present epoch (else it needs no fence).
@@ -139,6 +146,7 @@ impl Lane {
             epoch: Cell::new(0),
             f: Cell::new(0),
             facts: Arc::default(),
+            lost: Cell::default(),
             uncached: RefCell::new((!ctx.cache_serves()).then(|| MODE_OFF.to_owned())),
             inner: RefCell::new(Inner {
                 availability: Availability::Starting,
@@ -161,7 +169,8 @@ impl Lane {
             fields_stay: Cell::new(false),
             upstream_id: Cell::new(0),
             upstream_role: RefCell::default(),
-            judging: Cell::new(false),
+            held: HeldUp::default(),
+            spare_of: None,
             ended: Cell::new(false),
             populated: Cell::new(false),
         }
@@ -286,7 +295,7 @@ impl Lane {
         if full {
             inner.throttled.push(session.clone());
         }
-        full
+        full || self.spare_is_full(session)
     }
 
     /// Sends a client's command.
@@ -297,11 +306,16 @@ impl Lane {
             relay.refresh = None;
         }
         let mut inner = self.inner.borrow_mut();
+        if self.stands_in() {
+            let select = select(self.profile.db);
+            return self.send(&mut inner, now, &select, Waiting::StandIn(relay, raw.into()));
+        }
         self.send(&mut inner, now, raw, Waiting::Relay(relay));
         if let Some(refresh) = refresh.filter(|_| self.caches()) {
             self.send_refresh(&mut inner, now, refresh);
         }
-        if let Some(hold) = hold {
+        // A PONG of a connection that does not track proves nothing.
+        if let Some(hold) = hold.filter(|_| !self.is_spare()) {
             hold.expect();
             self.send(&mut inner, now, PING, Waiting::Fence(hold));
         }
@@ -491,6 +505,12 @@ impl Refresh {
 pub(super) const PING: &[u8] = b"*1\r\n$4\r\nPING\r\n";
 /// With its version, because Redis 6.0 knows no HELLO without.
 const HELLO: &[u8] = b"*2\r\n$5\r\nHELLO\r\n$1\r\n3\r\n";
+
+fn select(db: u32) -> Vec<u8> {
+    let mut raw = bytes::BytesMut::new();
+    build::command(&mut raw, &[b"SELECT", db.to_string().as_bytes()]);
+    raw.into()
+}
 
 fn pttl(key: &[u8]) -> Vec<u8> {
     let mut raw = bytes::BytesMut::new();

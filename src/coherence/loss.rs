@@ -8,6 +8,7 @@ use std::collections::{HashSet, VecDeque};
 use std::rc::Rc;
 
 use super::lane::{Availability, Inner, Lane};
+use super::stale::LostLane;
 use super::wait::{Fetch, Waiter, Waiting};
 use crate::observe::clock;
 use crate::observe::reasons::{ErrorType, Flush, Link};
@@ -26,18 +27,21 @@ const TOO_LARGE: &str = "NEARSIDE reply larger than listen.buffers_max";
 pub(crate) struct Redo {
     pub(crate) slot: u64,
     pub(crate) raw: Vec<u8>,
+    pub(crate) form: Form,
+    pub(crate) info: bool,
 }
 
 /// A command that was in flight, with its bytes.
-struct Lost {
-    waiter: Waiter,
-    raw: Vec<u8>,
+pub(super) struct Lost {
+    pub(super) waiter: Waiter,
+    pub(super) raw: Vec<u8>,
     unsent: bool,
 }
 
 impl Lane {
     /// R6: the connection is gone. The epoch ends first, so nothing of it is served or stored from here on.
     pub(super) fn lost(self: &Rc<Self>, ctx: &Rc<Ctx>, why: &str) {
+        self.lost.set(LostLane { epoch: self.epoch.get(), f: self.f.get() });
         self.epoch.set(0);
         self.f.set(0);
         self.publish();
@@ -54,6 +58,7 @@ impl Lane {
         for Lost { waiter, raw, .. } in again {
             self.resume(ctx, now, waiter, &raw);
         }
+        self.end_spare(ctx, "its lane was lost");
         ctx.flush_dirty();
     }
 
@@ -64,7 +69,7 @@ impl Lane {
         }
     }
 
-    fn take_in_flight(&self) -> VecDeque<Lost> {
+    pub(super) fn take_in_flight(&self) -> VecDeque<Lost> {
         let mut inner = self.inner.borrow_mut();
         inner.flights.clear();
         inner.refreshing.clear();
@@ -84,13 +89,14 @@ impl Lane {
     }
 
     /// Answers what is lost and returns, in order, what may be sent again.
-    fn sort_out(&self, ctx: &Rc<Ctx>, mut lost: VecDeque<Lost>) -> VecDeque<Lost> {
+    pub(super) fn sort_out(&self, ctx: &Rc<Ctx>, mut lost: VecDeque<Lost>) -> VecDeque<Lost> {
         let attempts = ctx.config.upstream.retry.max_attempts;
         // From the newest to the oldest: a session with something that cannot be sent again loses all that lies before it.
         let mut barred: HashSet<u64> = HashSet::new();
         let mut keep = vec![false; lost.len()];
         for (i, l) in lost.iter_mut().enumerate().rev() {
-            let again = l.unsent || (l.waiter.kind.may_resend() && u32::from(l.waiter.attempts) < attempts);
+            let unsent = l.unsent || matches!(l.waiter.kind, Waiting::StandIn(..));
+            let again = unsent || (l.waiter.kind.may_resend() && u32::from(l.waiter.attempts) < attempts);
             keep[i] = match &l.waiter.kind {
                 Waiting::Fetch(fetch) => {
                     if !again {
@@ -124,10 +130,11 @@ impl Lane {
     }
 
     /// Sends one command again, or for the first time, on the connection to come.
-    fn resume(&self, ctx: &Rc<Ctx>, now: u64, waiter: Waiter, raw: &[u8]) {
+    pub(super) fn resume(&self, ctx: &Rc<Ctx>, now: u64, waiter: Waiter, raw: &[u8]) {
         let attempts = waiter.attempts + 1;
         let again = |kind| Waiter { t_sent: now, len: raw.len() as u32, attempts, kind };
         match waiter.kind {
+            Waiting::StandIn(relay, raw) => self.resume(ctx, now, again(Waiting::Relay(relay)), &raw),
             // Its token is void with its epoch. The sessions that wait get their answer, nothing is stored.
             Waiting::Fetch(fetch) => self.resend(now, raw, again(Waiting::Fetch(fetch))),
             // Hits taken under the old epoch are void: the client's whole MGET goes up.
@@ -155,7 +162,7 @@ impl Lane {
     fn fail<'e>(&self, ctx: &Rc<Ctx>, kind: Waiting, error: impl Fn(bool) -> &'e str) {
         ctx.metrics.errors.inc(ErrorType::Upstream);
         match kind {
-            Waiting::Relay(relay) => {
+            Waiting::Relay(relay) | Waiting::StandIn(relay, _) => {
                 for &stripe in relay.ends.as_slice() {
                     ctx.l1.end_write(stripe);
                 }
@@ -176,7 +183,7 @@ impl Lane {
                     session.complete_error(ctx, fetch.slot, error(false));
                 }
             }
-            Waiting::Fence(hold) => hold.passed(ctx),
+            Waiting::Fence(hold) => hold.lost(ctx),
             _ => {}
         }
     }
@@ -193,7 +200,7 @@ impl Lane {
             },
             Some(Waiting::Fetch(fetch)) => fetch.waiters.borrow().iter().map(|(s, _)| s.clone()).collect(),
             Some(Waiting::Mget(fetch)) => fetch.session.borrow().iter().cloned().collect(),
-            Some(Waiting::Ask(_)) | None => return false,
+            Some(Waiting::Ask(_) | Waiting::StandIn(..)) | None => return false,
             Some(_) => Vec::new(),
         };
         let free = |s: &Rc<Session>| inner.fifo.iter().filter(|w| w.kind.names(s)).all(|w| w.kind.may_resend());
@@ -202,7 +209,9 @@ impl Lane {
         }
         ctx.large.borrow_mut().note(inner.log.at(0, inner.fifo[0].len as usize), clock::now());
         for session in &sessions {
-            let redo = detach(&mut inner, session);
+            let mut redo: Vec<Redo> =
+                detach(&mut inner, |s| s.id == session.id).into_iter().map(|(_, redo)| redo).collect();
+            redo.sort_by_key(|r| r.slot);
             session.redo(redo);
         }
         self.drop_front(inner);
@@ -244,7 +253,9 @@ impl Lane {
         let mut due = Vec::new();
         for waiter in self.inner.borrow_mut().fifo.iter_mut().take_while(|w| w.t_sent < limit) {
             match &mut waiter.kind {
-                Waiting::Relay(relay) => due.extend(relay.session.take().map(|s| (s, relay.slot, relay.write))),
+                Waiting::Relay(relay) | Waiting::StandIn(relay, _) => {
+                    due.extend(relay.session.take().map(|s| (s, relay.slot, relay.write)))
+                }
                 Waiting::Fetch(fetch) => {
                     due.extend(fetch.waiters.borrow_mut().drain(..).map(|(s, slot)| (s, slot, false)))
                 }
@@ -262,9 +273,9 @@ impl Lane {
 
 impl Waiting {
     /// The one session that waits for this reply (a fetch may have several, see `names`).
-    fn session(&self) -> Option<Rc<Session>> {
+    pub(super) fn session(&self) -> Option<Rc<Session>> {
         match self {
-            Waiting::Relay(relay) => relay.session.clone(),
+            Waiting::Relay(relay) | Waiting::StandIn(relay, _) => relay.session.clone(),
             Waiting::Mget(fetch) => fetch.session.borrow().clone(),
             _ => None,
         }
@@ -302,28 +313,34 @@ fn fail_barred(ctx: &Rc<Ctx>, fetch: &Fetch, barred: &HashSet<u64>) {
     }
 }
 
-/// Takes everything that `session` has in flight off the lane, in order, with the bytes to send it again.
-fn detach(inner: &mut Inner, session: &Rc<Session>) -> Vec<Redo> {
+/// Takes everything that such sessions have in flight off the lane, with the bytes to send it again. (A session that has
+/// joined an older fetch is found there first.)
+pub(super) fn detach(inner: &mut Inner, which: impl Fn(&Session) -> bool) -> Vec<(Rc<Session>, Redo)> {
     let mut redo = Vec::new();
     let mut offset = 0;
     let Inner { fifo, log, .. } = inner;
     for waiter in fifo.iter_mut() {
         let len = waiter.len as usize;
-        let raw = || log.at(offset, len).to_vec();
         match &mut waiter.kind {
-            Waiting::Relay(relay) if relay.session.as_ref().is_some_and(|s| Rc::ptr_eq(s, session)) => {
-                redo.push(Redo { slot: relay.slot, raw: raw() });
-                relay.session = None;
+            Waiting::Relay(relay) => {
+                if let Some(session) = relay.session.take_if(|s| which(s)) {
+                    let raw = log.at(offset, len).to_vec();
+                    redo.push((session, Redo { slot: relay.slot, raw, form: relay.form, info: relay.info }));
+                }
             }
-            Waiting::Mget(fetch) if fetch.session.borrow().as_ref().is_some_and(|s| Rc::ptr_eq(s, session)) => {
-                redo.push(Redo { slot: fetch.slot, raw: fetch.raw.to_vec() });
-                *fetch.session.borrow_mut() = None;
+            Waiting::Mget(fetch) => {
+                if let Some(session) = fetch.session.borrow_mut().take_if(|s| which(s)) {
+                    let raw = fetch.raw.to_vec();
+                    redo.push((session, Redo { slot: fetch.slot, raw, form: Form::Bulk, info: false }));
+                }
             }
             Waiting::Fetch(fetch) => {
-                fetch.waiters.borrow_mut().retain(|(s, slot)| {
-                    let ours = Rc::ptr_eq(s, session);
+                let form = fetch.read.form;
+                fetch.waiters.borrow_mut().retain(|(session, slot)| {
+                    let ours = which(session);
                     if ours {
-                        redo.push(Redo { slot: *slot, raw: raw() });
+                        let raw = log.at(offset, len).to_vec();
+                        redo.push((session.clone(), Redo { slot: *slot, raw, form, info: false }));
                     }
                     !ours
                 });
@@ -332,6 +349,5 @@ fn detach(inner: &mut Inner, session: &Rc<Session>) -> Vec<Redo> {
         }
         offset += len;
     }
-    redo.sort_by_key(|r| r.slot);
     redo
 }

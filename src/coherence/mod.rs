@@ -23,6 +23,8 @@ mod payload;
 mod probe;
 mod reader;
 mod sample;
+mod spare;
+mod stale;
 mod wait;
 
 pub(crate) use channel::Channel;

@@ -10,17 +10,18 @@ use tokio::io::AsyncReadExt;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::lane::{Availability, Lane};
+use super::spare::UNDELIVERED_MAX;
 use super::wait::{Fetch, MgetFetch, Part, Refresh, Relay, Waiting};
 use crate::cache::{Entry, FormEntry, FormId, Token, Value};
 use crate::command::cacheable::Shape;
 use crate::net::{ReadHalf, WriteHalf, drop_front};
 use crate::observe::clock;
 use crate::observe::patterns::PatternId;
-use crate::observe::reasons::{Coherence, Discard, ErrorType, Evict, Flush, Link, Peer, Source, Tag};
+use crate::observe::reasons::{self, Coherence, Discard, ErrorType, Evict, Flush, Peer, Source, Tag};
 use crate::resp::downgrade::Form;
 use crate::resp::push::{self, Push};
 use crate::resp::reply::{self, Frame, FrameScanner};
-use crate::upstream::handshake::{self, HandshakeError, LaneLink, ServerInfo};
+use crate::upstream::handshake::{self, HandshakeError, LaneLink, Link, ServerInfo};
 use crate::upstream::{Backoff, connect};
 use crate::worker::Ctx;
 
@@ -163,9 +164,15 @@ fn is_refusal(reply: &str) -> bool {
 /// Serves one connection until it ends; returns why it did.
 async fn serve(ctx: &Rc<Ctx>, lane: &Rc<Lane>, link: LaneLink) -> String {
     lane.came_up(ctx, &link);
-    let mut s = Stream::new(link.link);
+    pump(ctx, lane, link.link).await
+}
+
+/// Moves bytes in both directions until the connection ends; returns why it did.
+pub(super) async fn pump(ctx: &Rc<Ctx>, lane: &Rc<Lane>, link: Link) -> String {
+    let mut s = Stream::new(link);
     let mut tick = interval(Duration::from_nanos(ctx.max_staleness / 4));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut gives_up = false;
     let ended = loop {
         let blocked = match write_out(ctx, lane, &s.wr) {
             Ok(blocked) => blocked,
@@ -187,6 +194,12 @@ async fn serve(ctx: &Rc<Ctx>, lane: &Rc<Lane>, link: LaneLink) -> String {
             _ = tick.tick() => {
                 lane.tick(ctx);
                 ctx.flush_dirty();
+                if lane.held.gives_up.get() != gives_up {
+                    gives_up = !gives_up;
+                    if let Err(e) = s.wr.keep_trying(gives_up.then_some(UNDELIVERED_MAX)) {
+                        tracing::debug!("TCP_USER_TIMEOUT to upstream: {e}");
+                    }
+                }
             }
         }
         let killed = lane.kill.borrow_mut().take();
@@ -264,6 +277,9 @@ impl Lane {
         self.last_byte.set(clock::now());
         ctx.now.set(self.last_byte.get());
         self.process(ctx, s)?;
+        if !s.rbuf.is_empty() {
+            self.moves(); // a part of a reply
+        }
         ctx.flush_dirty();
         Ok(())
     }
@@ -394,6 +410,7 @@ impl Lane {
             inner.let_go();
             waiter
         };
+        self.moves();
         // R4. Nothing can look between here and the end of this frame's effects: there is one thread and no await.
         self.f.set(self.f.get().max(waiter.t_sent));
         match waiter.kind {
@@ -409,12 +426,14 @@ impl Lane {
             Waiting::Sample(sample) => self.on_sample(ctx, &sample, frame),
             Waiting::Ask(tx) => drop(tx.send(frame.to_vec())),
             Waiting::Track(on) => self.on_track(ctx, on, frame),
+            Waiting::Verdict => self.on_probed(ctx, waiter.t_sent, frame),
+            Waiting::StandIn(relay, raw) => return self.on_stand_in(ctx, relay, &raw, waiter.t_sent, frame),
             Waiting::Ping | Waiting::Dropped => {}
         }
         Ok(())
     }
 
-    fn on_relay(&self, ctx: &Rc<Ctx>, relay: Relay, t_sent: u64, frame: &[u8]) -> Result<(), String> {
+    pub(super) fn on_relay(&self, ctx: &Rc<Ctx>, relay: Relay, t_sent: u64, frame: &[u8]) -> Result<(), String> {
         for &stripe in relay.ends.as_slice() {
             ctx.l1.end_write(stripe);
             if let Some(refresh) = &relay.refresh {
@@ -428,9 +447,16 @@ impl Lane {
         ctx.metrics.upstream.observe(self.last_byte.get().saturating_sub(t_sent));
         let demoted = relay.write && frame.starts_with(b"-READONLY");
         if let Some(session) = relay.session {
-            match relay.hold {
+            if self.is_spare() || relay.fence {
+                session.fence.set(clock::now()); // R21
+            }
+            if relay.fence {
+                ctx.raise_floor();
+            }
+            // What a running script forbids has not been executed, and waits for nothing.
+            match relay.hold.filter(|_| !(self.is_spare() && frame.starts_with(b"-BUSY"))) {
                 Some(hold) => {
-                    hold.keep(session, relay.slot, frame, relay.form);
+                    hold.keep(ctx, session, relay.slot, frame, relay.form);
                     ctx.fence_others(self, &hold);
                 }
                 None if relay.info => {
@@ -443,7 +469,10 @@ impl Lane {
             hold.release(ctx);
         }
         if demoted {
-            self.leave(ctx, "upstream answered a write with -READONLY: it is no master any more".to_owned());
+            let lane = self.original();
+            lane.as_deref()
+                .unwrap_or(self)
+                .leave(ctx, "upstream answered a write with -READONLY: it is no master any more".to_owned());
         }
         Ok(())
     }
@@ -513,11 +542,17 @@ impl Lane {
         if life == 0 {
             return Err(Discard::Ttl);
         }
+        let expires = match ttl {
+            _ if absent => 0,
+            0.. => read.t_sent + ttl as u64 * MS,
+            _ => u64::MAX,
+        };
         let entry = Entry {
             epoch: read.token.epoch,
             lane: self.id,
             flush_gen: read.token.flush_gen,
             deadline: read.t_sent + life,
+            expires,
             t_sent: read.t_sent,
             pattern: read.pattern,
             value: read.value,
@@ -644,9 +679,9 @@ impl Lane {
     /// What health and metrics show.
     fn show(&self, ctx: &Ctx) {
         let link = match (self.is_live(), self.caches(), ctx.cache_serves()) {
-            (false, ..) => Link::Down,
-            (true, true, _) | (true, false, false) => Link::Live,
-            (true, false, true) => Link::Untracked,
+            (false, ..) => reasons::Link::Down,
+            (true, true, _) | (true, false, false) => reasons::Link::Live,
+            (true, false, true) => reasons::Link::Untracked,
         };
         self.status.set_link(link);
         self.status.set_epoch(self.epoch.get());
@@ -691,6 +726,9 @@ impl Lane {
     /// Every B/4: the lease, the idle keepalive, timeouts, and whether the lane is stuck.
     fn tick(self: &Rc<Self>, ctx: &Rc<Ctx>) {
         let now = clock::now();
+        if self.is_spare() {
+            return self.spare_tick(ctx, now);
+        }
         ctx.release_overdue_holds(now);
         ctx.measure();
         ctx.check_buffers();
@@ -706,7 +744,7 @@ impl Lane {
         if let Some(limit) = ctx.config.upstream.request_timeout {
             self.time_out(ctx, now.saturating_sub(nanos(limit)));
         }
-        self.judge(ctx, now);
+        self.watch(ctx, now);
         super::sample::turn(ctx, now, self.sent.take());
     }
 }

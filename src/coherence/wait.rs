@@ -46,6 +46,10 @@ pub(super) enum Waiting {
     Track(bool),
     /// GET of an entry that is compared with upstream.
     Sample(Box<Sample>),
+    /// A PING on a spare connection: what is asked of it is how its lane is (decision 9).
+    Verdict,
+    /// SELECT on a spare connection, in the place of a command (with its bytes) that must not be executed before it.
+    StandIn(Relay, Box<[u8]>),
     /// Asked by ourselves.
     Ask(oneshot::Sender<Vec<u8>>),
     /// Nobody waits any more; the reply still has to be read off.
@@ -102,6 +106,8 @@ pub(crate) struct Relay {
     pub(crate) flush: bool,
     /// Keeps the reply back until the lanes have passed its pushes (R15).
     pub(crate) hold: Option<Rc<Hold>>,
+    /// Sets its session's fence instead (`coherence.fence: session`).
+    pub(crate) fence: bool,
     pub(crate) refresh: Option<Rc<Refresh>>,
     /// INFO: our own section is appended.
     pub(crate) info: bool,
@@ -119,6 +125,7 @@ impl Relay {
             ends: Ends::None,
             flush: false,
             hold: None,
+            fence: false,
             refresh: None,
             info: false,
         }

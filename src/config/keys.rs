@@ -42,6 +42,7 @@ pub(super) const KEYS: &[&str] = &[
     "cache.update_max_bytes",
     "coherence.mode",
     "coherence.max_staleness",
+    "coherence.fence",
     "coherence.channel",
     "coherence.sample_per_second",
     "commands.shutdown",
@@ -181,7 +182,10 @@ mod tests {
 
     #[test]
     fn without_a_likely_key_the_section_is_listed() {
-        assert_eq!(hint("coherence.frobnicate"), "known keys here: mode, max_staleness, channel, sample_per_second");
+        assert_eq!(
+            hint("coherence.frobnicate"),
+            "known keys here: mode, max_staleness, fence, channel, sample_per_second"
+        );
         assert!(hint("frobnicate").starts_with("known keys here: environment, listen, upstream,"));
     }
 

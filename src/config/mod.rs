@@ -232,10 +232,20 @@ pub(crate) struct Coherence {
     pub(crate) mode: CoherenceMode,
     /// B of the lease, at least 10 ms.
     pub(crate) max_staleness: Duration,
+    pub(crate) fence: Fence,
     /// Where sidecars and applications publish what is to be dropped; one word.
     pub(crate) channel: String,
     /// Entries compared with upstream; 0: none.
     pub(crate) sample_per_second: usize,
+}
+
+/// What waits for the invalidations of changes that a reply or message announces without naming them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fence {
+    /// The reply or message itself.
+    Hold,
+    /// The next read of the session that got it.
+    Session,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

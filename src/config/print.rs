@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use super::{
-    AdminResp, CacheMode, CoherenceMode, Config, Environment, Eviction, LogFormat, OnWrite,
+    AdminResp, CacheMode, CoherenceMode, Config, Environment, Eviction, Fence, LogFormat, OnWrite,
     file::quoted,
     units::{show_duration, show_size},
 };
@@ -55,6 +55,7 @@ fn entries(config: &Config) -> Vec<(&'static str, Shown)> {
     out.cache(cache);
     out.value("coherence.mode", coherence_word(coherence.mode));
     out.value("coherence.max_staleness", show_duration(coherence.max_staleness));
+    out.value("coherence.fence", fence_word(coherence.fence));
     out.value("coherence.channel", quoted(&coherence.channel));
     out.value("coherence.sample_per_second", coherence.sample_per_second);
     out.value("commands.shutdown", commands.shutdown);
@@ -181,6 +182,13 @@ fn on_write_word(on_write: OnWrite) -> &'static str {
         OnWrite::Update => "update",
         OnWrite::Resident => "resident",
         OnWrite::Invalidate => "invalidate",
+    }
+}
+
+fn fence_word(fence: Fence) -> &'static str {
+    match fence {
+        Fence::Hold => "hold",
+        Fence::Session => "session",
     }
 }
 

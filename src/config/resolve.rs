@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{
-    Admin, AdminResp, Cache, CacheMode, Coherence, CoherenceMode, Commands, Config, Environment, Eviction, Http,
+    Admin, AdminResp, Cache, CacheMode, Coherence, CoherenceMode, Commands, Config, Environment, Eviction, Fence, Http,
     Listen, Log, LogFormat, OnWrite, Retry, Secret, Upstream, cpu,
     file::{Node, Value},
     settings::Settings,
@@ -233,6 +233,7 @@ impl<'s> Resolver<'s> {
         Coherence {
             mode: self.word("coherence.mode", &words),
             max_staleness: self.duration("coherence.max_staleness", secs(1), STALENESS_MIN..=DURATION_MAX),
+            fence: self.word("coherence.fence", &[("hold", Fence::Hold), ("session", Fence::Session)]),
             channel: self.one("coherence.channel", CHANNEL.to_owned(), channel),
             sample_per_second: self.count("coherence.sample_per_second", 1, 0..=SAMPLES_MAX),
         }

@@ -137,7 +137,7 @@ admin: {resp: off}
 workers: 1
 cache: {mode: off, commands: [hgetall, Json.Get], max_bytes: 3MiB, max_entries: 7, max_value_bytes: 9KiB, default_ttl: 1h, negative_ttl: 0s, ttl_buffer: 0,
         eviction: lru, on_write: resident, update_max_bytes: 8KiB}
-coherence: {mode: tracking, max_staleness: 10ms, channel: "app:drop", sample_per_second: 5}
+coherence: {mode: tracking, max_staleness: 10ms, fence: session, channel: "app:drop", sample_per_second: 5}
 commands: {shutdown: true}
 http: {listen: [], allowed_hosts: [Nearside.Example], max_connections: 3}
 log: {level: trace, format: json}
@@ -242,7 +242,7 @@ fn problems_name_file_line_key_and_what_would_be_right() {
         ("\nlistne: {}\n", "x.yaml:2: listne: unknown key; did you mean listen?"),
         (
             "coherence:\n\n  frob: 1\n",
-            "x.yaml:3: coherence.frob: unknown key; known keys here: mode, max_staleness, channel, sample_per_second",
+            "x.yaml:3: coherence.frob: unknown key; known keys here: mode, max_staleness, fence, channel, sample_per_second",
         ),
         (
             "cache: {default_ttl: 300}",
@@ -273,6 +273,7 @@ fn problems_name_file_line_key_and_what_would_be_right() {
             "coherence: {channel: \"a\\tb\"}",
             "x.yaml:1: coherence.channel: \"a\\tb\" has blanks or control characters; write one word, for example nearside:invalidate",
         ),
+        ("coherence: {fence: none}", "x.yaml:1: coherence.fence: \"none\" is not one of hold, session"),
         (
             "coherence: {sample_per_second: 1001}",
             "x.yaml:1: coherence.sample_per_second: \"1001\" is too large; at most 1000",

@@ -112,6 +112,8 @@ const FAMILIES: &[Family] = &[
         |v, out| out.push(&[], f64::from(v.status.upstream_up()))),
     family!(Counter "nearside_upstream_reconnects_total" [] "Lanes that were connected again.",
         |v, out| out.push(&[], v.metrics.reconnects.get() as f64)),
+    family!(Counter "nearside_lanes_held_up_total" [] "Times a lane waited for one command while upstream served others, and a spare connection took its reads.",
+        |v, out| out.push(&[], v.metrics.held_up.get() as f64)),
     family!(Gauge "nearside_upstream_in_flight" [] "Commands sent upstream and not answered yet.",
         |v, out| out.push(&[], v.metrics.in_flight.get() as f64)),
     family!(Gauge "nearside_pinned_connections" [] "Upstream connections for single clients, lent to one now or idle.",

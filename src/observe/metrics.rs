@@ -49,6 +49,8 @@ pub(crate) struct Metrics {
     pub(crate) commands: Labeled<{ Class::COUNT }>,
     pub(crate) upstream: Histogram,
     pub(crate) reconnects: Counter,
+    /// Times a lane was held up and its spare connection took over.
+    pub(crate) held_up: Counter,
     pub(crate) in_flight: Gauge,
     pub(crate) pinned_connections: Gauge,
     /// By `command::Why as usize`.
@@ -109,6 +111,7 @@ impl Metrics {
             commands: Labeled::new(Class::WORDS),
             upstream: Histogram::default(),
             reconnects: Counter::default(),
+            held_up: Counter::default(),
             in_flight: Gauge::default(),
             pinned_connections: Gauge::default(),
             pinned: Labeled::new(Pin::WORDS),

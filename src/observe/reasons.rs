@@ -346,6 +346,30 @@ words! {
     }
 }
 
+words! {
+    /// Why an entry may not be served stale.
+    Unservable {
+        /// The lane lives: what it does not vouch for is asked upstream.
+        Live = "live",
+        /// No such key: a negative entry says nothing about what has been written since.
+        Negative = "negative",
+        /// Of an older connection than the one that was lost last, or of none.
+        Epoch = "epoch",
+        /// A flush has come since.
+        Flushed = "flushed",
+        /// A write of ours to its stripe is not answered.
+        Pending = "pending",
+        /// Upstream's own expiry has passed.
+        Expired = "expired",
+        /// The last proof is too old.
+        Age = "age",
+        /// This session knows something newer.
+        Fence = "fence",
+        /// Something newer was handed out without its PONG.
+        Floor = "floor",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -16,7 +16,7 @@ use crate::coherence::{
 use crate::command::cacheable::{Caching, Kept, Never};
 use crate::command::table;
 use crate::command::{Effect, Keys, Kind, Need, Request, Resp2, Spec, Why, keys};
-use crate::config::OnWrite;
+use crate::config::{Fence, OnWrite};
 use crate::net::drop_front;
 use crate::observe::clock;
 use crate::observe::patterns::PatternId;
@@ -61,6 +61,8 @@ pub(super) enum Step {
 pub(super) enum Work {
     /// The lane has never been connected: wait what comes of it.
     AwaitLane(Owned),
+    /// What is outstanding is on another connection than this belongs on (R18).
+    Settle(Owned),
     /// Ask upstream what this name is.
     Learn(Owned),
     /// The session needs a connection of its own, and this is its first command there.
@@ -218,7 +220,7 @@ impl Session {
         let outbox = self.outbox.borrow();
         self.closing.get()
             || self.halted.get()
-            || outbox.bytes() > BACKPRESSURE
+            || outbox.bytes() + self.held.get() > BACKPRESSURE
             || outbox.outstanding() >= OUTSTANDING_MAX
     }
 
@@ -257,7 +259,7 @@ impl Session {
             && self.is_free()
         {
             debug_assert_eq!(router::route(spec, req, &self.view(ctx, b, req, spec)), Route::Cached(epoch));
-            return self.get(ctx, b, req, false, Ok(epoch));
+            return self.get(ctx, b, req, spec, false, Ok(epoch));
         }
         self.known(ctx, b, req, spec)
     }
@@ -298,13 +300,13 @@ impl Session {
         route: Route,
     ) -> Option<Step> {
         match route {
-            Route::Cached(epoch) if spec.kind == Kind::Get => self.get(ctx, b, req, mute, Ok(epoch)),
-            Route::Cached(epoch) if spec.kind == Kind::Mget => self.mget(ctx, b, req, mute, Ok(epoch)),
+            Route::Cached(epoch) if spec.kind == Kind::Get => self.get(ctx, b, req, spec, mute, Ok(epoch)),
+            Route::Cached(epoch) if spec.kind == Kind::Mget => self.mget(ctx, b, req, spec, mute, Ok(epoch)),
             Route::Cached(epoch) => self.read(ctx, b, req, spec, mute, Ok(epoch)),
-            Route::Fetch(why) if spec.kind == Kind::Get => self.get(ctx, b, req, mute, Err(why)),
+            Route::Fetch(why) if spec.kind == Kind::Get => self.get(ctx, b, req, spec, mute, Err(why)),
             Route::Fetch(why) if spec.kind != Kind::Mget => self.read(ctx, b, req, spec, mute, Err(why)),
             Route::Fetch(Bypass::CacheOff | Bypass::TrackingRefused) => self.forward(ctx, b, req, spec, mute, None),
-            Route::Fetch(why) => self.mget(ctx, b, req, mute, Err(why)),
+            Route::Fetch(why) => self.mget(ctx, b, req, spec, mute, Err(why)),
             Route::Lane => self.forward(ctx, b, req, spec, mute, None),
             Route::Write => self.forward(ctx, b, req, spec, mute, Some(Effect::Write)),
             Route::Opaque => self.forward(ctx, b, req, spec, mute, Some(Effect::Opaque)),
@@ -384,6 +386,7 @@ impl Session {
         ctx: &Rc<Ctx>,
         b: &mut Batch,
         req: &Request<'_>,
+        spec: &'static Spec,
         mute: bool,
         epoch: Result<u64, Bypass>,
     ) -> Option<Step> {
@@ -399,12 +402,13 @@ impl Session {
             self.answer_hit(mute, &entry.value);
             return None;
         }
-        if let Some(stop) = self.lane_stop(b, req, mute) {
-            return stop;
-        }
+        let lane = match self.carrier(b, req, spec, mute) {
+            Ok(lane) => lane,
+            Err(stop) => return stop,
+        };
         let pattern = self.note_lookup(ctx, b, key, epoch);
         ctx.metrics.patterns.candidate(pattern, Method::Get);
-        let slot = self.outbox.borrow_mut().reserve(self.proto(), mute, false, asked(b, epoch));
+        let slot = self.slot(mute, self.on_spare.get(), asked(b, epoch));
         let get = FetchRequest {
             raw: req.raw,
             read: FetchRead::GET,
@@ -412,7 +416,7 @@ impl Session {
             may_join: epoch.is_ok() || matches!(epoch, Err(Bypass::Fence | Bypass::Lease)),
         };
         b.lane.note_read(b.now);
-        b.lane.fetch(ctx, b.now, self, slot, key, get);
+        lane.fetch(ctx, b.now, self, slot, key, get);
         if ctx.cache_serves() {
             self.note_named(ctx.l1.stripe(key));
         }
@@ -448,6 +452,7 @@ impl Session {
         ctx: &Rc<Ctx>,
         b: &mut Batch,
         req: &Request<'_>,
+        spec: &'static Spec,
         mute: bool,
         epoch: Result<u64, Bypass>,
     ) -> Option<Step> {
@@ -467,10 +472,16 @@ impl Session {
             b.hits += 1;
             return None;
         }
-        if let Some(stop) = self.lane_stop(b, req, mute) {
-            return stop;
-        }
+        let lane = match self.carrier(b, req, spec, mute) {
+            Ok(lane) => lane,
+            Err(stop) => return stop,
+        };
         ctx.metrics.patterns.candidate(family(), Method::Mget);
+        if lane.is_spare() {
+            let slot = self.slot(mute, true, asked(b, epoch));
+            lane.relay(b.now, req.raw, Relay::plain(self.clone(), slot, keys::form(spec, req), spec.resend));
+            return None;
+        }
         let mut parts = Vec::with_capacity(found.len());
         let mut misses = Vec::new();
         for i in 0..found.len() {
@@ -493,7 +504,7 @@ impl Session {
         let slot = self.outbox.borrow_mut().reserve(self.proto(), mute, false, asked(b, epoch));
         b.lane.note_read(b.now);
         let request = MgetRequest { slot, raw: req.raw.into(), parts, misses, epoch: b.lane.epoch() };
-        b.lane.mget(ctx, b.now, self, request);
+        lane.mget(ctx, b.now, self, request);
         None
     }
 
@@ -512,8 +523,41 @@ impl Session {
         });
     }
 
+    /// The connection that takes this command: the lane, or its spare while it is held up (decision 9). R18: what is
+    /// outstanding is on one of the two.
+    pub(super) fn carrier(
+        &self,
+        b: &Batch,
+        req: &Request<'_>,
+        spec: &Spec,
+        mute: bool,
+    ) -> Result<Rc<Lane>, Option<Step>> {
+        if let Some(stop) = self.lane_stop(b, req, mute) {
+            return Err(stop);
+        }
+        let outstanding = self.outbox.borrow().outstanding() > 0;
+        match b.lane.spare_for(spec) {
+            Some(spare) if self.on_spare.get() || !outstanding => {
+                self.on_spare.set(true);
+                Ok(spare)
+            }
+            None if self.on_spare.get() && outstanding => Err(Some(Step::Suspend(Work::Settle(Owned::of(req))))),
+            _ => {
+                self.on_spare.set(false);
+                Ok(b.lane.clone())
+            }
+        }
+    }
+
+    pub(super) fn slot(&self, mute: bool, blocks: bool, asked: Asked) -> u64 {
+        if blocks {
+            self.blockers.set(self.blockers.get() + 1);
+        }
+        self.outbox.borrow_mut().reserve(self.proto(), mute, blocks, asked)
+    }
+
     /// What keeps a command from the lane now, if anything does.
-    pub(super) fn lane_stop(&self, b: &Batch, req: &Request<'_>, mute: bool) -> Option<Option<Step>> {
+    fn lane_stop(&self, b: &Batch, req: &Request<'_>, mute: bool) -> Option<Option<Step>> {
         if b.lane.is_ready() {
             return None;
         }
@@ -538,19 +582,17 @@ impl Session {
         mute: bool,
         effect: Option<Effect>,
     ) -> Option<Step> {
-        if let Some(stop) = self.lane_stop(b, req, mute) {
-            return stop;
-        }
+        let lane = match self.carrier(b, req, spec, mute) {
+            Ok(lane) => lane,
+            Err(stop) => return stop,
+        };
         let asked = match spec.effect {
             _ if spec.keys == Keys::None => Asked::other(b.now),
             Effect::Read => Asked::read(b.now, Timed::ReadBypass),
             _ => Asked::write(b.now),
         };
-        let blocks = matches!(effect, Some(Effect::Opaque | Effect::SwapDb | Effect::Flush));
-        let slot = self.outbox.borrow_mut().reserve(self.proto(), mute, blocks, asked);
-        if blocks {
-            self.blockers.set(self.blockers.get() + 1);
-        }
+        let blocks = matches!(effect, Some(Effect::Opaque | Effect::SwapDb | Effect::Flush)) || self.on_spare.get();
+        let slot = self.slot(mute, blocks, asked);
         let mut relay = Relay::plain(self.clone(), slot, keys::form(spec, req), spec.resend);
         relay.write = spec.effect != Effect::Read;
         relay.info = spec.kind == Kind::Info && super::nearside::wants_own_info(req);
@@ -561,7 +603,7 @@ impl Session {
         }
         ctx.metrics.commands.inc(if relay.write { Class::Write } else { Class::Read });
         let flush = relay.flush;
-        b.lane.relay(b.now, req.raw, relay);
+        lane.relay(b.now, req.raw, relay);
         if flush {
             coherence::publish_flush(ctx, &b.lane, b.now);
         }
@@ -623,6 +665,7 @@ impl Session {
         }
         relay.ends = Ends::from_vec(stripes);
         match effect {
+            Effect::Opaque if ctx.config.coherence.fence == Fence::Session => relay.fence = true,
             Effect::Opaque => relay.hold = Some(Rc::new(Hold::default())),
             Effect::SwapDb | Effect::Flush => {
                 ctx.l1.flush();

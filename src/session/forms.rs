@@ -69,15 +69,16 @@ impl Session {
             self.answer_kept(mute, entry.value.frame(), keys::form(spec, req));
             return None;
         }
-        if let Some(stop) = self.lane_stop(b, req, mute) {
-            return stop;
-        }
+        let lane = match self.carrier(b, req, spec, mute) {
+            Ok(lane) => lane,
+            Err(stop) => return stop,
+        };
         let pattern = self.note_lookup(ctx, b, key, epoch);
         ctx.metrics.patterns.candidate(pattern, method);
         if matches!(epoch, Err(Bypass::CacheOff | Bypass::TrackingRefused | Bypass::FieldExpiry)) {
             return self.forward(ctx, b, req, spec, mute, None);
         }
-        let slot = self.outbox.borrow_mut().reserve(self.proto(), mute, false, asked(b, epoch));
+        let slot = self.slot(mute, self.on_spare.get(), asked(b, epoch));
         let read = FetchRead {
             id: Some(FormId::of(method, req)),
             shape: kept.shape(req),
@@ -86,7 +87,7 @@ impl Session {
         };
         let may_join = epoch.is_ok() || matches!(epoch, Err(Bypass::Fence | Bypass::Lease));
         b.lane().note_read(b.now);
-        b.lane().fetch(ctx, b.now, self, slot, key, FetchRequest { raw: req.raw, read, pattern, may_join });
+        lane.fetch(ctx, b.now, self, slot, key, FetchRequest { raw: req.raw, read, pattern, may_join });
         self.note_named(ctx.l1.stripe(key));
         None
     }

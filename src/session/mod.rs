@@ -82,6 +82,10 @@ pub(crate) struct Session {
     named: Cell<u64>,
     /// A split MGET is outstanding, which may have to be read again: nothing may be sent behind it (R26).
     halted: Cell<bool>,
+    /// What is outstanding was sent on the spare connection of the session's lane (R18).
+    on_spare: Cell<bool>,
+    /// Bytes of replies that are held back.
+    held: Cell<usize>,
     dirty: Cell<bool>,
     /// Bytes of requests that are not dispatched yet.
     unfinished: Cell<usize>,
@@ -126,6 +130,8 @@ impl Session {
             blockers: Cell::new(0),
             named: Cell::new(0),
             halted: Cell::new(false),
+            on_spare: Cell::new(false),
+            held: Cell::new(0),
             dirty: Cell::new(false),
             unfinished: Cell::new(0),
             waiting: Cell::new(false),
@@ -180,6 +186,7 @@ impl Session {
         if self.outbox.borrow().outstanding() == 0 {
             self.named.set(0);
             self.halted.set(false);
+            self.on_spare.set(false);
         }
         ctx.mark_dirty(self);
     }
@@ -208,7 +215,7 @@ impl Session {
                 self.wake.call();
             }
         }
-        let left = outbox.bytes();
+        let left = outbox.bytes() + self.held.get();
         if left == 0 && outbox.ready.capacity() > 4 * BACKPRESSURE {
             outbox.ready = BytesMut::new();
         }
@@ -227,12 +234,25 @@ impl Session {
 
     /// Bytes of replies kept for this client.
     fn unsent(&self) -> usize {
-        self.outbox.borrow().bytes()
+        self.outbox.borrow().bytes() + self.held.get()
     }
 
     /// All bytes kept for this client: replies it has not taken, requests it has not finished.
     pub(crate) fn buffered(&self) -> usize {
         self.unsent() + self.unfinished.get() + self.agent.as_ref().map_or(0, agent::Agent::buffered)
+    }
+
+    /// A reply of so many bytes is held back for this client.
+    pub(crate) fn keeps(self: &Rc<Self>, ctx: &Ctx, bytes: usize) {
+        self.held.set(self.held.get() + bytes);
+        if self.unsent() > ctx.config.listen.output_limit {
+            self.drop_for(ctx, Dropped::OutputLimit, "replies held for it are more than listen.output_limit");
+        }
+    }
+
+    /// It is held back no longer.
+    pub(crate) fn kept(&self, bytes: usize) {
+        self.held.set(self.held.get() - bytes);
     }
 
     /// Ends the connection because of what it would cost to go on.
@@ -252,6 +272,20 @@ impl Session {
     pub(crate) fn redo(&self, redo: Vec<Redo>) {
         self.redo.borrow_mut().extend(redo);
         self.wake.call();
+    }
+
+    /// All that is outstanding, in these slots, was sent again on the spare connection: no hit meanwhile (R22).
+    pub(crate) fn moved_to_spare(&self, slots: &[u64]) {
+        self.on_spare.set(true);
+        let mut outbox = self.outbox.borrow_mut();
+        let blocked = slots.iter().filter(|slot| outbox.block(**slot)).count();
+        self.blockers.set(self.blockers.get() + u32::try_from(blocked).unwrap_or(u32::MAX));
+    }
+
+    /// The spare connection has ended; what was outstanding there is on the lane again.
+    pub(crate) fn leaves_spare(&self) {
+        self.on_spare.set(false);
+        self.set_fence();
     }
 
     fn set_fence(&self) {

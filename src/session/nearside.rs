@@ -182,7 +182,15 @@ impl Session {
         let times = |entry: &Entry| {
             let ms = |ns: u64| (ns / 1_000_000).to_string();
             let (age, left) = (now.saturating_sub(entry.t_sent), entry.deadline.saturating_sub(now));
-            [("age_ms", ms(age)), ("ttl_ms", ms(left)), ("served", served(entry).to_owned())]
+            let stale = lane
+                .stale_servable(ctx, self, now, entry, ctx.l1.stripe(key))
+                .map_or_else(|why| why.as_str(), |()| "yes");
+            [
+                ("age_ms", ms(age)),
+                ("ttl_ms", ms(left)),
+                ("served", served(entry).to_owned()),
+                ("stale_servable", stale.to_owned()),
+            ]
         };
         let kind = match of_get.map(|entry| &entry.value) {
             Some(Value::Bulk(_)) => "string",

@@ -84,6 +84,13 @@ impl Outbox {
         self.slots.push_back(Slot { proto: Proto::Resp2, mute: false, blocks: false, asked, answer });
     }
 
+    /// From now on nothing may be answered from the L1 while slot `number` is outstanding. False: it was so already.
+    pub(super) fn block(&mut self, number: u64) -> bool {
+        let index = number.checked_sub(self.head).and_then(|i| usize::try_from(i).ok());
+        let slot = index.and_then(|i| self.slots.get_mut(i)).filter(|s| s.answer.is_none());
+        slot.is_some_and(|slot| !std::mem::replace(&mut slot.blocks, true))
+    }
+
     /// Answers slot `number` with upstream's frame (RESP3), in the form its client expects.
     pub(super) fn complete(&mut self, number: u64, frame: &[u8], form: Form) -> Option<Completed> {
         self.answer(number, reply::is_error(frame), |proto, out| match proto {

@@ -217,7 +217,12 @@ async fn introduce(link: &mut Link, profile: &Profile, proto: Proto, name: &str)
         return Ok(());
     }
     let refused = match link.demand("SELECT", &[b"SELECT", profile.db.to_string().as_bytes()]).await {
-        Err(e @ HandshakeError::Refused { .. }) if profile.credential.is_some() => e,
+        // A running script refuses everybody, another way there would not help.
+        Err(HandshakeError::Refused { command, reply })
+            if profile.credential.is_some() && !reply.starts_with("BUSY ") =>
+        {
+            HandshakeError::Refused { command, reply }
+        }
         other => return other.map(drop),
     };
     if !select_first(link, profile, proto).await? {
@@ -236,6 +241,17 @@ async fn select_first(link: &mut Link, profile: &Profile, proto: Proto) -> Resul
         }
     }
     authenticate(link, profile, proto).await.map(|()| true)
+}
+
+/// The handshake of a spare connection. True: it is in database 0 still, because upstream runs a script and refuses SELECT.
+pub(crate) async fn spare(stream: Stream, profile: &Profile, name: &str) -> Result<(Link, bool), HandshakeError> {
+    let mut link = Link::new(stream);
+    authenticate(&mut link, profile, Proto::Resp3).await?;
+    match introduce(&mut link, profile, Proto::Resp3, name).await {
+        Ok(()) => Ok((link, false)),
+        Err(HandshakeError::Refused { command: "SELECT", reply }) if reply.starts_with("BUSY ") => Ok((link, true)),
+        Err(e) => Err(e),
+    }
 }
 
 /// The handshake of a connection that is lent to one session, in that session's protocol. Returns its id upstream (0 where

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::{Pin, settle};
 use crate::coherence::{Applied, Hold, Message, Op, apply, publish};
+use crate::config::Fence;
 use crate::observe::reasons::Source;
 use crate::resp::build;
 use crate::resp::reply::{self, Frame};
@@ -23,6 +24,7 @@ const SWEEP_MAX: std::time::Duration = std::time::Duration::from_secs(60);
 impl Pin {
     pub(super) fn read_upstream(&mut self, ctx: &Rc<Ctx>, client: &Client) -> Result<(), String> {
         let mut hold = false;
+        let nothing = self.conn.link.rbuf.is_empty();
         while self.hold.is_none() && !self.conn.link.rbuf.is_empty() {
             if self.streaming {
                 if !self.stream_on()? {
@@ -48,7 +50,10 @@ impl Pin {
                 }
             }
         }
-        client.session.set_fence();
+        // Not at the end of a hold: its PONGs have proved what was read before.
+        if !nothing {
+            client.session.set_fence();
+        }
         if hold {
             self.start_hold(ctx);
         }
@@ -58,8 +63,12 @@ impl Pin {
         Ok(())
     }
 
-    /// R21: one PING per lane for everything read in this turn; delivered at the last PONG, after B at the latest.
+    /// R21: one PING per lane for everything read in this turn; delivered at the last PONG, after B at the latest. With
+    /// `coherence.fence: session` the fence of the session itself has to do.
     pub(super) fn start_hold(&mut self, ctx: &Rc<Ctx>) {
+        if ctx.config.coherence.fence == Fence::Session {
+            return ctx.raise_floor();
+        }
         if let Some((hold, _)) = &self.hold {
             // It waits for a sweep already, for as long as that takes.
             ctx.fence_all(hold);

@@ -122,6 +122,12 @@ impl Client {
                     ctx.await_lane(&self.session.lane(ctx)).await;
                     self.again(ctx, &req)
                 }
+                Work::Settle(req) => {
+                    if !self.settled(ctx).await {
+                        return false;
+                    }
+                    self.again(ctx, &req)
+                }
                 Work::Learn(req) => {
                     if !self.settled(ctx).await {
                         return false;
@@ -388,7 +394,9 @@ impl Pin {
             () = session.writable(), if unsent => {}
             _ = self.conn.link.wr.writable(), if !self.out.is_empty() => {}
             () = released(hold), if self.hold.is_some() => {
-                self.hold = None;
+                if self.hold.take().is_some_and(|(hold, _)| !hold.is_released()) {
+                    ctx.raise_floor();
+                }
                 self.unstage(client);
                 if let Err(why) = self.read_upstream(ctx, client) {
                     return Some(End::Lost(why));

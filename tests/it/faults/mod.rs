@@ -4,6 +4,8 @@
 
 /// Clients and servers that could take others down with them.
 mod bystanders;
+/// A lane waits for one command, and nobody else does: the spare connection (C61 to C63).
+mod held_up;
 /// Hits end when nobody vouches for them, and go on when somebody does.
 mod lease;
 /// Connections that break, and what becomes of entries and of commands in flight.
@@ -14,6 +16,8 @@ mod outage;
 mod races;
 /// What a server does on its own: eviction, overflow, SWAPDB, expiry, demotion.
 mod server;
+/// What may be answered while upstream is gone (C71).
+mod stale;
 
 use std::time::{Duration, Instant};
 
