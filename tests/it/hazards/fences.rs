@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{LANE, QUIET, Real, Scripted, bulk, fill, is_served, is_stored};
+use super::{LANE, QUIET, Real, Scripted, bulk, fill, is_served};
 use crate::support::{Client, Dir, Fake, PATIENCE, Proxy, Reply, Scope, eventually};
 
 /// The old value is in the L1, its invalidation is on its way, and a foreign writer has been told OK.
