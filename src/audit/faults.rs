@@ -10,6 +10,12 @@ use super::dice::Dice;
 use super::relay::{Dir, Relay, Scope};
 use crate::resp::push::Value;
 
+/// Values that clients read between one fault and the next, of all sidecars together: about one for each client.
+const READS_BETWEEN: u64 = 20;
+
+/// Sixteenths of B that are waited for them, at the most: clients that are all stuck must not end the faults.
+const WAITS_MAX: u32 = 160;
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Faults {
     pub(crate) stalls: bool,
@@ -53,6 +59,7 @@ pub(super) async fn network(shared: Rc<Shared>, relay: Rc<Relay>, number: u64) {
     let mut dice = Dice::new(shared.plan.seed, 2_000 + number);
     while !shared.stop.get() {
         shared.pause(dice.time(shared.plan.bound / 2)).await;
+        something_read(&shared).await;
         match dice.below(12) {
             0..5 if faults.stalls => stall(&shared, &relay, &mut dice).await,
             5..8 if faults.stalls => slow(&shared, &relay, &mut dice).await,
@@ -62,6 +69,19 @@ pub(super) async fn network(shared: Rc<Shared>, relay: Rc<Relay>, number: u64) {
         }
     }
     relay.heal();
+}
+
+/// Waits until clients have read something since it was called: on a slow machine one fault after the other would leave
+/// nothing standing that could be wrong.
+async fn something_read(shared: &Shared) {
+    let reads = || shared.truth.borrow().reads;
+    let enough = reads() + READS_BETWEEN;
+    for _ in 0..WAITS_MAX {
+        if shared.stop.get() || reads() >= enough {
+            return;
+        }
+        shared.pause(shared.plan.bound / 16).await;
+    }
 }
 
 fn scope(relay: &Relay, dice: &mut Dice) -> Scope {
@@ -110,6 +130,7 @@ pub(super) async fn kills(shared: Rc<Shared>, names: Vec<String>) {
     let mut dice = Dice::new(shared.plan.seed, 3_000);
     while !shared.stop.get() {
         shared.pause(shared.plan.bound / 2 + dice.time(shared.plan.bound * 2)).await;
+        something_read(&shared).await;
         if let Err(why) = kill(&shared, &names, &mut dice).await {
             shared.note_error(&format!("CLIENT KILL: {why}"));
         }
