@@ -224,9 +224,12 @@ impl Lane {
     }
 }
 
-/// What CLIENT PAUSE WRITE postpones although it changes no data. (PFCOUNT's row says that it writes.)
+/// What CLIENT PAUSE WRITE postpones although it changes no data: what is replicated, or may be. (PFCOUNT's row says that
+/// it writes.)
 fn is_postponed(spec: &Spec) -> bool {
-    spec.kind == Kind::Script || matches!(spec.name, "publish" | "spublish")
+    const REPLICATED: [&str; 6] =
+        ["publish", "spublish", "function|load", "function|delete", "function|flush", "function|restore"];
+    spec.kind == Kind::Script || REPLICATED.contains(&spec.name)
 }
 
 /// Why there is no spare connection.

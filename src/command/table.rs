@@ -665,7 +665,7 @@ table! {
     "failover"                      -1  NONE      Opaque ADMIN    Same         ONCE  Other;
     "flushall"                      -1  NONE      Flush  SLOW     Same         ONCE  Other;
     "flushdb"                       -1  NONE      Flush  SLOW     Same         ONCE  Other;
-    "info"                          -1  NONE      Read   LANE     Bulk         ONCE  Info;
+    "info"                          -1  NONE      Read   LANE     Bulk         AGAIN Info;
     "lastsave"                       1  NONE      Read   LANE     Same         ONCE  Other;
     "latency|doctor"                 2  NONE      Read   LANE     Bulk         ONCE  Other;
     "latency|graph"                  3  NONE      Read   LANE     Bulk         ONCE  Other;

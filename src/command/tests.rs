@@ -80,7 +80,7 @@ const OPAQUE_WITHOUT_FLAG: &[&str] = &[
 const READS_ONCE: &[&str] = &["eval_ro", "evalsha_ro", "fcall_ro", "pfcount"];
 
 /// Not flagged readonly, but free of effects.
-const KEYLESS_AGAIN: &[&str] = &["echo", "ping", "time"];
+const KEYLESS_AGAIN: &[&str] = &["info", "echo", "ping", "time"];
 
 /// Newer servers take fewer or more words: WITHSCORE since 7.2, COMMAND GETKEYS of one word since 7.4.
 const LOOSENED: &[&str] = &["command|getkeys", "command|getkeysandflags", "zrank", "zrevrank"];

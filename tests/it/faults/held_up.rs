@@ -33,8 +33,10 @@ fn c61_paused_writes() {
     let epoch = s.proxy.stat("lane_epoch");
     postponed(&s, &mut c1, "k");
     let asked = Instant::now();
-    // Sent behind the write, so it moves; whoever asks later goes to the spare connection at once.
+    // Sent behind the write, so they move; whoever asks later goes to the spare connection at once.
+    c3.send_cmd(&["INFO", "server"]);
     assert_eq!(c2.cmd(&["GET", "other"]), Reply::bulk("7"));
+    assert!(c3.reply().text().contains("redis_version"));
     assert!(asked.elapsed() < secs(20), "{:?}: it waited for the pause", asked.elapsed());
     wait_held_up(&s.proxy);
     assert_eq!(c2.cmd(&["MGET", "other", "none"]), Reply::Array(vec![Reply::bulk("7"), Reply::Nil]));
@@ -65,13 +67,16 @@ fn c61_writes_and_what_is_behind_them_wait() {
     }
     assert_eq!(c2.reply(), Reply::Nil);
     c3.send_cmd(&["PUBLISH", "c", "m"]);
-    for waiting in [&mut c1, &mut c2, &mut c3, &mut c4] {
+    let library = "#!lua name=f\nredis.register_function('f', function() return 1 end)";
+    let mut c5 = s.proxy.client();
+    c5.send_cmd(&["FUNCTION", "LOAD", library]);
+    for waiting in [&mut c1, &mut c2, &mut c3, &mut c4, &mut c5] {
         waiting.expect_silence(ms(300));
     }
     s.redis.cmd(&["CLIENT", "UNPAUSE"]);
     assert_eq!((c1.reply(), c1.reply()), (Reply::ok(), Reply::bulk("1")));
     assert_eq!((c2.reply(), c2.reply()), (Reply::Int(1), Reply::bulk("x")));
-    assert_eq!(c3.reply(), Reply::Int(0));
+    assert_eq!((c3.reply(), c5.reply()), (Reply::Int(0), Reply::bulk("f")));
     assert_eq!((c4.reply(), c4.reply()), (Reply::Int(1), Reply::bulk("a")));
 }
 
