@@ -18,6 +18,12 @@ impl L1 {
         std::mem::take(&mut self.stripes[self.stripe(key).0 as usize].lock().pending)
     }
 
+    /// Keeps a stripe's lock for as long as `during` runs: no sweep gets past it.
+    pub(crate) fn with_stripe_locked<T>(&self, key: &[u8], during: impl FnOnce() -> T) -> T {
+        let _locked = self.stripes[self.stripe(key).0 as usize].lock();
+        during()
+    }
+
     pub(crate) fn show_pending(&self, key: &[u8], count: u32) {
         self.stripes[self.stripe(key).0 as usize].lock().pending += count;
     }

@@ -220,7 +220,8 @@ fn a_clients_publish_is_applied_before_its_reply_and_everywhere() {
     }
 }
 
-/// On a connection of its own: inside MULTI, and as a RESP3 subscriber. Stalled, the channel cannot have done it.
+/// On the lane, and on a connection of its own: inside MULTI, and as a RESP3 subscriber. Stalled, the channel cannot have
+/// done it.
 #[test]
 fn a_pinned_clients_publish_is_applied_before_its_reply() {
     let redis = Redis::start();
@@ -233,6 +234,11 @@ fn a_pinned_clients_publish_is_applied_before_its_reply() {
         warm(&proxy, &mut reader, b"user:1");
         relay.stall(relay.channel(), Dir::Down);
         let mut client = proxy.client();
+        assert_eq!(client.cmd(&["PUBLISH", CHANNEL, payload]), Reply::Int(1));
+        assert!(!resident(&mut reader, b"user:1"), "{payload} on the lane");
+        relay.resume(relay.channel(), Dir::Down);
+        warm(&proxy, &mut reader, b"user:1");
+        relay.stall(relay.channel(), Dir::Down);
         client.cmd(&["MULTI"]);
         assert_eq!(client.cmd(&["PUBLISH", CHANNEL, payload]), Reply::status("QUEUED"));
         assert!(resident(&mut reader, b"user:1"), "nothing has been published yet");
