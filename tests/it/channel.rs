@@ -9,11 +9,11 @@ use crate::support::{Client, Dir, PATIENCE, Proxy, Redis, Relay, Reply, Scope, e
 
 const CHANNEL: &str = "nearside:invalidate";
 
-/// A server and sidecars of it that are subscribed. Their entries can only be ended by the channel: keys are read once and
+/// A server and sidecars of it that are subscribed, every other one with a second worker. Their entries can only be ended by the channel: keys are read once and
 /// never change upstream.
 fn fleet(n: usize) -> (Redis, Vec<Proxy>) {
     let redis = Redis::start();
-    let proxies: Vec<Proxy> = (0..n).map(|_| Proxy::start(&redis)).collect();
+    let proxies: Vec<Proxy> = (0..n).map(|i| Proxy::to(&redis).set("workers", 1 + i % 2).start()).collect();
     proxies.iter().for_each(wait_subscribed);
     (redis, proxies)
 }
@@ -303,6 +303,9 @@ fn nearside_invalidate_and_flush_reach_the_other_sidecars_and_count_the_own_entr
             }
         }
     }
+    warm(&proxies[0], &mut here, b"k");
+    let route = here.cmd(&["NEARSIDE", "EXPLAIN", "PUBLISH", CHANNEL, "flush"]);
+    assert_eq!((route.get("route").text().as_str(), resident(&mut here, b"k")), ("announce", true), "{route:?}");
     for (line, error) in [
         (&["NEARSIDE", "INVALIDATE", "REGEX", "user:("][..], "ERR no regular expression: unclosed group"),
         (&["NEARSIDE", "INVALIDATE", "KEY"], "ERR use NEARSIDE INVALIDATE KEY|PREFIX|PATTERN|REGEX|TAG <x> [<x> ...]"),
@@ -393,9 +396,15 @@ fn delete_pattern_deletes_upstream_in_batches_and_in_its_own_database() {
 /// The client goes away in the middle: no more is deleted, and nothing stays pending.
 #[test]
 fn delete_pattern_stops_when_its_client_leaves() {
+    for workers in [1, 2] {
+        a_client_leaves_its_delete(workers);
+    }
+}
+
+fn a_client_leaves_its_delete(workers: u64) {
     let redis = Redis::start();
     let relay = Relay::to(&redis);
-    let proxy = Proxy::upstream(&relay.url()).start();
+    let proxy = Proxy::upstream(&relay.url()).set("workers", workers).start();
     wait_subscribed(&proxy);
     redis.cmd(&["EVAL", "for i = 1, 20000 do redis.call('SET', 'user:' .. i, i) end", "0"]);
     relay.delay(Scope::One(0), Dir::Down, Duration::from_millis(30));
