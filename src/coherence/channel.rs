@@ -163,7 +163,11 @@ impl Channel {
         self.wake.call();
     }
 
-    fn end(&self, why: &str) {
+    /// The present connection is of no use any more; another one is made.
+    pub(super) fn end(&self, why: &str) {
+        if !self.is_confirmed() {
+            return;
+        }
         self.kill.borrow_mut().get_or_insert_with(|| why.to_owned());
         self.wake.call();
     }

@@ -741,6 +741,8 @@ impl Lane {
         let mut leaving = self.leaving.borrow_mut();
         if leaving.is_none() {
             *self.uncached.borrow_mut() = Some(why.clone());
+            // Whoever is subscribed there hears nothing of the new master's.
+            ctx.channel.end(&why);
             *leaving = Some((clock::now() + ctx.max_staleness, why));
         }
     }

@@ -484,3 +484,19 @@ fn changes_over_http_need_the_token_and_reach_every_sidecar() {
     assert_eq!((refused.status, &refused.json()["error"]["code"]), (403, &"no_token_configured".into()));
     assert_eq!(proxy.metric("nearside_invalidations_total{source=\"http\"}"), 4.0);
 }
+
+/// A lane that sees its server demoted leaves it; the subscription must not stay there, where the new master's messages may
+/// never come.
+#[test]
+fn a_demotion_ends_the_subscription_too() {
+    let (redis, proxies) = fleet(1);
+    let mut client = proxies[0].client();
+    warm(&proxies[0], &mut client, b"k");
+    let epoch = proxies[0].stat("channel_epoch");
+    redis.cmd(&["REPLICAOF", "127.0.0.1", "1"]);
+    eventually(PATIENCE, "another subscription", || {
+        client.cmd(&["GET", "k"]);
+        proxies[0].stat("channel_epoch") > epoch
+    });
+    proxies[0].wait_logged("not subscribed to the channel nearside:invalidate: upstream's role changed to");
+}
