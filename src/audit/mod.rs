@@ -321,16 +321,31 @@ async fn prove_path(shared: &Shared, upstream: &mut Conn) -> Result<(), String> 
         return Err(format!("upstream refuses to be written: {error}"));
     }
     for place in &shared.plan.through {
-        let name = shown(&place.endpoint);
-        let mut conn = Conn::open(place, false, PATIENCE).await.map_err(|lost| format!("{name}: {lost}"))?;
-        let got = conn.ask(&["GET", &key]).await.map_err(|lost| format!("{name}: {lost}"))?;
-        if version(&got) != Some(1) {
-            return Err(format!(
-                "{name} does not lead to this upstream and database: it reads {got:?} of a key set there"
-            ));
-        }
+        read_path(place, &key).await.map_err(|why| format!("{}: {why}", shown(&place.endpoint)))?;
     }
     upstream.ask(&["DEL", &key]).await.map(drop).map_err(|lost| format!("upstream: {lost}"))
+}
+
+/// A user's lane may still be on its way, which an error says; a wrong value says that it leads elsewhere.
+async fn read_path(place: &Url, key: &str) -> Result<(), String> {
+    let end = Instant::now() + READY_MAX;
+    loop {
+        let asked = async { Conn::open(place, false, PATIENCE).await?.ask(&["GET", key]).await };
+        let why = match asked.await {
+            Ok(got) if version(&got) == Some(1) => return Ok(()),
+            Ok(Value::Error(error)) => error,
+            Ok(got) => {
+                return Err(format!(
+                    "does not lead to this upstream and database: it reads {got:?} of a key set there"
+                ));
+            }
+            Err(lost) => lost.to_string(),
+        };
+        if Instant::now() >= end {
+            return Err(why);
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
 }
 
 // ---- driving ----
