@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Session;
+use super::state::Replies;
 use crate::front::{Grant, Link};
 use crate::net::{ReadHalf, WriteHalf};
 use crate::observe::clock;
@@ -82,8 +83,11 @@ impl Session {
 
     /// Nothing is outstanding, and nothing about the client asks for more than a hit knows.
     fn is_quiet(&self) -> bool {
+        // Not `special`, which a SKIP that is used up leaves behind.
+        let state = self.state.borrow();
         self.outbox.borrow().outstanding() == 0
-            && !self.special.get()
+            && !state.locked
+            && state.replies == Replies::On
             && !self.closing.get()
             && !self.redirected.get()
             && self.redo.borrow().is_empty()

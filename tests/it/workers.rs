@@ -141,6 +141,7 @@ fn replies_keep_their_order_across_the_threads() {
 fn a_front_answers_nothing_while_its_session_is_in_a_state_of_its_own() {
     let redis = Redis::start();
     let proxy = two(&redis);
+    let mut by_front = 0;
     for mut client in both(&proxy) {
         redis.cmd(&["SET", "k", "v"]);
         let get = |client: &mut Client| client.cmd(&["GET", "k"]);
@@ -165,10 +166,15 @@ fn a_front_answers_nothing_while_its_session_is_in_a_state_of_its_own() {
         assert!(get(&mut client).is_error(), "a RESP2 subscriber may not GET");
         client.expect(&["UNSUBSCRIBE", "c"], "*3\r\n$11\r\nunsubscribe\r\n$1\r\nc\r\n:0\r\n");
         assert_eq!((get(&mut client), get(&mut client)), (Reply::bulk("v"), Reply::bulk("v")));
+        // All of that is over, and the front answers again.
+        let before = hits_by_worker(&proxy)[1];
+        (0..10).for_each(|_| client.expect(&["GET", "k"], "$1\r\nv\r\n"));
+        by_front += hits_by_worker(&proxy)[1] - before;
         let mut client = client.hello3();
         client.expect(&["GET", "none"], "_\r\n");
         client.expect(&["GET", "none"], "_\r\n");
     }
+    assert!(by_front >= 10, "{by_front}");
 }
 
 #[test]
