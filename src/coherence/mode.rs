@@ -276,6 +276,7 @@ impl Lane {
     pub(crate) fn channel_proved(&self, f: u64) {
         if self.mode() == Coherence::Pubsub {
             self.f.set(self.f.get().max(f));
+            self.publish();
         }
     }
 

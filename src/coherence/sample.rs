@@ -158,7 +158,7 @@ impl Samples {
 
 /// Sends what is due; every B/4, by each lane.
 pub(super) fn turn(ctx: &Rc<Ctx>, now: u64, sent: u64) {
-    if ctx.samples.per_second == 0 || ctx.status.coherence() != Coherence::Tracking {
+    if ctx.samples.per_second == 0 {
         return;
     }
     for _ in 0..ctx.samples.due(now, sent) {
@@ -188,7 +188,7 @@ fn try_one(ctx: &Rc<Ctx>, now: u64) -> bool {
 /// The entry that this lane would serve. The lease is not asked: the comparison holds without.
 fn look(ctx: &Ctx, lane: &Lane, key: Box<[u8]>, now: u64) -> Option<Sample> {
     let epoch = lane.epoch();
-    if epoch == 0 || !lane.caches() {
+    if epoch == 0 || !lane.caches() || lane.mode() != Coherence::Tracking {
         return None;
     }
     let token = ctx.l1.token(&key, epoch)?;

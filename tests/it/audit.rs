@@ -334,6 +334,7 @@ fn a_stale_entry_is_found_in_service_counted_and_dropped() {
     redis.cmd(&["SET", "secret:key", "1"]);
     let proxy = sampling(&redis).env(BREAK, "epoch").start();
     let mut client = proxy.client();
+    eventually(PATIENCE, "tracking", || proxy.stats()["coherence"] == "tracking");
     assert_eq!(client.cmd(&["GET", "secret:key"]), Reply::bulk("1"));
     eventually(PATIENCE, "an entry", || proxy.stat("entries") == 1.0);
     // Its connection is lost, and with it upstream's memory of who is to be told.
@@ -359,6 +360,7 @@ fn a_stale_form_is_found_in_service() {
     let builder = sampling(&redis).set("cache.commands", ["LRANGE", "SMEMBERS"].as_slice());
     let proxy = builder.env(BREAK, "epoch").start();
     let mut client = proxy.client();
+    eventually(PATIENCE, "tracking", || proxy.stats()["coherence"] == "tracking");
     client.cmd(&["LRANGE", "l", "0", "-1"]);
     client.cmd(&["SMEMBERS", "s"]);
     eventually(PATIENCE, "both entries", || proxy.stat("entries") == 2.0);

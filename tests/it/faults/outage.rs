@@ -122,8 +122,7 @@ fn a_read_is_sent_again_so_often_and_not_for_ever() {
 
 #[test]
 fn writes_in_flight_are_told_that_their_outcome_is_unknown() {
-    // The lane is to be the newest connection.
-    let s = Stand::with(|proxy| proxy.set("coherence.canary", "off"));
+    let s = Stand::start();
     let mut reader = s.proxy.client();
     let executed = [
         (&["SET", "k", "2"][..], &["GET", "k"][..], Reply::bulk("2")),

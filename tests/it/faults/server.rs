@@ -193,7 +193,7 @@ fn c40_demotion_loses_no_write_silently() {
 fn c40_every_write_of_a_pipeline_gets_upstreams_own_answer() {
     let (master, replica) = (Redis::start(), Redis::builder().tcp().start());
     let relay = Relay::to(&master);
-    let proxy = Proxy::upstream(&relay.url()).start();
+    let proxy = Proxy::upstream(&relay.url()).set("coherence.canary", "off").start();
     wait_tracking(&proxy);
     relay.split(Scope::All, Dir::Down, 32);
     let (mut c, mut late) = (proxy.client(), proxy.client());
