@@ -229,14 +229,22 @@ fn a_pinned_clients_publish_is_applied_before_its_reply() {
     let proxy = Proxy::upstream(&relay.url()).set("coherence.max_staleness", "10s").start();
     wait_subscribed(&proxy);
     let mut reader = proxy.client();
-    for payload in ["key user:1", "prefix user:", "flush"] {
+    // What was published before comes back, and is applied again, before anything is read again.
+    let echoes = std::cell::Cell::new(0.0);
+    let echoed = || {
         relay.resume(relay.channel(), Dir::Down);
+        let all = "all of its own messages to come back";
+        eventually(PATIENCE, all, || proxy.stat("invalidations_channel") == echoes.get());
+        echoes.set(echoes.get() + 1.0);
+    };
+    for payload in ["key user:1", "prefix user:", "flush"] {
+        echoed();
         warm(&proxy, &mut reader, b"user:1");
         relay.stall(relay.channel(), Dir::Down);
         let mut client = proxy.client();
         assert_eq!(client.cmd(&["PUBLISH", CHANNEL, payload]), Reply::Int(1));
         assert!(!resident(&mut reader, b"user:1"), "{payload} on the lane");
-        relay.resume(relay.channel(), Dir::Down);
+        echoed();
         warm(&proxy, &mut reader, b"user:1");
         relay.stall(relay.channel(), Dir::Down);
         client.cmd(&["MULTI"]);
@@ -244,7 +252,7 @@ fn a_pinned_clients_publish_is_applied_before_its_reply() {
         assert!(resident(&mut reader, b"user:1"), "nothing has been published yet");
         assert_eq!(client.cmd(&["EXEC"]), Reply::Array(vec![Reply::Int(1)]));
         assert!(!resident(&mut reader, b"user:1"), "{payload} in MULTI");
-        relay.resume(relay.channel(), Dir::Down);
+        echoed();
         warm(&proxy, &mut reader, b"user:1");
         relay.stall(relay.channel(), Dir::Down);
         let mut subscriber = proxy.client3();
