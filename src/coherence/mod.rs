@@ -12,6 +12,7 @@
 
 mod channel;
 mod facts;
+mod fill;
 mod hold;
 mod invalidate;
 mod judge;

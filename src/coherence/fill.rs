@@ -1,0 +1,297 @@
+//! What a lane's reader stores: the replies to fetches, split MGETs and refreshes, each with the PTTL behind it, under the
+//! token that was taken before they were sent (R11, R12, R17).
+
+use std::rc::Rc;
+
+use bytes::BytesMut;
+
+use super::lane::{Lane, MGET_POPULATE_MAX};
+use super::mode::Why;
+use super::reader::nanos;
+use super::wait::{Fetch, MgetFetch, Part, Refresh, Relay};
+use crate::cache::{Entry, FormEntry, FormId, Token, Value};
+use crate::command::cacheable::Shape;
+use crate::observe::clock;
+use crate::observe::patterns::PatternId;
+use crate::observe::reasons::{Coherence, Discard, Evict};
+use crate::resp::downgrade::Form;
+use crate::resp::reply;
+use crate::upstream::handshake;
+use crate::worker::Ctx;
+
+const MS: u64 = 1_000_000;
+
+impl Lane {
+    pub(super) fn on_fetch(&self, ctx: &Rc<Ctx>, fetch: &Rc<Fetch>, frame: &[u8]) {
+        self.inner.borrow_mut().land(fetch);
+        *fetch.value.borrow_mut() = match &fetch.read.id {
+            None => cacheable(ctx, frame),
+            Some(id) => cacheable_form(ctx, id, frame),
+        };
+        fetch.denied.set(frame.starts_with(b"-NOPERM"));
+        ctx.metrics.upstream.observe(self.last_byte.get().saturating_sub(fetch.t_sent));
+        for (session, slot) in fetch.waiters.borrow_mut().drain(..) {
+            session.complete(ctx, slot, frame, fetch.read.form);
+        }
+    }
+
+    pub(super) fn on_fetch_ttl(self: &Rc<Self>, ctx: &Rc<Ctx>, fetch: &Fetch, frame: &[u8]) {
+        let Some(value) = fetch.value.borrow_mut().take() else {
+            if !fetch.denied.get() {
+                self.note_denied(ctx, frame);
+            }
+            return self.supersede(ctx, &fetch.key);
+        };
+        let read = Reading {
+            key: &fetch.key,
+            id: fetch.read.id.clone(),
+            shape: fetch.read.shape,
+            token: fetch.token,
+            t_sent: fetch.t_sent,
+            pattern: fetch.pattern,
+            value,
+        };
+        self.store(ctx, read, frame);
+    }
+
+    /// R12: stores a reading if everything still says that it may be.
+    fn store(self: &Rc<Self>, ctx: &Rc<Ctx>, read: Reading<'_>, pttl: &[u8]) -> bool {
+        let key = read.key;
+        match self.try_store(ctx, read, pttl) {
+            Ok(()) => {
+                self.populated.set(true);
+                true
+            }
+            Err(why) => {
+                ctx.metrics.discarded.inc(why);
+                self.supersede(ctx, key);
+                false
+            }
+        }
+    }
+
+    /// A reading that is not stored has been passed on all the same, and was newer than what is stored. Where changes are
+    /// announced they have taken the older one away; elsewhere this does, or the next hit would go back in time.
+    fn supersede(&self, ctx: &Ctx, key: &[u8]) {
+        if self.mode() != Coherence::Tracking {
+            ctx.l1.invalidate(key);
+        }
+    }
+
+    fn try_store(self: &Rc<Self>, ctx: &Rc<Ctx>, read: Reading<'_>, pttl: &[u8]) -> Result<(), Discard> {
+        if read.token.epoch != self.epoch.get() || !self.caches() {
+            return Err(Discard::Epoch);
+        }
+        let Some(ttl) = reply::integer(pttl) else {
+            self.note_denied(ctx, pttl);
+            return Err(Discard::NoPerm);
+        };
+        let cache = &ctx.config.cache;
+        let absent = read.shape.agrees(read.value.frame(), ttl).ok_or(Discard::Inconsistent)?;
+        let own_limit = if absent { cache.negative_ttl } else { cache.default_ttl };
+        let mut life = nanos(own_limit).min(self.ttl_cap(ctx));
+        if ttl >= 0 {
+            let upstream = ttl as u64 * MS;
+            life = life.min(upstream.checked_sub(nanos(cache.ttl_buffer)).ok_or(Discard::Ttl)?);
+        }
+        if life == 0 {
+            return Err(Discard::Ttl);
+        }
+        let expires = match ttl {
+            _ if absent => 0,
+            0.. => read.t_sent + ttl as u64 * MS,
+            _ => u64::MAX,
+        };
+        let entry = Entry {
+            epoch: read.token.epoch,
+            lane: self.id,
+            flush_gen: read.token.flush_gen,
+            deadline: read.t_sent + life,
+            expires,
+            t_sent: read.t_sent,
+            pattern: read.pattern,
+            value: read.value,
+        };
+        match read.id {
+            None => ctx.l1.insert(read.key, &read.token, entry)?,
+            Some(id) => {
+                let displaced = ctx.l1.insert_form(read.key, &read.token, FormEntry { id, entry })?;
+                ctx.metrics.evictions.add_shared(Evict::Size, displaced.oldest as u64);
+                ctx.metrics.evictions.add_shared(Evict::Invalidated, displaced.void as u64);
+                (0..displaced.oldest + displaced.void).for_each(|_| ctx.metrics.patterns.del(read.pattern));
+            }
+        }
+        ctx.samples.note(self.id, read.key, read.token.stripe);
+        ctx.metrics.patterns.set(read.pattern);
+        Ok(())
+    }
+
+    /// No entry outlives this, whatever the key's TTL.
+    fn ttl_cap(&self, ctx: &Ctx) -> u64 {
+        let cap = &ctx.config.coherence.ttl_cap;
+        nanos(match self.mode() {
+            Coherence::Pubsub => cap.pubsub,
+            Coherence::Ttl => cap.ttl,
+            Coherence::Tracking | Coherence::Probing | Coherence::None => cap.tracking,
+        })
+    }
+
+    /// An error where our own GET or PTTL should have been answered: NOPERM ends caching for this profile, because each
+    /// attempt writes upstream's ACL LOG (decision 5).
+    fn note_denied(self: &Rc<Self>, ctx: &Rc<Ctx>, frame: &[u8]) {
+        if frame.starts_with(b"-NOPERM") && self.caches() {
+            let text = handshake::error_text(frame);
+            self.stop_caching(ctx, Why::with(super::mode::DENIED, &text));
+        }
+    }
+
+    /// Decision 4: the hits taken at parse time count only if nothing has touched them until here; then the whole answer is
+    /// upstream's state at this position of the stream.
+    pub(super) fn on_mget(&self, ctx: &Rc<Ctx>, fetch: &Rc<MgetFetch>, frame: &[u8]) {
+        ctx.metrics.upstream.observe(self.last_byte.get().saturating_sub(fetch.t_sent));
+        let session = fetch.session.borrow_mut().take();
+        let mut misses = fetch.misses.borrow_mut();
+        let replies: Vec<&[u8]> = reply::elements(frame).collect();
+        let whole = frame.first() == Some(&b'*') && replies.len() == misses.len();
+        if whole {
+            for (miss, frame) in misses.iter_mut().zip(&replies) {
+                miss.value = if miss.token.is_some() { cacheable(ctx, frame) } else { None };
+            }
+            let read_back = misses.len() <= MGET_POPULATE_MAX;
+            misses.iter().filter(|m| !read_back || m.value.is_none()).for_each(|m| self.supersede(ctx, &m.key));
+        }
+        let Some(session) = session else { return };
+        if !whole {
+            return session.complete(ctx, fetch.slot, frame, Form::Bulk);
+        }
+        if !self.still_valid(ctx, fetch) {
+            ctx.metrics.discarded.inc(Discard::Push);
+            return self.relay(ctx, clock::now(), &fetch.raw, Relay::plain(session, fetch.slot, Form::Bulk, true));
+        }
+        let answer = assemble(fetch, &replies);
+        session.complete(ctx, fetch.slot, &answer, Form::Bulk);
+    }
+
+    fn still_valid(&self, ctx: &Ctx, fetch: &MgetFetch) -> bool {
+        if fetch.parts.iter().all(|part| matches!(part, Part::Miss)) {
+            return true; // all of it is upstream's own answer
+        }
+        let now = clock::now();
+        fetch.epoch == self.epoch.get()
+            && fetch.flush_gen == ctx.l1.flush_gen()
+            && fetch.parts.iter().all(|part| match part {
+                Part::Hit { stripe, generation, deadline, .. } => {
+                    ctx.l1.generation(*stripe) == *generation && now < *deadline
+                }
+                Part::Miss => true,
+            })
+    }
+
+    pub(super) fn on_mget_ttl(self: &Rc<Self>, ctx: &Rc<Ctx>, fetch: &MgetFetch, i: usize, frame: &[u8]) {
+        let mut misses = fetch.misses.borrow_mut();
+        let Some(miss) = misses.get_mut(i) else { return };
+        let (Some(value), Some(token)) = (miss.value.take(), miss.token) else { return };
+        let read = Reading::get(&miss.key, token, fetch.t_sent, miss.pattern, value);
+        // A wrong type reads as nil in MGET; its PTTL then says -1 or more, and `store` finds the two inconsistent.
+        self.store(ctx, read, frame);
+    }
+
+    pub(super) fn on_refresh(self: &Rc<Self>, ctx: &Rc<Ctx>, refresh: &Rc<Refresh>, frame: &[u8]) {
+        self.forget_refresh(refresh);
+        let mut keys = refresh.keys.borrow_mut();
+        if let [key] = keys.as_mut_slice() {
+            key.value = cacheable(ctx, frame);
+        } else {
+            for (key, frame) in keys.iter_mut().zip(reply::elements(frame)) {
+                key.value = cacheable(ctx, frame);
+            }
+        }
+        drop(keys);
+        self.note_denied(ctx, frame);
+    }
+
+    /// From here on no bump is excused for it (R17).
+    pub(super) fn forget_refresh(&self, refresh: &Rc<Refresh>) {
+        refresh.got.set(true);
+        let mut inner = self.inner.borrow_mut();
+        for stripe in refresh.keys.borrow().iter().map(|k| k.token.stripe) {
+            if let Some(active) = inner.refreshing.get_mut(&stripe) {
+                active.retain(|r| !Rc::ptr_eq(r, refresh));
+                if active.is_empty() {
+                    inner.refreshing.remove(&stripe);
+                }
+            }
+        }
+    }
+
+    pub(super) fn on_refresh_ttl(self: &Rc<Self>, ctx: &Rc<Ctx>, refresh: &Refresh, i: usize, frame: &[u8]) {
+        let mut keys = refresh.keys.borrow_mut();
+        let Some(key) = keys.get_mut(i) else { return };
+        let Some(value) = key.value.take() else { return };
+        let read = Reading::get(&key.key, key.token, refresh.t_sent, key.pattern, value);
+        if self.store(ctx, read, frame) {
+            ctx.metrics.updates.inc();
+        }
+    }
+}
+
+struct Reading<'a> {
+    key: &'a [u8],
+    /// `None`: GET.
+    id: Option<FormId>,
+    shape: Shape,
+    token: Token,
+    t_sent: u64,
+    pattern: PatternId,
+    value: Value,
+}
+
+impl<'a> Reading<'a> {
+    fn get(key: &'a [u8], token: Token, t_sent: u64, pattern: PatternId, value: Value) -> Reading<'a> {
+        Reading { key, id: None, shape: Shape::GET, token, t_sent, pattern, value }
+    }
+}
+
+/// The reply of a GET (or an element of MGET's) as the L1 keeps it; none for errors and for what is too large.
+fn cacheable(ctx: &Ctx, frame: &[u8]) -> Option<Value> {
+    if reply::is_null(frame) {
+        return Some(Value::Nil);
+    }
+    if frame.first() != Some(&b'$') {
+        ctx.metrics.discarded.inc(Discard::Error);
+        return None;
+    }
+    if frame.len() > ctx.config.cache.max_value_bytes {
+        ctx.metrics.discarded.inc(Discard::TooLarge);
+        return None;
+    }
+    Some(Value::Bulk(frame.into()))
+}
+
+/// The same for another command's, whatever its type; its words are kept with it.
+fn cacheable_form(ctx: &Ctx, id: &FormId, frame: &[u8]) -> Option<Value> {
+    if reply::is_error(frame) {
+        ctx.metrics.discarded.inc(Discard::Error);
+        return None;
+    }
+    if id.len() + frame.len() > ctx.config.cache.max_value_bytes {
+        ctx.metrics.discarded.inc(Discard::TooLarge);
+        return None;
+    }
+    Some(Value::Bulk(frame.into()))
+}
+
+/// The whole MGET reply in RESP3, hits and fetched values in the request's order.
+fn assemble(fetch: &MgetFetch, replies: &[&[u8]]) -> Vec<u8> {
+    let mut out = BytesMut::new();
+    crate::resp::build::array(&mut out, fetch.parts.len());
+    let mut fetched = replies.iter();
+    for part in &fetch.parts {
+        match part {
+            Part::Hit { value: Value::Bulk(bytes), .. } => out.extend_from_slice(bytes),
+            Part::Hit { value: Value::Nil, .. } => out.extend_from_slice(b"_\r\n"),
+            Part::Miss => out.extend_from_slice(fetched.next().copied().unwrap_or(b"_\r\n")),
+        }
+    }
+    out.to_vec()
+}
