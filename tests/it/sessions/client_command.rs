@@ -250,7 +250,8 @@ fn names_and_switches_are_answered_as_redis_answers() {
 #[test]
 fn a_pause_holds_writes_of_all_clients_until_unpause() {
     let redis = Redis::start();
-    let proxy = Proxy::start(&redis);
+    // The pause would hold a canary's write as well.
+    let proxy = Proxy::to(&redis).set("coherence.canary", "off").start();
     let (mut one, mut two) = (proxy.client(), proxy.client());
     assert_eq!(run(&mut one, "CLIENT PAUSE 100000 WRITE"), Reply::ok());
     two.send_cmd(&["SET", "k", "v"]);
