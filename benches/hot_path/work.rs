@@ -167,7 +167,11 @@ pub(crate) fn measure(scenario: &Scenario) {
         return scan(rounds, &mut draw);
     }
     // What is answered stays vouched for while valgrind takes its time.
-    let env = [("NEARSIDE_UPSTREAM__URL", "redis://127.0.0.1:1"), ("NEARSIDE_COHERENCE__MAX_STALENESS", "1h")];
+    let env = [
+        ("NEARSIDE_UPSTREAM__URL", "redis://127.0.0.1:1"),
+        ("NEARSIDE_COHERENCE__MAX_STALENESS", "1h"),
+        ("NEARSIDE_COHERENCE__CANARY", "off"),
+    ];
     let mut sidecar = Sidecar::new(&[&env, scenario.env].concat());
     for _ in 0..KEYS / 10 {
         play(&mut sidecar, &misses(&mut draw, 10), false);

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use super::lane::Lane;
 use super::reader::{self, Stream};
 use crate::net::Peer;
+use crate::resp::Proto;
 use crate::upstream::handshake::{LaneLink, Link, ServerInfo};
 use crate::worker::Ctx;
 
@@ -24,6 +25,7 @@ impl LaneProbe {
         let link = LaneLink {
             link: Link::new(ours),
             info: ServerInfo::default(),
+            proto: Proto::Resp3,
             tracking: Ok(()),
             role_check: false,
             fields_stay: true,

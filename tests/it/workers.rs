@@ -29,8 +29,12 @@ fn every_worker_answers_hits_and_all_are_counted() {
     let proxy = two(&redis);
     redis.cmd(&["MSET", "a", "1", "b", "2"]);
     let mut clients = both(&proxy);
-    clients[0].expect(&["GET", "a"], "$1\r\n1\r\n");
-    clients[0].expect(&["GET", "b"], "$1\r\n2\r\n");
+    // Nothing is stored before the lane's canary has come, and then only behind the key's PTTL.
+    eventually(PATIENCE, "both entries", || {
+        clients[0].expect(&["GET", "a"], "$1\r\n1\r\n");
+        clients[0].expect(&["GET", "b"], "$1\r\n2\r\n");
+        proxy.stat("entries") == 2.0
+    });
     let before = proxy.stat("hits");
     for client in &mut clients {
         // The first request makes the session known to its lane; from the second on the front may answer.
