@@ -376,3 +376,37 @@ fn c25_in_pubsub_mode() {
     eventually(PATIENCE, "a write", || b.client().cmd(&["SET", "k", "3"]) == Reply::ok());
     wait_gone(&mut reader, "k");
 }
+
+/// What a read that is not kept has seen, no later GET of the session contradicts: not with what was stored before it, and
+/// not with a fetch that was under way.
+#[test]
+fn no_way_back_behind_a_read_that_is_not_kept() {
+    let redis = Redis::start();
+    let relay = Relay::to(&redis);
+    let a = started(builder(&relay.url()).set("coherence.max_staleness", super::LONG_LEASE));
+    let b = started(builder(&redis.url()));
+    let (mut reader, mut other, mut writer) = (a.client(), a.client(), b.client());
+    // Past the sidecars: no message of these is on its way.
+    redis.cmd(&["MSET", "stored", "1", "fetched", "1"]);
+    fill(&mut reader, "stored", "1");
+    let channel = relay.channel();
+    relay.stall(channel, Dir::Down);
+    assert_eq!(writer.cmd(&["SET", "stored", "22"]), Reply::ok());
+    assert!(is_served(&mut reader, "stored"), "its message has not come");
+    let both = reader.pipeline(&[&["STRLEN", "stored"][..], &["GET", "stored"]]);
+    assert_eq!(both, [Reply::Int(2), Reply::bulk("22")]);
+    wait_served(&mut reader, "stored");
+
+    relay.stall(LANE, Dir::Down);
+    let gets = calls(&redis, "get");
+    other.send_cmd(&["GET", "fetched"]);
+    eventually(PATIENCE, "it to be read", || calls(&redis, "get") > gets);
+    assert_eq!(writer.cmd(&["SET", "fetched", "22"]), Reply::ok());
+    let lens = calls(&redis, "strlen");
+    reader.send_cmd(&["STRLEN", "fetched"]);
+    eventually(PATIENCE, "its length to be read", || calls(&redis, "strlen") > lens);
+    relay.resume(LANE, Dir::Down);
+    assert_eq!((other.reply(), reader.reply()), (Reply::bulk("1"), Reply::Int(2)));
+    assert_eq!(reader.cmd(&["GET", "fetched"]), Reply::bulk("22"));
+    relay.resume(channel, Dir::Down);
+}
