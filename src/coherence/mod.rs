@@ -11,6 +11,7 @@
 //! What this module does not do: it parses no client's request and knows no connection state of a client.
 
 mod channel;
+mod events;
 mod facts;
 mod fill;
 mod hold;
