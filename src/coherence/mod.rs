@@ -34,7 +34,9 @@ mod wait;
 pub(crate) use channel::Channel;
 pub(crate) use facts::{LaneFacts, Vouched};
 pub(crate) use hold::Hold;
-pub(crate) use invalidate::{Applied, Asker, NotDropped, apply, drop_all, drop_everywhere, publish, publish_flush};
+pub(crate) use invalidate::{
+    Applied, Asker, NotDropped, apply, come_back, drop_all, drop_everywhere, publish, publish_flush,
+};
 pub(crate) use lane::{Availability, FetchRequest, Lane, MgetRequest};
 pub(crate) use loss::Redo;
 pub(crate) use payload::{Malformed, Message, Op, Wanted, parse};
