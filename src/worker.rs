@@ -313,9 +313,14 @@ impl Ctx {
 
     /// P5: for lanes that live by the channel, its PONG.
     fn fence_channel(&self, now: u64, hold: &Rc<Hold>) {
-        if self.lanes.borrow().values().any(|lane| lane.mode() == Coherence::Pubsub) {
+        if self.lives_by_channel() {
             self.channel.fence(now, hold);
         }
+    }
+
+    /// A lane's copies are true because of what the channel says.
+    pub(crate) fn lives_by_channel(&self) -> bool {
+        self.lanes.borrow().values().any(|lane| lane.mode() == Coherence::Pubsub)
     }
 
     /// A lane that is lost answers no PING, but its entries may be asked for while upstream is gone.

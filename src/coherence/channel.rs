@@ -23,6 +23,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use super::Hold;
+use super::events::{self, Events};
 use super::invalidate::{Applied, apply};
 use super::mode::CANARY;
 use super::payload::{self, Message, Op, Sender};
@@ -53,6 +54,9 @@ const REFUSED_PAUSE: Duration = Duration::from_secs(30);
 /// One read of S at the most.
 const READ: usize = 64 * 1024;
 
+/// So many messages are applied before the sessions have their turn, as on a lane.
+const MESSAGES_A_TURN: usize = 128;
+
 pub(crate) struct Channel {
     /// Number of the subscription in force, of the same sequence as the lanes' epochs; 0: not confirmed.
     epoch: Cell<u64>,
@@ -73,12 +77,24 @@ pub(crate) struct Channel {
     /// Tells the task that upstream has answered a lane.
     news: Notify,
     seq: Cell<u64>,
+    /// The second subscription.
+    pub(super) events: Events,
 }
 
-/// A PING on its way, and what its PONG releases.
+/// A PING on its way, or something else that S answers in its place in the order, and what the answer releases.
 struct Ping {
     t_sent: u64,
+    answer: Answer,
     hold: Option<Rc<Hold>>,
+}
+
+/// What answers a command on S.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    Pong,
+    /// The confirmation of the subscription to keyspace events, and of its end.
+    Events,
+    EventsEnd,
 }
 
 /// Why there is no subscription.
@@ -105,6 +121,7 @@ impl Channel {
             sweeping: Cell::new(0),
             news: Notify::new(),
             seq: Cell::new(0),
+            events: Events::default(),
         })
     }
 
@@ -156,10 +173,19 @@ impl Channel {
     }
 
     fn ping(&self, now: u64, hold: Option<Rc<Hold>>) {
+        self.ask(now, &[b"PING"], Answer::Pong, hold);
+    }
+
+    /// A command of our own on S.
+    pub(super) fn send(&self, now: u64, words: &[&[u8]], answer: Answer) {
+        self.ask(now, words, answer, None);
+    }
+
+    fn ask(&self, now: u64, words: &[&[u8]], answer: Answer, hold: Option<Rc<Hold>>) {
         // Stamped before it is written (R4): early is the safe side.
-        self.pings.borrow_mut().push_back(Ping { t_sent: now, hold });
+        self.pings.borrow_mut().push_back(Ping { t_sent: now, answer, hold });
         self.last_sent.set(now);
-        build::command(&mut self.out.borrow_mut(), &[b"PING"]);
+        build::command(&mut self.out.borrow_mut(), words);
         self.wake.call();
     }
 
@@ -173,8 +199,9 @@ impl Channel {
     }
 
     /// What depends on the subscription learns here that it stands.
-    fn came_up(&self, ctx: &Rc<Ctx>) {
+    fn came_up(&self, ctx: &Rc<Ctx>, credential: Option<Rc<Credential>>) {
         let now = clock::now();
+        self.events.came_up(credential);
         self.f.set(0);
         self.last_byte.set(now);
         self.last_sent.set(now);
@@ -198,6 +225,7 @@ impl Channel {
         self.f.set(0);
         self.out.borrow_mut().clear();
         let pings = std::mem::take(&mut *self.pings.borrow_mut());
+        self.events.lost(ctx);
         for hold in pings.into_iter().filter_map(|ping| ping.hold) {
             hold.lost(ctx);
         }
@@ -220,9 +248,9 @@ async fn run(ctx: Rc<Ctx>, channel: Rc<Channel>) {
     channel.news.notified().await;
     loop {
         match open(&ctx).await {
-            Ok(link) => {
+            Ok((link, credential)) => {
                 let since = Instant::now();
-                channel.came_up(&ctx);
+                channel.came_up(&ctx, credential);
                 let why = serve(&ctx, &channel, link).await;
                 channel.lost(&ctx, &why);
                 if since.elapsed() > retry.max_delay {
@@ -246,7 +274,7 @@ async fn run(ctx: Rc<Ctx>, channel: Rc<Channel>) {
 
 /// Subscribes with the sidecar's own credential, or none; where upstream refuses that, with those of the live lanes, which
 /// upstream has accepted from clients.
-async fn open(ctx: &Rc<Ctx>) -> Result<Link, Failure> {
+async fn open(ctx: &Rc<Ctx>) -> Result<(Link, Option<Rc<Credential>>), Failure> {
     let own = ctx.default_profile.credential.clone();
     let mut candidates = vec![own];
     for lane in ctx.lanes.borrow().values().filter(|lane| lane.is_live()) {
@@ -256,9 +284,9 @@ async fn open(ctx: &Rc<Ctx>) -> Result<Link, Failure> {
     }
     let mut refused = String::new();
     for credential in candidates {
-        match open_as(ctx, credential).await {
+        match open_as(ctx, credential.clone()).await {
             Err(Failure::Refused(why)) => refused = why,
-            other => return other,
+            other => return other.map(|link| (link, credential)),
         }
     }
     Err(Failure::Refused(refused))
@@ -295,6 +323,8 @@ struct Stream {
     discarding: bool,
     /// The frame at the front waits until the sweeps are over; nothing is read meanwhile.
     waiting: bool,
+    /// Messages were left in the buffer for the next turn.
+    more: bool,
 }
 
 /// Serves one subscription until it ends; returns why it did.
@@ -306,6 +336,7 @@ async fn serve(ctx: &Rc<Ctx>, channel: &Rc<Channel>, link: Link) -> String {
         scanner: FrameScanner::new(),
         discarding: false,
         waiting: false,
+        more: false,
     };
     let mut tick = interval(Duration::from_nanos(ctx.max_staleness / 4));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -324,7 +355,8 @@ async fn serve(ctx: &Rc<Ctx>, channel: &Rc<Channel>, link: Link) -> String {
             s.rbuf.reserve(READ);
         }
         tokio::select! {
-            read = s.rd.read_buf(&mut s.rbuf), if !s.waiting => match read {
+            () = tokio::task::yield_now(), if s.more => {}
+            read = s.rd.read_buf(&mut s.rbuf), if !s.waiting && !s.more => match read {
                 Ok(0) => return "upstream closed the connection".to_owned(),
                 Ok(n) => {
                     ctx.metrics.bytes_in.add(Peer::Upstream, n as u64);
@@ -342,14 +374,15 @@ async fn serve(ctx: &Rc<Ctx>, channel: &Rc<Channel>, link: Link) -> String {
     }
 }
 
-/// Applies every whole frame in the buffer.
+/// Applies every whole frame in the buffer, or as many as one turn may.
 fn process(ctx: &Rc<Ctx>, channel: &Rc<Channel>, s: &mut Stream) -> Result<(), String> {
     let garbage = |e: &dyn std::fmt::Display| {
         ctx.metrics.protocol_errors.inc(Peer::Upstream);
         format!("garbage from upstream: {e}")
     };
-    let mut at = 0;
+    let (mut at, mut applied) = (0, 0);
     s.waiting = false;
+    s.more = false;
     loop {
         if s.discarding {
             let step = s.scanner.advance(&s.rbuf[at..]).map_err(|e| garbage(&e))?;
@@ -373,6 +406,11 @@ fn process(ctx: &Rc<Ctx>, channel: &Rc<Channel>, s: &mut Stream) -> Result<(), S
                 channel.apply(ctx, &s.rbuf[at..at + len])?;
                 s.scanner.reset();
                 at += len;
+                applied += 1;
+                s.more = applied == MESSAGES_A_TURN;
+                if s.more {
+                    break;
+                }
             }
             Frame::Incomplete => break,
             Frame::Large => s.discarding = true,
@@ -383,7 +421,7 @@ fn process(ctx: &Rc<Ctx>, channel: &Rc<Channel>, s: &mut Stream) -> Result<(), S
 }
 
 fn is_message(frame: &[u8]) -> bool {
-    reply::elements(frame).next().and_then(reply::bulk) == Some(b"message")
+    matches!(reply::elements(frame).next().and_then(reply::bulk), Some(b"message" | b"pmessage"))
 }
 
 impl Channel {
@@ -397,17 +435,28 @@ impl Channel {
                 }
                 Ok(())
             }
+            Some(b"pmessage") => {
+                if let (Some(channel), Some(event)) = (parts.nth(1).and_then(reply::bulk), parts.next()) {
+                    events::apply(ctx, channel, reply::bulk(event).unwrap_or_default());
+                }
+                Ok(())
+            }
             Some(b"unsubscribe") => Err("upstream has ended the subscription".to_owned()),
-            Some(b"pong") => self.answered(ctx),
+            Some(b"pong") => self.answered(ctx, Some(Answer::Pong), frame),
+            Some(b"psubscribe") => self.answered(ctx, Some(Answer::Events), frame),
+            Some(b"punsubscribe") => self.answered(ctx, Some(Answer::EventsEnd), frame),
             // An error answers a PING as well (-BUSY, -MISCONF, -NOPERM): in its place in the order, so it proves as much.
-            None if reply::is_error(frame) => self.answered(ctx),
+            None if reply::is_error(frame) => self.answered(ctx, None, frame),
             _ => Err("an unexpected message from upstream".to_owned()),
         }
     }
 
-    fn answered(&self, ctx: &Rc<Ctx>) -> Result<(), String> {
+    /// `answer`: what it is; an error may be the answer to anything.
+    fn answered(&self, ctx: &Rc<Ctx>, answer: Option<Answer>, frame: &[u8]) -> Result<(), String> {
         let ping = self.pings.borrow_mut().pop_front();
+        let ping = ping.filter(|ping| answer.is_none_or(|answer| answer == ping.answer));
         let ping = ping.ok_or("a reply from upstream that nothing asked for")?;
+        self.events_answered(ctx, ping.answer, frame);
         self.f.set(self.f.get().max(ping.t_sent));
         ctx.channel_proved(self.f.get());
         if let Some(hold) = ping.hold {
@@ -451,6 +500,7 @@ impl Channel {
         if (wanted && since_sent >= ctx.max_staleness / 4) || since_sent >= KEEPALIVE {
             self.ping(now, None);
         }
+        self.tick_events(ctx, now);
         self.judge(ctx, now);
     }
 
@@ -479,70 +529,4 @@ impl Channel {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use tokio::net::UnixStream;
-    use tokio::task::LocalSet;
-
-    use super::*;
-    use crate::cache::{Bounds, L1};
-    use crate::config::Config;
-    use crate::observe::metrics::Metrics;
-    use crate::observe::reasons::Mode;
-    use crate::observe::status::Status;
-
-    const PREFIX: &[u8] = b"*3\r\n$7\r\nmessage\r\n$19\r\nnearside:invalidate\r\n$8\r\nprefix k\r\n";
-    const KEY: &[u8] = b"*3\r\n$7\r\nmessage\r\n$19\r\nnearside:invalidate\r\n$5\r\nkey k\r\n";
-    const PONG: &[u8] = b"*2\r\n$4\r\npong\r\n$0\r\n\r\n";
-
-    fn ctx() -> Rc<Ctx> {
-        let metrics = Arc::new(Metrics::new(":", 10));
-        let l1 = L1::new(Bounds { max_bytes: 1 << 20, max_entries: None, lru: false }, metrics.clone());
-        let status = Arc::new(Status::new("upstream", Mode::Serve));
-        Ctx::new(Arc::new(Config::for_tests("redis://127.0.0.1:1")), Arc::new(l1), metrics, status)
-    }
-
-    fn stream(bytes: &[u8]) -> Stream {
-        let (ours, _) = UnixStream::pair().expect("sockets");
-        let (rd, wr) = crate::net::Stream::Unix(ours).split();
-        Stream { rd, wr, rbuf: bytes.into(), scanner: FrameScanner::new(), discarding: false, waiting: false }
-    }
-
-    /// A PONG says that all before it has been applied. A sweep that is not over has not.
-    #[tokio::test]
-    async fn a_pong_behind_a_prefix_counts_when_the_sweep_is_over() {
-        let in_task = async {
-            let ctx = ctx();
-            let channel = ctx.channel.clone();
-            channel.ping(7, None);
-            channel.ping(8, None);
-            let mut s = stream(&[PREFIX, KEY, PONG, PONG].concat());
-            let l1 = ctx.l1.clone();
-            l1.with_stripe_locked(b"other", || {
-                process(&ctx, &channel, &mut s).expect("frames");
-                // The key's message behind it has been applied, the PONGs are still there.
-                assert_eq!(ctx.metrics.invalidations.get(Source::Channel), 2);
-                assert!(s.waiting && channel.f() == 0 && s.rbuf.len() == 2 * PONG.len());
-            });
-            while channel.sweeping.get() > 0 {
-                channel.wake.called().await;
-            }
-            process(&ctx, &channel, &mut s).expect("frames");
-            assert!(!s.waiting && channel.f() == 8 && s.rbuf.is_empty());
-        };
-        LocalSet::new().run_until(in_task).await;
-    }
-
-    #[tokio::test]
-    async fn an_error_answers_a_ping_and_what_nothing_asked_for_ends_the_connection() {
-        let ctx = ctx();
-        let channel = ctx.channel.clone();
-        channel.ping(7, None);
-        process(&ctx, &channel, &mut stream(b"-BUSY Redis is busy\r\n")).expect("an answer");
-        assert_eq!(channel.f(), 7);
-        for bytes in [PONG, b"+OK\r\n", b"*3\r\n$11\r\nunsubscribe\r\n$1\r\nc\r\n:0\r\n", b"@\r\n"] {
-            assert!(process(&ctx, &channel, &mut stream(bytes)).is_err(), "{}", bytes.escape_ascii());
-        }
-    }
-}
+mod tests;

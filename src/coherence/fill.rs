@@ -78,6 +78,18 @@ impl Lane {
         }
     }
 
+    /// A read of `key` that is not kept goes up now. In `pubsub` mode its answer may be from behind a write whose message is
+    /// still on its way, and what is stored from before it: the next hit would go back in time. So from here on there is
+    /// nothing from before it: what is stored goes, and fetches in flight, which execute before it, lose their tokens. A fetch
+    /// that is sent from here on is behind it in the same stream, and executes behind it. (At the reply it would be too late
+    /// for a hit in the same pipeline, and would void the later fetches for nothing.) Where CLIENT TRACKING is on, the
+    /// invalidation lies before the answer. `ttl` does not promise it.
+    pub(crate) fn overtake(&self, ctx: &Ctx, key: &[u8]) {
+        if self.mode() == Coherence::Pubsub {
+            ctx.l1.invalidate(key);
+        }
+    }
+
     fn try_store(self: &Rc<Self>, ctx: &Rc<Ctx>, read: Reading<'_>, pttl: &[u8]) -> Result<(), Discard> {
         if read.token.epoch != self.epoch.get() || !self.caches() {
             return Err(Discard::Epoch);
@@ -166,6 +178,8 @@ impl Lane {
         }
         if !self.still_valid(ctx, fetch) {
             ctx.metrics.discarded.inc(Discard::Push);
+            let words = reply::elements(&fetch.raw).skip(1);
+            words.filter_map(reply::bulk).for_each(|key| self.overtake(ctx, key));
             return self.relay(ctx, clock::now(), &fetch.raw, Relay::plain(session, fetch.slot, Form::Bulk, true));
         }
         let answer = assemble(fetch, &replies);

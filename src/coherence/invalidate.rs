@@ -104,6 +104,8 @@ pub(crate) enum Asker {
     Own(Box<Dedicated>),
 }
 
+const LOST: &str = "NEARSIDE upstream connection lost: outcome unknown";
+
 impl Asker {
     pub(crate) async fn new(ctx: &Rc<Ctx>, profile: &Profile) -> Result<Asker, String> {
         let lane = ctx.lane(profile);
@@ -119,11 +121,24 @@ impl Asker {
     }
 
     pub(crate) async fn ask(&mut self, words: &[&[u8]]) -> Result<Vec<u8>, String> {
-        const LOST: &str = "NEARSIDE upstream connection lost: outcome unknown";
         match self {
             Asker::Lane(lane) => lane.ask(clock::now(), words).await.map_err(|_| LOST.to_owned()),
             Asker::Own(conn) => conn.link.ask(words).await.map_err(|_| LOST.to_owned()),
         }
+    }
+
+    /// A write of `keys`, of which the other sidecars are told with it where this user's writes are announced.
+    pub(crate) async fn write(&mut self, ctx: &Rc<Ctx>, words: &[&[u8]], keys: &[Vec<u8>]) -> Result<Vec<u8>, String> {
+        match self {
+            Asker::Lane(lane) if lane.publishes() => {
+                lane.write_told(ctx, words, keys).await.map_err(|_| LOST.to_owned())
+            }
+            _ => self.ask(words).await,
+        }
+    }
+
+    pub(crate) fn tells(&self) -> bool {
+        matches!(self, Asker::Lane(lane) if lane.publishes())
     }
 
     /// Nothing is outstanding: the connection is clean.
@@ -196,13 +211,17 @@ pub(crate) async fn publish(ctx: &Rc<Ctx>, profile: &Profile, message: &Message)
     if reply::is_error(&frame) {
         return Err(error_text(&frame));
     }
+    come_back(ctx).await;
+    Ok(())
+}
+
+/// Until our own subscription has brought back what was published, B at the most: it is published all the same.
+pub(crate) async fn come_back(ctx: &Rc<Ctx>) {
     let hold = Rc::new(Hold::default());
     ctx.channel.fence(clock::now(), &hold);
     if hold.is_waiting() {
-        // Without the PONG it is published all the same.
         let _ = timeout(Duration::from_nanos(ctx.max_staleness), hold.released()).await;
     }
-    Ok(())
 }
 
 /// R16: other sidecars learn of a SWAPDB, which Redis does not signal. Sent right behind it on the same lane, so upstream

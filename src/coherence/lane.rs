@@ -475,10 +475,14 @@ impl Lane {
 
     /// A command of our own whose reply the caller awaits.
     pub(crate) fn ask(&self, now: u64, words: &[&[u8]]) -> oneshot::Receiver<Vec<u8>> {
-        let (tx, rx) = oneshot::channel();
         let mut raw = bytes::BytesMut::new();
         build::command(&mut raw, words);
-        self.send(&mut self.inner.borrow_mut(), now, &raw, Waiting::Ask(tx));
+        self.ask_raw(now, &raw)
+    }
+
+    pub(super) fn ask_raw(&self, now: u64, raw: &[u8]) -> oneshot::Receiver<Vec<u8>> {
+        let (tx, rx) = oneshot::channel();
+        self.send_own(now, raw, Waiting::Ask(tx));
         rx
     }
 

@@ -11,6 +11,7 @@
 //! What this module does not do: it parses no client's request and knows no connection state of a client.
 
 mod channel;
+mod events;
 mod facts;
 mod fill;
 mod hold;
@@ -33,7 +34,9 @@ mod wait;
 pub(crate) use channel::Channel;
 pub(crate) use facts::{LaneFacts, Vouched};
 pub(crate) use hold::Hold;
-pub(crate) use invalidate::{Applied, Asker, NotDropped, apply, drop_all, drop_everywhere, publish, publish_flush};
+pub(crate) use invalidate::{
+    Applied, Asker, NotDropped, apply, come_back, drop_all, drop_everywhere, publish, publish_flush,
+};
 pub(crate) use lane::{Availability, FetchRequest, Lane, MgetRequest};
 pub(crate) use loss::Redo;
 pub(crate) use payload::{Malformed, Message, Op, Wanted, parse};

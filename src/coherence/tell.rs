@@ -17,6 +17,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use bytes::BytesMut;
+use tokio::sync::oneshot::error::RecvError;
 
 use super::hold::Hold;
 use super::lane::Lane;
@@ -151,13 +152,7 @@ impl Lane {
         relay: Relay,
         exec: &[u8],
     ) -> Option<(Relay, Vec<u8>)> {
-        if wrapped.answers.borrow().multi_refused {
-            self.arming.no_multi.set(true);
-        }
-        if let Some(refusal) = wrapped.refusal() {
-            self.publish_refused(ctx, &refusal);
-        }
-        match wrapped.outcome(exec) {
+        match self.settled(ctx, wrapped, exec) {
             Outcome::Reply(frame) => Some((relay, frame)),
             Outcome::Unsent if relay.session.as_ref().is_some_and(|s| self.has_in_flight(s)) => {
                 Some((relay, NOT_EXECUTED.to_vec()))
@@ -167,6 +162,50 @@ impl Lane {
                 None
             }
         }
+    }
+
+    /// A write of our own, for which no client's slot waits, with its message. Everything is sent in one step, so nothing of
+    /// anybody else's gets in between. A connection that is lost on the way has executed all of it or nothing; nothing of it is
+    /// sent again.
+    pub(crate) async fn write_told(
+        self: &Rc<Self>,
+        ctx: &Rc<Ctx>,
+        words: &[&[u8]],
+        keys: &[Vec<u8>],
+    ) -> Result<Vec<u8>, RecvError> {
+        let now = clock::now();
+        let named: Vec<Box<[u8]>> = keys.iter().map(|key| key[..].into()).collect();
+        let tell = told(ctx, Op::Key, &named);
+        if !ctx.config.coherence.pubsub_atomic || self.arming.no_multi.get() {
+            let write = self.ask(now, words);
+            self.tell(now, &tell, None);
+            return write.await;
+        }
+        let wrapped = Wrapped { raw: Box::default(), answers: RefCell::default() };
+        let parts = [
+            (Part::Multi, self.ask(now, &[b"MULTI"])),
+            (Part::Write, self.ask(now, words)),
+            (Part::Publish, self.ask_raw(now, &tell)),
+        ];
+        let exec = self.ask(now, &[b"EXEC"]);
+        for (part, answer) in parts {
+            wrapped.answered(part, &answer.await?);
+        }
+        match self.settled(ctx, &wrapped, &exec.await?) {
+            Outcome::Reply(frame) => Ok(frame),
+            Outcome::Unsent => self.ask(clock::now(), words).await,
+        }
+    }
+
+    /// What has become of the write, and what its answers say of the user's rights.
+    fn settled(self: &Rc<Self>, ctx: &Rc<Ctx>, wrapped: &Wrapped, exec: &[u8]) -> Outcome {
+        if wrapped.answers.borrow().multi_refused {
+            self.arming.no_multi.set(true);
+        }
+        if let Some(refusal) = wrapped.refusal() {
+            self.publish_refused(ctx, &refusal);
+        }
+        wrapped.outcome(exec)
     }
 
     /// Tells the other sidecars of what was written elsewhere (a connection of a client's own), or by many; `hold` waits for

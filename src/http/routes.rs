@@ -236,6 +236,8 @@ struct Channel {
     state: &'static str,
     error: Option<String>,
     for_ms: Option<f64>,
+    /// `used`, or `not used: <why>`; absent where no lane is in `pubsub` mode.
+    keyspace_events: Option<String>,
 }
 
 impl Channel {
@@ -245,6 +247,7 @@ impl Channel {
             state: channel.state().as_str(),
             error: Some(channel.why()).filter(|why| !why.is_empty()),
             for_ms: channel.age().map(|nanos| nanos as f64 / 1e6),
+            keyspace_events: Some(channel.events()).filter(|what| !what.is_empty()),
         }
     }
 }

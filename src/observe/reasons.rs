@@ -157,6 +157,8 @@ words! {
         Channel = "channel",
         /// A client's PUBLISH on that channel, applied here before it was forwarded.
         Publish = "publish",
+        /// A keyspace event, in `pubsub` mode.
+        Keyspace = "keyspace",
         /// The side port.
         Http = "http",
     }

@@ -113,7 +113,7 @@ impl Status {
     }
 
     pub(crate) fn coherence_why(&self) -> String {
-        self.coherence_why.lock().clone()
+        self.coherence_why.lock().clone() + self.channel.second_source(self.coherence())
     }
 
     pub(crate) fn mode(&self) -> Mode {
@@ -178,6 +178,9 @@ impl Status {
     }
 }
 
+/// What `ChannelStatus::events` says where they are used.
+pub(crate) const EVENTS_USED: &str = "used";
+
 /// The subscription to the sidecars' channel.
 #[derive(Default)]
 pub(crate) struct ChannelStatus {
@@ -185,9 +188,25 @@ pub(crate) struct ChannelStatus {
     /// When the state changed last, by `clock::now`; 0 = never.
     since: AtomicU64,
     why: Mutex<String>,
+    events: Mutex<String>,
 }
 
 impl ChannelStatus {
+    /// Whether keyspace events are used beside it, and why not; empty where nobody wants them.
+    pub(crate) fn set_events(&self, what: &str) {
+        what.clone_into(&mut self.events.lock());
+    }
+
+    pub(crate) fn events(&self) -> String {
+        self.events.lock().clone()
+    }
+
+    /// What a lane in `pubsub` mode has besides the channel, to be said behind why it is in that mode.
+    pub(crate) fn second_source(&self, mode: Coherence) -> &'static str {
+        let used = mode == Coherence::Pubsub && *self.events.lock() == EVENTS_USED;
+        if used { "; with keyspace events: pubsub+keyspace" } else { "" }
+    }
+
     /// True where this is news: another state, or another reason for it.
     pub(crate) fn set(&self, state: ChannelState, why: &str) -> bool {
         let why: String = why.chars().take(ERROR_MAX).collect();

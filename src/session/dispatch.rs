@@ -630,7 +630,10 @@ impl Session {
         relay.write = spec.effect != Effect::Read;
         relay.info = spec.kind == Kind::Info && super::nearside::wants_own_info(req);
         match effect {
-            None if ctx.cache_serves() => keys::for_each(spec, req, |key| self.note_named(ctx.l1.stripe(key))),
+            None if ctx.cache_serves() => keys::for_each(spec, req, |key| {
+                self.note_named(ctx.l1.stripe(key));
+                lane.overtake(ctx, key);
+            }),
             None => {}
             Some(effect) => self.begin(ctx, b, req, spec, effect, &mut relay),
         }

@@ -126,9 +126,12 @@ impl Session {
                 cursor = next;
             }
         }
+        let told = asker.tells();
         asker.done(ctx);
-        // Where upstream itself tells the other sidecars nothing, we do.
-        if ctx.status.coherence() != Coherence::Tracking {
+        if told {
+            // Each batch was told of with its UNLINK.
+            coherence::come_back(ctx).await;
+        } else if ctx.status.coherence() != Coherence::Tracking {
             let message = Message { op: Op::Pattern, args: globs.to_vec() };
             coherence::publish(ctx, &profile, &message).await?;
         }
@@ -149,7 +152,7 @@ async fn unlink(ctx: &Rc<Ctx>, asker: &mut Asker, keys: &[Vec<u8>]) -> Result<u6
     let writing = Writing { ctx, stripes: keys.iter().map(|key| ctx.l1.begin_write(key)).collect() };
     ctx.metrics.invalidations.add(Source::OwnWrite, keys.len() as u64);
     let words: Vec<&[u8]> = std::iter::once(&b"UNLINK"[..]).chain(keys.iter().map(Vec::as_slice)).collect();
-    let frame = asker.ask(&words).await;
+    let frame = asker.write(ctx, &words, keys).await;
     drop(writing);
     let frame = frame?;
     let deleted = reply::integer(&frame).ok_or_else(|| error_text(&frame))?;

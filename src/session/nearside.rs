@@ -286,13 +286,15 @@ fn channel(ctx: &Ctx, now: u64) -> String {
         ("channel_error", channel.why()),
         ("channel_for_ms", channel.age().map_or(String::new(), ms)),
         ("channel_lease_age_ms", if asked { ms(now.saturating_sub(ctx.channel.f())) } else { String::new() }),
+        ("keyspace_events", channel.events()),
     ];
     lines.iter().map(|(name, value)| format!("{name}:{value}\r\n")).collect()
 }
 
 /// Of the lane that most clients are on; whoever sees this is one of its clients or of this host.
 fn coherence_why(ctx: &Ctx) -> String {
-    ctx.home_lane().map_or_else(|| ctx.status.coherence_why(), |lane| lane.why())
+    let Some(lane) = ctx.home_lane() else { return ctx.status.coherence_why() };
+    lane.why() + ctx.status.channel.second_source(lane.mode())
 }
 
 /// Our section of INFO: everything STATS says, and each counter under its reason.

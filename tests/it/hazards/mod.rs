@@ -9,6 +9,7 @@ mod arming;
 mod canary;
 mod fences;
 mod fills;
+mod keyspace;
 mod pubsub;
 mod pushes;
 mod ttl;

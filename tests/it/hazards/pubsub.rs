@@ -376,3 +376,75 @@ fn c25_in_pubsub_mode() {
     eventually(PATIENCE, "a write", || b.client().cmd(&["SET", "k", "3"]) == Reply::ok());
     wait_gone(&mut reader, "k");
 }
+
+/// What a read that is not kept has seen, no later GET of the session contradicts: not with what was stored before it, and
+/// not with a fetch that was under way.
+#[test]
+fn no_way_back_behind_a_read_that_is_not_kept() {
+    let redis = Redis::start();
+    let relay = Relay::to(&redis);
+    let a = started(builder(&relay.url()).set("coherence.max_staleness", super::LONG_LEASE));
+    let b = started(builder(&redis.url()));
+    let (mut reader, mut other, mut writer) = (a.client(), a.client(), b.client());
+    // Past the sidecars: no message of these is on its way.
+    redis.cmd(&["MSET", "stored", "1", "fetched", "1"]);
+    fill(&mut reader, "stored", "1");
+    let channel = relay.channel();
+    relay.stall(channel, Dir::Down);
+    assert_eq!(writer.cmd(&["SET", "stored", "22"]), Reply::ok());
+    assert!(is_served(&mut reader, "stored"), "its message has not come");
+    let both = reader.pipeline(&[&["STRLEN", "stored"][..], &["GET", "stored"]]);
+    assert_eq!(both, [Reply::Int(2), Reply::bulk("22")]);
+    wait_served(&mut reader, "stored");
+
+    relay.stall(LANE, Dir::Down);
+    let gets = calls(&redis, "get");
+    other.send_cmd(&["GET", "fetched"]);
+    eventually(PATIENCE, "it to be read", || calls(&redis, "get") > gets);
+    assert_eq!(writer.cmd(&["SET", "fetched", "22"]), Reply::ok());
+    let lens = calls(&redis, "strlen");
+    reader.send_cmd(&["STRLEN", "fetched"]);
+    eventually(PATIENCE, "its length to be read", || calls(&redis, "strlen") > lens);
+    relay.resume(LANE, Dir::Down);
+    assert_eq!((other.reply(), reader.reply()), (Reply::bulk("1"), Reply::Int(2)));
+    assert_eq!(reader.cmd(&["GET", "fetched"]), Reply::bulk("22"));
+    relay.resume(channel, Dir::Down);
+}
+
+/// NEARSIDE DELETE tells of each batch with its UNLINK: what is gone when its client leaves in the middle was told.
+#[test]
+fn a_delete_tells_the_other_sidecar_batch_by_batch() {
+    let redis = Redis::start();
+    let relay = Relay::to(&redis);
+    let (a, b) = (started(builder(&relay.url())), started(builder(&redis.url())));
+    redis.cmd(&["EVAL", "for i = 1, 20000 do redis.call('SET', 'user:' .. i, i) end", "0"]);
+    let mut reader = b.client();
+    let keys: Vec<String> = (1..=400).map(|i| format!("user:{i}")).collect();
+    for key in &keys {
+        reader.cmd(&["GET", key]);
+        wait_served(&mut reader, key);
+    }
+    relay.delay(LANE, Dir::Down, Duration::from_millis(30));
+    let mut leaving = a.client();
+    leaving.send_cmd(&["NEARSIDE", "DELETE", "PATTERN", "user:*"]);
+    eventually(PATIENCE, "some to be deleted", || redis.cmd(&["DBSIZE"]).int() < 15000);
+    drop(leaving);
+    a.wait_logged("NEARSIDE DELETE is over");
+    assert!(redis.cmd(&["DBSIZE"]).int() > 0, "it has gone on to the end");
+    let gone: Vec<&String> = keys.iter().filter(|key| redis.cmd(&["EXISTS", key]) == Reply::Int(0)).collect();
+    assert!(!gone.is_empty() && gone.len() < keys.len(), "{}", gone.len());
+    gone.iter().for_each(|key| wait_gone(&mut reader, key));
+    let kept = keys.iter().filter(|key| is_stored(&mut reader, key)).count();
+    assert!(kept > 0, "not a flush");
+
+    relay.delay(LANE, Dir::Down, Duration::ZERO);
+    redis.cmd(&["CONFIG", "RESETSTAT"]);
+    let left = redis.cmd(&["DBSIZE"]).int();
+    let reply = a.client().cmd(&["NEARSIDE", "DELETE", "PATTERN", "user:*"]);
+    assert_eq!(reply.get("deleted").int(), left, "{reply:?}");
+    let batches = reply.get("batches").int() as u64;
+    for command in ["multi", "unlink", "publish", "exec"] {
+        assert_eq!(calls(&redis, command), batches, "{command}");
+    }
+    keys.iter().for_each(|key| wait_gone(&mut reader, key));
+}
