@@ -162,7 +162,8 @@ async fn kill(shared: &Shared, names: &[String], dice: &mut Dice) -> Result<(), 
 
 fn is_named(line: &str, names: &[String]) -> bool {
     let name = line.split(' ').find_map(|field| field.strip_prefix("name="));
-    name.is_some_and(|name| names.iter().any(|n| n == name))
+    // In `pubsub` mode the connection of the channel is what copies live by.
+    name.is_some_and(|name| names.iter().any(|n| n == name.strip_suffix(":channel").unwrap_or(name)))
 }
 
 fn id(line: &str) -> Option<&str> {
@@ -190,6 +191,7 @@ mod tests {
         let line = "id=7 addr=127.0.0.1:1 laddr=127.0.0.1:2 fd=8 name=nearside:h:12 age=1";
         assert!(is_named(line, &["nearside:h:12".to_owned()]));
         assert!(!is_named(line, &["nearside:h:1".to_owned()]));
+        assert!(is_named("id=8 name=nearside:h:12:channel age=1", &["nearside:h:12".to_owned()]));
         assert_eq!(id(line), Some("7"));
     }
 }

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::Shared;
 use super::client::shown;
+use super::promise::{Coherence, Promise};
 use super::truth::{Known, Property, Read, Violation};
 
 const SHAPE: u32 = 1;
@@ -18,10 +19,9 @@ const SHAPE: u32 = 1;
 pub(super) struct Sidecar {
     pub(super) address: String,
     pub(super) mode: String,
-    pub(super) coherence: String,
+    pub(super) coherence: Coherence,
     pub(super) upstream: String,
     pub(super) client_name: String,
-    pub(super) max_staleness: Duration,
     pub(super) pending: u64,
     hits: u64,
     misses: u64,
@@ -36,13 +36,22 @@ impl Sidecar {
         let number = |name: &str| fields.get(name).and_then(|value| value.parse().ok()).unwrap_or(0);
         let word = |name: &str| fields.get(name).map(|word| (*word).to_owned());
         fields.get("nearside_version")?;
+        let time = |name: &str| Duration::from_millis(number(name));
+        let coherence = Coherence {
+            mode: word("session_coherence")?,
+            asked: word("coherence_asked")?,
+            bound: time("max_staleness_ms"),
+            pubsub_cap: time("ttl_cap_pubsub_ms"),
+            ttl_cap: time("ttl_cap_ttl_ms"),
+            atomic: word("pubsub_atomic")? == "yes",
+            holds: word("fence")? == "hold",
+        };
         Some(Sidecar {
             address,
             mode: word("mode")?,
-            coherence: word("coherence")?,
+            coherence,
             upstream: word("upstream")?,
             client_name: word("upstream_client_name")?,
-            max_staleness: Duration::from_millis(number("max_staleness_ms")),
             pending: number("pending_writes"),
             hits: number("hits"),
             misses: number("misses"),
@@ -52,12 +61,13 @@ impl Sidecar {
     }
 
     pub(super) fn is_ready(&self) -> bool {
-        self.upstream == "up" && self.coherence != "probing"
+        self.upstream == "up" && self.coherence.mode != "probing"
     }
 
-    /// Every property that is audited is a promise of the mode that it is in. Without a cache nothing can be stale.
-    pub(super) fn promises_all(&self) -> bool {
-        matches!(self.coherence.as_str(), "tracking" | "none")
+    /// What its replies are judged by; `bound`: B, if it is not the sidecar's own.
+    pub(super) fn promise(&self, bound: Option<Duration>) -> Option<Promise> {
+        let bound = bound.unwrap_or(self.coherence.bound);
+        Promise::of(&Coherence { bound, ..self.coherence.clone() })
     }
 
     /// With the figures of the time between.
@@ -80,7 +90,7 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    pub(super) fn new(shared: &Shared, sidecars: Vec<Sidecar>, lasted: Duration) -> Report {
+    pub(super) fn new(shared: &Shared, sidecars: &[Sidecar], lasted: Duration) -> Report {
         let truth = shared.truth.borrow();
         let by_property = |counts: &BTreeMap<Property, u64>| -> Value {
             Property::ALL.iter().map(|p| (p.as_str().to_owned(), json!(counts.get(p).copied().unwrap_or(0)))).collect()
@@ -94,7 +104,7 @@ impl Report {
             "seconds": (lasted.as_secs_f64() * 1000.0).round() / 1000.0,
             "upstream": shown(&shared.plan.upstream.endpoint),
             "max_staleness_ms": shared.plan.bound.as_millis() as u64,
-            "sidecars": sidecars.iter().map(sidecar).collect::<Vec<_>>(),
+            "sidecars": sidecars.iter().zip(truth.promises()).map(|(s, p)| sidecar(s, p)).collect::<Vec<_>>(),
             "reads": truth.reads,
             "writes": truth.writes,
             "checks": by_property(&truth.checks),
@@ -134,6 +144,12 @@ impl Report {
                 word(&sidecar["address"]),
                 word(&sidecar["coherence"])
             ));
+            line(format!(
+                "          judged: {}; announced writes within {} ms, others within {} ms",
+                list(&sidecar["judged"]).iter().map(word).collect::<Vec<_>>().join(", "),
+                sidecar["announced_within_ms"],
+                sidecar["others_within_ms"]
+            ));
             if *hits == 0 {
                 line("          nothing was answered from this cache: little is proved about it".to_owned());
             }
@@ -141,8 +157,8 @@ impl Report {
         line(format!("load      {} reads, {} writes in {} s", json["reads"], json["writes"], json["seconds"]));
         line(format!("faults    {}", counts(&json["faults"])));
         line(format!(
-            "staleness {} reads were outdated when they were sent, by {} ms at the most; allowed are {} ms",
-            json["outdated_reads"], json["oldest_read_ms"], json["max_staleness_ms"]
+            "staleness {} reads were outdated when they were sent, by {} ms at the most",
+            json["outdated_reads"], json["oldest_read_ms"]
         ));
         for property in Property::ALL.map(Property::as_str) {
             let (checks, wrong) = (&json["checks"][property], &json["violations"][property]);
@@ -171,8 +187,18 @@ fn counts(value: &Value) -> String {
     if all.is_empty() { "none".to_owned() } else { all.join(", ") }
 }
 
-fn sidecar(s: &Sidecar) -> Value {
-    json!({ "address": s.address, "mode": s.mode, "coherence": s.coherence, "hits": s.hits, "misses": s.misses })
+fn sidecar(s: &Sidecar, promise: &Promise) -> Value {
+    let judged: Vec<&str> = Property::ALL.into_iter().filter(|p| promise.judges(*p)).map(Property::as_str).collect();
+    json!({
+        "address": s.address,
+        "mode": s.mode,
+        "coherence": s.coherence.mode,
+        "hits": s.hits,
+        "misses": s.misses,
+        "judged": judged,
+        "announced_within_ms": promise.announced.as_millis() as u64,
+        "others_within_ms": promise.others.as_millis() as u64,
+    })
 }
 
 fn evidence(v: &Violation) -> Value {
@@ -223,15 +249,16 @@ mod tests {
     use crate::audit::truth::Actor;
 
     const INFO: &str = "# Nearside\r\nnearside_version:0.1.0\r\nupstream_client_name:nearside:h:1\r\nmode:serve\r\n\
-        coherence:tracking\r\nupstream:up\r\nhits:10\r\nmisses:3\r\nmax_staleness_ms:250\r\npending_writes:0\r\n";
+        coherence:tracking\r\nupstream:up\r\nhits:10\r\nmisses:3\r\nmax_staleness_ms:250\r\npending_writes:0\r\n\
+        session_coherence:tracking\r\ncoherence_asked:auto\r\npubsub_atomic:yes\r\nfence:hold\r\n";
 
     #[test]
     fn a_sidecar_is_known_by_its_info() {
         let sidecar = Sidecar::parse("a".to_owned(), INFO).unwrap();
-        assert!(sidecar.is_ready() && sidecar.promises_all());
-        let weaker = Sidecar { coherence: "ttl".to_owned(), ..sidecar.clone() };
-        assert!(weaker.is_ready() && !weaker.promises_all());
-        assert_eq!((sidecar.max_staleness, sidecar.hits), (Duration::from_millis(250), 10));
+        assert!(sidecar.is_ready() && sidecar.promise(None).is_some_and(|p| p.covers_unnamed));
+        let longer = sidecar.promise(Some(Duration::from_secs(9))).unwrap();
+        assert_eq!((longer.announced, longer.others), (Duration::from_secs(9), Duration::from_secs(9)));
+        assert_eq!((sidecar.coherence.bound, sidecar.hits), (Duration::from_millis(250), 10));
         assert_eq!(sidecar.client_name, "nearside:h:1");
         let later = Sidecar { hits: 25, ..sidecar.clone() };
         assert_eq!(sidecar.until(&later).hits, 15);
@@ -240,7 +267,7 @@ mod tests {
 
     #[test]
     fn a_violation_says_who_read_what_when_and_who_knew_better() {
-        let read = Read { key: 0, got: 4, sent: 1_500, replied: 2_000, session: 3, sidecar: 1, how: "GET" };
+        let read = Read { key: 0, got: 4, sent: 1_500, replied: 2_000, session: 3, sidecar: 1, place: 1, how: "GET" };
         let because = Known { version: 5, sent: 100, known: 200, by: Actor::Writer(2), how: "INCR upstream" };
         let violation = Violation {
             property: Property::Staleness,

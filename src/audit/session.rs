@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::Shared;
 use super::client::{Conn, Lost, Words, version};
 use super::dice::Dice;
-use super::truth::{Actor, Floors, Key, Known, Micros, Property, Read};
+use super::truth::{Actor, At, Floors, Key, Known, Micros, Property, Read};
 use crate::resp::push::Value;
 
 /// A client that is turned away comes again after so long.
@@ -23,6 +23,12 @@ const LISTEN: Duration = Duration::from_millis(50);
 /// one is well apart from what it brings of the other.
 const RACE_PART: u32 = 16;
 
+/// So many sessions have every role; the first of them does a bit of everything.
+pub(super) const ROLES: usize = 8;
+
+/// A script whose write nobody can tell from its words.
+const UNNAMED: &str = "EVAL without its key";
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
     /// A bit of everything.
@@ -37,8 +43,8 @@ pub(super) enum Role {
 impl Role {
     /// Of the `n`th session of one place.
     pub(super) fn of(n: usize, polled: impl Fn(usize) -> Key) -> Role {
-        let poller = |i, elsewhere| Role::Poller { key: polled(n / 8 * 3 + i), elsewhere };
-        match n % 8 {
+        let poller = |i, elsewhere| Role::Poller { key: polled(n / ROLES * 3 + i), elsewhere };
+        match n % ROLES {
             2 => poller(0, true),
             3 => Role::Subscriber,
             6 => poller(1, true),
@@ -52,10 +58,7 @@ impl Role {
 #[derive(Clone, Copy)]
 pub(super) struct Seat {
     pub(super) number: usize,
-    /// Index of the place it connects to.
-    pub(super) place: usize,
-    /// The sidecar behind that place: several places may lead to one.
-    pub(super) sidecar: usize,
+    pub(super) at: At,
     pub(super) role: Role,
 }
 
@@ -104,7 +107,7 @@ async fn talk(shared: &Rc<Shared>, seat: Seat, connection: u64) -> Result<(), Lo
 impl Session {
     async fn open(shared: &Rc<Shared>, seat: Seat, connection: u64) -> Result<Session, Lost> {
         let resp3 = (seat.number as u64 + connection).is_multiple_of(2);
-        let conn = Conn::open(&shared.plan.through[seat.place], resp3, shared.plan.patience).await?;
+        let conn = Conn::open(&shared.plan.through[seat.at.place], resp3, shared.plan.patience).await?;
         let dice = Dice::new(shared.plan.seed, seat.number as u64 * 1_000_003 + connection);
         let shared = shared.clone();
         Ok(Session { seat, shared, conn, other: None, dice, written: HashMap::new(), seen: HashMap::new() })
@@ -130,7 +133,7 @@ impl Session {
             28 => self.script(k, true).await,
             29 => self.script(k, false).await,
             30..32 => self.transaction(k, "MULTI INCR EXEC").await,
-            32 => self.transaction(k, "MULTI EVAL EXEC").await,
+            32 => self.transaction(k, "MULTI, EVAL without its key, EXEC").await,
             33 => self.pipelined_write(k).await,
             34..37 => self.set().await,
             37..39 => self.mset().await,
@@ -178,7 +181,7 @@ impl Session {
     /// The time, and what this sidecar has acknowledged of each key until now.
     fn floors(&self, keys: &[Key]) -> (Micros, Vec<Option<Known>>) {
         let truth = self.shared.truth.borrow();
-        (truth.now(), keys.iter().map(|key| truth.acknowledged(*key, self.seat.sidecar)).collect())
+        (truth.now(), keys.iter().map(|key| truth.acknowledged(*key, self.seat.at)).collect())
     }
 
     fn judge_all(
@@ -204,13 +207,14 @@ impl Session {
         Some(versions)
     }
 
-    fn judge(&mut self, key: Key, got: i64, how: &'static str, sent: Micros, sidecar: Option<Known>) {
+    fn judge(&mut self, key: Key, got: i64, how: &'static str, sent: Micros, floor: Option<Known>) {
         let mut truth = self.shared.truth.borrow_mut();
-        let read =
-            Read { key, got, sent, replied: truth.now(), session: self.seat.number, sidecar: self.seat.sidecar, how };
-        let floors = Floors { written: self.written.get(&key).copied(), seen: self.seen.get(&key).copied(), sidecar };
+        let (replied, session, At { place, sidecar }) = (truth.now(), self.seat.number, self.seat.at);
+        let read = Read { key, got, sent, replied, session, sidecar, place, how };
+        let floors =
+            Floors { written: self.written.get(&key).copied(), seen: self.seen.get(&key).copied(), sidecar: floor };
         truth.judge(read, floors);
-        if floors.seen.is_none_or(|seen| seen.version < got) {
+        if truth.promise(place).orders(how) && floors.seen.is_none_or(|seen| seen.version < got) {
             let by = Actor::Session(self.seat.number);
             self.seen.insert(key, Known { version: got, sent, known: read.replied, by, how });
         }
@@ -283,9 +287,9 @@ impl Session {
     ) {
         let mut truth = self.shared.truth.borrow_mut();
         let replied = truth.now();
-        let (session, sidecar) = (self.seat.number, self.seat.sidecar);
+        let (session, At { place, sidecar }) = (self.seat.number, self.seat.at);
         let how = if property == Property::Torn { "MGET" } else { "GET" };
-        truth.check(property, &Read { key, got, sent, replied, session, sidecar, how }, None, holds, note);
+        truth.check(property, &Read { key, got, sent, replied, session, sidecar, place, how }, None, holds, note);
         drop(truth);
         self.shared.look();
     }
@@ -349,7 +353,11 @@ impl Session {
         let mut truth = self.shared.truth.borrow_mut();
         let known = Known { version, sent, known: truth.now(), by: Actor::Session(self.seat.number), how };
         truth.writes += 1;
-        truth.acknowledge(key, known, self.seat.sidecar);
+        if how.contains(UNNAMED) {
+            truth.hand_over(key, known, self.seat.at);
+        } else {
+            truth.acknowledge(key, known, self.seat.at);
+        }
         let own = self.written.entry(key).or_insert(known);
         if own.version < version {
             *own = known;
@@ -369,7 +377,7 @@ impl Session {
             self.change(k, "EVAL with its key", &[&words]).await
         } else {
             let words = ["EVAL", "return redis.call('INCR', ARGV[1])", "0", &name];
-            self.change(k, "EVAL without its key", &[&words]).await
+            self.change(k, UNNAMED, &[&words]).await
         }
     }
 
@@ -377,7 +385,7 @@ impl Session {
         let name = self.name(k);
         let script = ["EVAL", "return redis.call('INCR', ARGV[1])", "0", &name];
         let count = ["INCR", &name];
-        let change: Words<'_> = if how.contains("EVAL") { &script } else { &count };
+        let change: Words<'_> = if how.contains(UNNAMED) { &script } else { &count };
         self.change(k, how, &[&["MULTI"], change, &["EXEC"]]).await
     }
 
@@ -422,7 +430,7 @@ impl Session {
         let name = self.name(k);
         let mut other = match self.other.take() {
             Some(other) => other,
-            None => Conn::open(&self.shared.plan.through[self.seat.place], false, self.shared.plan.patience).await?,
+            None => Conn::open(&self.shared.plan.through[self.seat.at.place], false, self.shared.plan.patience).await?,
         };
         // So that the GET is no hit.
         self.count_by(&mut other, k, "INCR", &[&["INCR", &name]]).await?;
@@ -458,7 +466,7 @@ impl Session {
         let mut truth = self.shared.truth.borrow_mut();
         let known = Known { version, sent, known: truth.now(), by: Actor::Session(self.seat.number), how };
         truth.writes += 1;
-        truth.acknowledge(key, known, self.seat.sidecar);
+        truth.acknowledge(key, known, self.seat.at);
         Ok(())
     }
 
@@ -514,7 +522,7 @@ impl Session {
     /// A second connection, on which news come in.
     async fn tune_in(&mut self) -> Result<Conn, Lost> {
         let resp3 = self.dice.below(2) == 0;
-        let place = &self.shared.plan.through[self.seat.place];
+        let place = &self.shared.plan.through[self.seat.at.place];
         let mut radio = Conn::open(place, resp3, self.shared.plan.patience).await?;
         let channel = self.shared.keys.channel.clone();
         radio.send(&[&["SUBSCRIBE", &channel]]).await?;
@@ -539,7 +547,7 @@ impl Session {
         let mut truth = self.shared.truth.borrow_mut();
         let now = truth.now();
         let by = Actor::Session(self.seat.number);
-        truth.acknowledge(key, Known { version, sent: now, known: now, by, how }, self.seat.sidecar);
+        truth.hand_over(key, Known { version, sent: now, known: now, by, how }, self.seat.at);
     }
 }
 

@@ -10,6 +10,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use super::promise::Promise;
+
 /// Microseconds since the audit's start.
 pub(super) type Micros = u64;
 
@@ -38,7 +40,7 @@ pub(super) enum Property {
     Prefix,
     /// Keys that are written together are read together.
     Torn,
-    /// Nothing that was outdated for longer than B.
+    /// Nothing that was outdated for longer than B, or what else the sidecar's mode promises.
     Staleness,
     /// Nothing past its expiry.
     Expiry,
@@ -118,7 +120,17 @@ pub(super) struct Read {
     pub(super) replied: Micros,
     pub(super) session: usize,
     pub(super) sidecar: usize,
+    /// Whose promises it is judged by.
+    pub(super) place: usize,
     pub(super) how: &'static str,
+}
+
+/// Who answered: a sidecar, as one of its users sees it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct At {
+    pub(super) place: usize,
+    /// Several places may lead to one.
+    pub(super) sidecar: usize,
 }
 
 /// What a reply may not fall behind.
@@ -148,16 +160,28 @@ struct History {
     begun: i64,
     /// Versions in the order in which they were known, only those that were news.
     known: Vec<Known>,
+    /// Of those, the ones that a sidecar has announced to the others.
+    announced: Vec<Known>,
     /// The newest that each sidecar has acknowledged.
-    acknowledged: Vec<Option<Known>>,
+    acknowledged: Vec<Acknowledged>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Acknowledged {
+    /// By writes that name their keys.
+    named: Option<Known>,
+    /// And by scripts that do not, and by hand-overs.
+    any: Option<Known>,
 }
 
 pub(super) struct Truth {
     start: Instant,
-    bound: Micros,
+    /// Of each place.
+    promises: Vec<Promise>,
+    /// No reply may be older than this, whoever gave it.
+    longest: Micros,
     /// Requests are answered within this time, or never.
     memory: Micros,
-    sidecars: usize,
     keys: Vec<History>,
     pub(super) checks: BTreeMap<Property, u64>,
     pub(super) violated: BTreeMap<Property, u64>,
@@ -171,12 +195,12 @@ pub(super) struct Truth {
 
 impl Truth {
     /// `patience`: how long a request may wait for its answer.
-    pub(super) fn new(bound: Duration, patience: Duration, sidecars: usize) -> Truth {
+    pub(super) fn new(promises: Vec<Promise>, patience: Duration) -> Truth {
         Truth {
             start: Instant::now(),
-            bound: micros(bound),
+            longest: micros(promises.iter().map(Promise::longest).max().unwrap_or_default()),
+            promises,
             memory: micros(patience * 2),
-            sidecars,
             keys: Vec::new(),
             checks: BTreeMap::new(),
             violated: BTreeMap::new(),
@@ -189,8 +213,9 @@ impl Truth {
     }
 
     pub(super) fn add_key(&mut self, name: String, life: Option<Duration>) -> Key {
-        let acknowledged = vec![None; self.sidecars];
-        self.keys.push(History { name, life: life.map(micros), begun: 0, known: Vec::new(), acknowledged });
+        let acknowledged = vec![Acknowledged::default(); self.promises.len()];
+        let (life, known, announced) = (life.map(micros), Vec::new(), Vec::new());
+        self.keys.push(History { name, life, begun: 0, known, announced, acknowledged });
         self.keys.len() - 1
     }
 
@@ -221,38 +246,66 @@ impl Truth {
         self.keys[key].begun
     }
 
-    /// The floor for requests that are sent through this sidecar from now on.
-    pub(super) fn acknowledged(&self, key: Key, sidecar: usize) -> Option<Known> {
-        self.keys[key].acknowledged[sidecar]
+    pub(super) fn promise(&self, place: usize) -> &Promise {
+        &self.promises[place]
     }
 
-    /// A write was acknowledged, or handed over, through a sidecar.
-    pub(super) fn acknowledge(&mut self, key: Key, known: Known, sidecar: usize) {
-        let floor = &mut self.keys[key].acknowledged[sidecar];
-        if floor.is_none_or(|f| f.version < known.version) {
-            *floor = Some(known);
+    pub(super) fn promises(&self) -> &[Promise] {
+        &self.promises
+    }
+
+    /// The floor for requests that are sent there from now on.
+    pub(super) fn acknowledged(&self, key: Key, at: At) -> Option<Known> {
+        let floor = self.keys[key].acknowledged[at.sidecar];
+        if self.promises[at.place].covers_unnamed { floor.any } else { floor.named }
+    }
+
+    /// A write was acknowledged there, which had said which key it writes.
+    pub(super) fn acknowledge(&mut self, key: Key, known: Known, at: At) {
+        let history = &mut self.keys[key];
+        let floor = &mut history.acknowledged[at.sidecar];
+        (floor.named, floor.any) = (newer(floor.named, known), newer(floor.any, known));
+        if self.promises[at.place].announces && newer(history.announced.last().copied(), known) == Some(known) {
+            history.announced.push(known);
+        }
+        self.learn(key, known);
+    }
+
+    /// A write was acknowledged there that did not say so, or was handed over.
+    pub(super) fn hand_over(&mut self, key: Key, known: Known, at: At) {
+        if self.promises[at.place].covers_unnamed {
+            let floor = &mut self.keys[key].acknowledged[at.sidecar];
+            floor.any = newer(floor.any, known);
         }
         self.learn(key, known);
     }
 
     /// A version certainly exists since `known.known` at the latest.
     pub(super) fn learn(&mut self, key: Key, known: Known) {
-        let history = &mut self.keys[key].known;
-        if history.last().is_none_or(|last| last.version < known.version) {
-            history.push(known);
+        let history = &mut self.keys[key];
+        if history.known.last().is_none_or(|last| last.version < known.version) {
+            history.known.push(known);
         }
         // What no reply can be held against any more is forgotten: an audit may last for days.
-        let horizon = known.known.saturating_sub(self.bound.saturating_add(self.memory));
-        let old = history.partition_point(|k| k.known < horizon).saturating_sub(1);
-        if old >= FORGET_AT_ONCE {
-            history.drain(..old);
+        let horizon = known.known.saturating_sub(self.longest.saturating_add(self.memory));
+        for all in [&mut history.known, &mut history.announced] {
+            let old = all.partition_point(|k| k.known < horizon).saturating_sub(1);
+            if old >= FORGET_AT_ONCE {
+                all.drain(..old);
+            }
         }
     }
 
-    /// The newest version that was known at `time`.
-    fn known_at(&self, key: Key, time: Micros) -> Option<Known> {
-        let known = &self.keys[key].known;
-        known[..known.partition_point(|k| k.known < time)].last().copied()
+    /// The newest version that this read had to know, by how old its answer may be.
+    fn limit(&self, read: &Read) -> Option<Known> {
+        let (history, promise) = (&self.keys[read.key], &self.promises[read.place]);
+        let before = |known: &[Known], age: Duration| {
+            let time = read.sent.checked_sub(micros(age))?;
+            known[..known.partition_point(|k| k.known < time)].last().copied()
+        };
+        let announced = before(&history.announced, promise.announced);
+        let others = before(&history.known, promise.others);
+        others.map_or(announced, |others| newer(announced, others))
     }
 
     /// Holds one reply against all that is known.
@@ -265,23 +318,22 @@ impl Truth {
             return self.judge_mortal(read, floors, life);
         }
         self.not_behind(Property::ReadYourWrites, &read, floors.written);
-        self.not_behind(Property::Monotonic, &read, floors.seen);
+        self.not_behind(Property::Monotonic, &read, self.ordered(&read, floors.seen));
         self.not_behind(Property::SidecarWrites, &read, floors.sidecar);
         self.note_age(&read);
-        let limit = read.sent.checked_sub(self.bound).and_then(|t| self.known_at(read.key, t));
-        self.not_behind(Property::Staleness, &read, limit);
+        self.not_behind(Property::Staleness, &read, self.limit(&read));
         self.has_read(&read);
     }
 
     /// A key that comes and goes: nothing past its expiry, and *missing* only where it may be.
     fn judge_mortal(&mut self, read: Read, floors: Floors, life: Micros) {
-        let limit = read.sent.checked_sub(self.bound).and_then(|t| self.known_at(read.key, t));
+        let limit = self.limit(&read);
         if read.got == 0 {
-            // Missing is wrong only if a version was there all the time from B before the request until the reply.
+            // Missing is wrong only if a version was there all the time the bound before the request until the reply.
             let alive = limit.filter(|known| known.sent + life > read.replied);
             return self.not_behind(Property::Staleness, &read, alive);
         }
-        self.not_behind(Property::Monotonic, &read, floors.seen);
+        self.not_behind(Property::Monotonic, &read, self.ordered(&read, floors.seen));
         self.not_behind(Property::Staleness, &read, limit);
         let written = self.keys[read.key].known.iter().rev().find(|k| k.version == read.got).copied();
         if let Some(written) = written.filter(|w| matches!(w.by, Actor::Writer(_)) && w.how != READ) {
@@ -289,6 +341,10 @@ impl Truth {
             let note = || format!("it had expired at {} ms", over / 1000);
             self.check(Property::Expiry, &read, Some(written), read.sent <= over, note);
         }
+    }
+
+    fn ordered(&self, read: &Read, seen: Option<Known>) -> Option<Known> {
+        seen.filter(|_| self.promises[read.place].orders(read.how))
     }
 
     fn has_read(&mut self, read: &Read) {
@@ -311,7 +367,7 @@ impl Truth {
         }
     }
 
-    /// One thing that was verified of a reply.
+    /// One thing that was verified of a reply, if whoever gave it promises it.
     pub(super) fn check(
         &mut self,
         property: Property,
@@ -320,6 +376,9 @@ impl Truth {
         holds: bool,
         note: impl FnOnce() -> String,
     ) {
+        if !self.promises[read.place].judges(property) {
+            return;
+        }
         *self.checks.entry(property).or_default() += 1;
         if !holds {
             let key = self.keys[read.key].name.clone();
@@ -358,6 +417,10 @@ impl Truth {
             self.evidence.push(violation);
         }
     }
+}
+
+fn newer(floor: Option<Known>, known: Known) -> Option<Known> {
+    floor.filter(|floor| floor.version >= known.version).or(Some(known))
 }
 
 const READ: &str = "read";

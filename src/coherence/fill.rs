@@ -139,7 +139,7 @@ impl Lane {
     }
 
     /// No entry outlives this, whatever the key's TTL.
-    fn ttl_cap(&self, ctx: &Ctx) -> u64 {
+    pub(super) fn ttl_cap(&self, ctx: &Ctx) -> u64 {
         let cap = &ctx.config.coherence.ttl_cap;
         nanos(match self.mode() {
             Coherence::Pubsub => cap.pubsub,

@@ -418,7 +418,8 @@ impl Lane {
     fn join(&self, ctx: &Ctx, now: u64, session: &Rc<Session>, slot: u64, to: &(Rc<[u8]>, Option<FormId>)) -> bool {
         let inner = self.inner.borrow();
         let Some(flight) = inner.flights.get(to) else { return false };
-        let young = now.saturating_sub(flight.t_sent) <= ctx.max_staleness;
+        // Upstream may have answered it as soon as it was sent, so it is no better than a copy of that age.
+        let young = now.saturating_sub(flight.t_sent) <= ctx.max_staleness.min(self.ttl_cap(ctx));
         let ours = flight.token.epoch == self.epoch.get();
         if !(young && ours && flight.t_sent > session.fence.get() && ctx.l1.alive(&flight.token)) {
             return false;

@@ -252,6 +252,15 @@ pub(crate) enum Fence {
     Session,
 }
 
+impl Fence {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Fence::Hold => "hold",
+            Fence::Session => "session",
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CoherenceMode {
     Auto,

@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use super::{
-    AdminResp, CacheMode, Canary, Config, Environment, Eviction, Fence, LogFormat, OnWrite,
+    AdminResp, CacheMode, Canary, Config, Environment, Eviction, LogFormat, OnWrite,
     file::quoted,
     units::{show_duration, show_size},
 };
@@ -125,7 +125,7 @@ impl Entries {
     fn coherence(&mut self, coherence: &super::Coherence) {
         self.value("coherence.mode", coherence.mode.as_str());
         self.value("coherence.max_staleness", show_duration(coherence.max_staleness));
-        self.value("coherence.fence", fence_word(coherence.fence));
+        self.value("coherence.fence", coherence.fence.as_str());
         self.value("coherence.channel", quoted(&coherence.channel));
         self.value("coherence.sample_per_second", coherence.sample_per_second);
         self.value("coherence.ttl_cap.tracking", show_duration(coherence.ttl_cap.tracking));
@@ -191,13 +191,6 @@ fn on_write_word(on_write: OnWrite) -> &'static str {
         OnWrite::Update => "update",
         OnWrite::Resident => "resident",
         OnWrite::Invalidate => "invalidate",
-    }
-}
-
-fn fence_word(fence: Fence) -> &'static str {
-    match fence {
-        Fence::Hold => "hold",
-        Fence::Session => "session",
     }
 }
 

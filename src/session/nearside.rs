@@ -10,7 +10,7 @@ use super::dispatch::Batch;
 use crate::cache::{Entry, FormEntry, Value};
 use crate::command::{Effect, Request, keys};
 use crate::config::{AdminResp, CacheMode};
-use crate::observe::reasons::Bypass;
+use crate::observe::reasons::{Bypass, Coherence};
 use crate::resp::reply;
 use crate::resp::{Proto, build};
 use crate::router;
@@ -61,7 +61,7 @@ impl Session {
                 HELP.iter().for_each(|line| build::simple(out, line));
             }),
             (b"stats", 2) => self.answer(mute, |out| build::bulk(out, stats(ctx, now).as_bytes())),
-            (b"info", 2) => self.answer(mute, |out| build::bulk(out, section(ctx, now).as_bytes())),
+            (b"info", 2) => self.answer(mute, |out| build::bulk(out, self.own_section(ctx, now).as_bytes())),
             (b"mode", 2) => self.answer(mute, |out| build::bulk(out, ctx.mode_word().as_bytes())),
             (b"explain", 3..) => self.explain(ctx, req, mute),
             (b"entry", 3) => self.entry(ctx, now, req.arg(2), mute),
@@ -306,11 +306,17 @@ fn section(ctx: &Ctx, now: u64) -> String {
     let by_worker: Vec<String> = m.hits_by_worker().iter().map(u64::to_string).collect();
     let _ = write!(text, "hits_by_worker:{}\r\n", by_worker.join(","));
     text.push_str(&channel(ctx, now));
+    let coherence = &ctx.config.coherence;
     let _ = write!(text, "coherence_mode:{}\r\n", ctx.status.coherence().as_str());
+    let _ = write!(text, "coherence_asked:{}\r\n", coherence.mode.as_str());
+    let _ = write!(text, "fence:{}\r\n", coherence.fence.as_str());
+    let _ = write!(text, "pubsub_atomic:{}\r\n", yes(coherence.pubsub_atomic));
     let mut line = |name: &str, value: u64| {
         let _ = write!(text, "{name}:{value}\r\n");
     };
     line("max_staleness_ms", ctx.max_staleness / 1_000_000);
+    line("ttl_cap_pubsub_ms", coherence.ttl_cap.pubsub.as_millis() as u64);
+    line("ttl_cap_ttl_ms", coherence.ttl_cap.ttl.as_millis() as u64);
     line("coalesced", m.coalesced.get());
     line("refreshes_stored", m.updates.get());
     line("pending_writes", ctx.l1.pending());
@@ -354,8 +360,16 @@ pub(super) fn is_own_info(req: &Request<'_>) -> bool {
 }
 
 impl Session {
+    /// With the mode of the lane of whoever asks: each user's may be in one of its own.
+    fn own_section(&self, ctx: &Ctx, now: u64) -> String {
+        let mode = self.lane.borrow().as_ref().map_or(Coherence::Probing, |lane| lane.mode());
+        let mut text = section(ctx, now);
+        let _ = write!(text, "session_coherence:{}\r\n", mode.as_str());
+        text
+    }
+
     pub(super) fn own_info(&self, ctx: &Ctx, now: u64, mute: bool) {
-        let (text, proto) = (section(ctx, now), self.proto());
+        let (text, proto) = (self.own_section(ctx, now), self.proto());
         self.answer(mute, |out| build::verbatim_or_bulk(out, proto, "txt", text.as_bytes()));
     }
 }

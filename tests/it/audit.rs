@@ -19,8 +19,34 @@ const B: &str = "150ms";
 /// The switch of debug builds that turns one rule off.
 const BREAK: &str = "TEST_ONLY_NEARSIDE_BREAK";
 
-/// The longest that a missing rule may stay unseen; it takes a second or two where nothing else is running.
-const SEEN_WITHIN: &str = "40s";
+/// The longest that a missing rule may stay unseen; it takes a second or two where nothing else is running, the lease of
+/// `pubsub` mode about seven.
+const SEEN_WITHIN: &str = "90s";
+
+const EVERY_PROPERTY: [&str; 11] = [
+    "read_your_writes",
+    "sidecar_writes",
+    "monotonic_reads",
+    "cross_key_prefix",
+    "torn_multi_key",
+    "bounded_staleness",
+    "expiry",
+    "invented_value",
+    "at_rest",
+    "in_service_samples",
+    "unanswered",
+];
+
+const IN_EVERY_MODE: [&str; 8] = [
+    "read_your_writes",
+    "sidecar_writes",
+    "monotonic_reads",
+    "bounded_staleness",
+    "expiry",
+    "invented_value",
+    "at_rest",
+    "unanswered",
+];
 
 fn audit(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_nearside"));
@@ -67,21 +93,21 @@ impl Audit {
     }
 
     /// A property of which too little was seen to say that it holds.
-    fn hardly_looked_at(&self) -> Option<&'static str> {
-        let all = [
-            "read_your_writes",
-            "sidecar_writes",
-            "monotonic_reads",
-            "cross_key_prefix",
-            "torn_multi_key",
-            "bounded_staleness",
-            "expiry",
-            "invented_value",
-            "at_rest",
-            "in_service_samples",
-        ];
+    fn hardly_looked_at(&self) -> Option<&str> {
+        let all = self.report["sidecars"][0]["judged"].as_array().map_or(&[][..], Vec::as_slice);
+        let all = all.iter().filter_map(Value::as_str).filter(|property| *property != "unanswered");
         let little = all.into_iter().find(|property| self.number(&["checks", property]) < 5.0);
         little.or((self.number(&["reads"]) < 200.0 || self.hits() < 50.0).then_some("hits"))
+    }
+
+    /// What the first sidecar's mode promises.
+    #[track_caller]
+    fn assert_judged(&self, mode: &str, properties: &[&str], within_ms: [f64; 2]) {
+        let sidecar = &self.report["sidecars"][0];
+        assert_eq!(sidecar["coherence"], mode, "{:#}", self.report);
+        assert_eq!(sidecar["judged"], serde_json::json!(properties), "{:#}", self.report);
+        let said = ["announced_within_ms", "others_within_ms"].map(|name| sidecar[name].as_f64().unwrap_or(0.0));
+        assert_eq!(said, within_ms);
     }
 
     /// Nothing wrong, and enough looked at to say so.
@@ -90,7 +116,9 @@ impl Audit {
         assert_eq!(self.code, Some(0), "{}\n{:#}", self.stderr, self.report);
         assert_eq!(self.report["verdict"], "pass");
         assert_eq!(self.hardly_looked_at(), None, "{:#}", self.report);
-        assert!(self.number(&["oldest_read_ms"]) <= self.number(&["max_staleness_ms"]));
+        let sidecars = self.report["sidecars"].as_array().expect("sidecars");
+        let longest = sidecars.iter().filter_map(|s| s["others_within_ms"].as_f64()).fold(0.0, f64::max);
+        assert!(self.number(&["oldest_read_ms"]) <= longest, "{:#}", self.report);
         self.assert_only_losses();
     }
 
@@ -130,6 +158,7 @@ fn a_healthy_pair_of_sidecars_passes() {
     let audit = Audit::run_enough(|| audit(&pair), 3);
     audit.assert_passed();
     assert_eq!(audit.number(&["max_staleness_ms"]), 150.0, "as the sidecars say");
+    audit.assert_judged("tracking", &EVERY_PROPERTY, [150.0, 150.0]);
     assert_eq!(audit.report["errors"], serde_json::json!({}), "a healthy network, and no reply but what was asked for");
     assert_eq!(redis.cmd(&["DBSIZE"]), Reply::Int(0), "it removes what it wrote");
 }
@@ -162,6 +191,57 @@ fn assert_faults_do_no_harm(workers: &str) {
         assert!(audit.number(&["faults", fault]) >= 1.0, "no {fault}: {:#}", audit.report["faults"]);
     }
     assert!(audit.number(&["outdated_reads"]) > 0.0, "no stall has made a hit old: the faults are too kind");
+}
+
+/// Writes are announced by the sidecars; what is written past them shows within the cap.
+#[test]
+fn every_fault_and_no_violation_in_pubsub_mode() {
+    let audit = assert_mode_holds("pubsub");
+    audit.assert_judged("pubsub", &IN_EVERY_MODE, [150.0, 900.0]);
+}
+
+#[test]
+fn every_fault_and_no_violation_in_ttl_mode() {
+    let audit = assert_mode_holds("ttl");
+    audit.assert_judged("ttl", &IN_EVERY_MODE, [300.0, 300.0]);
+}
+
+#[track_caller]
+fn assert_mode_holds(mode: &str) -> Audit {
+    let redis = Redis::start();
+    let spawned = ["--upstream", &redis.url(), "--spawn", "2", "--max-staleness", B, "--faults", "all"];
+    let command = || in_mode(audit(&spawned), mode);
+    let audit = Audit::run_enough(command, lasts(8, 90));
+    audit.assert_passed();
+    for fault in ["stalls", "delays", "splits", "cuts", "kills"] {
+        assert!(audit.number(&["faults", fault]) >= 1.0, "no {fault}: {:#}", audit.report["faults"]);
+    }
+    assert!(audit.number(&["oldest_read_ms"]) > 150.0, "nothing was as old as only this mode allows");
+    audit
+}
+
+/// With caps that are well apart from B, and short; and back soon when the channel is lost, for without it nothing is
+/// cached.
+fn in_mode(mut command: Command, mode: &str) -> Command {
+    command.env("NEARSIDE_UPSTREAM__RETRY__MAX_DELAY", "200ms");
+    command.env("NEARSIDE_COHERENCE__MODE", mode).env("NEARSIDE_CACHE__COMMANDS", "[GET, MGET, GETRANGE]");
+    command.env("NEARSIDE_COHERENCE__TTL_CAP__PUBSUB", "900ms").env("NEARSIDE_COHERENCE__TTL_CAP__TTL", "300ms");
+    command
+}
+
+/// One sidecar tracks, the other one lives by expiry: each is judged by its own promises.
+#[test]
+fn sidecars_in_different_modes_are_judged_each_by_its_own() {
+    let redis = Redis::start();
+    let one = sampling(&redis).set("coherence.mode", "ttl").set("coherence.ttl_cap.ttl", "300ms").start();
+    let two = proxy(&redis);
+    let pair = ["--upstream", &redis.url(), "--through", &url(&one), "--through", &url(&two)];
+    let audit = Audit::run_enough(|| audit(&pair), 3);
+    audit.assert_passed();
+    audit.assert_judged("ttl", &IN_EVERY_MODE, [300.0, 300.0]);
+    let other = &audit.report["sidecars"][1];
+    assert_eq!((&other["coherence"], &other["others_within_ms"]), (&"tracking".into(), &150.into()));
+    assert!(audit.number(&["checks", "cross_key_prefix"]) >= 5.0, "of the one that tracks");
 }
 
 /// Two users of one sidecar: lanes of their own, and one L1 (C66).
@@ -212,16 +292,22 @@ fn relay_address(child: &mut Child) -> (String, JoinHandle<String>) {
 /// With `rule` off, violations of one of `expected` are seen, with their evidence.
 #[track_caller]
 fn assert_seen_without(rule: &str, expected: &[&str]) {
+    assert_seen_in("tracking", rule, expected);
+}
+
+#[track_caller]
+fn assert_seen_in(mode: &str, rule: &str, expected: &[&str]) {
     let redis = Redis::start();
     for _ in 0..if std::env::var_os("NEARSIDE_TEST_LONG").is_some() { 5 } else { 1 } {
-        assert_seen_once(&redis, rule, expected);
+        assert_seen_once(&redis, rule, expected, mode);
     }
 }
 
 #[track_caller]
-fn assert_seen_once(redis: &Redis, rule: &str, expected: &[&str]) {
+fn assert_seen_once(redis: &Redis, rule: &str, expected: &[&str], mode: &str) {
     let spawned = ["--upstream", &redis.url(), "--spawn", "2", "--max-staleness", B, "--duration", SEEN_WITHIN];
-    let audit = Audit::run(audit(&spawned).args(["--faults", "all", "--fail-fast"]).env(BREAK, rule));
+    let mut command = if mode == "tracking" { audit(&spawned) } else { in_mode(audit(&spawned), mode) };
+    let audit = Audit::run(command.args(["--faults", "all", "--fail-fast"]).env(BREAK, rule));
     assert_eq!(audit.code, Some(1), "without {rule}: {}\n{:#}", audit.stderr, audit.report);
     assert_eq!(audit.report["verdict"], "fail");
     let seen = expected.iter().any(|property| audit.number(&["violations", property]) > 0.0);
@@ -265,6 +351,19 @@ fn the_audit_sees_missing_ends_of_own_writes() {
 #[test]
 fn the_audit_sees_a_missing_token() {
     assert_seen_without("token", &["sidecar_writes", "bounded_staleness"]);
+}
+
+/// In `pubsub` mode the lease is the channel's: without it what the other sidecar announces is missed for as long as the
+/// channel is held up.
+#[test]
+fn the_audit_sees_a_missing_lease_in_pubsub_mode() {
+    assert_seen_in("pubsub", "lease", &["bounded_staleness"]);
+}
+
+/// The message is on one connection and the reading on another, so that nothing but the token says which was first.
+#[test]
+fn the_audit_sees_a_missing_token_in_pubsub_mode() {
+    assert_seen_in("pubsub", "token", &["sidecar_writes", "bounded_staleness", "read_your_writes"]);
 }
 
 /// A test that believes a rule to be off and is wrong proves nothing.

@@ -2,8 +2,16 @@ use super::*;
 
 const B: Micros = 1_000;
 
+const NOUGHT: At = At { place: 0, sidecar: 0 };
+
+const ONE: At = At { place: 1, sidecar: 1 };
+
 fn truth() -> (Truth, Key) {
-    let mut truth = Truth::new(Duration::from_micros(B), Duration::from_micros(5 * B), 2);
+    by(vec![Promise::tracking(Duration::from_micros(B)); 2])
+}
+
+fn by(promises: Vec<Promise>) -> (Truth, Key) {
+    let mut truth = Truth::new(promises, Duration::from_micros(5 * B));
     let key = truth.add_key("k".to_owned(), None);
     truth.keys[key].begun = 100;
     (truth, key)
@@ -14,7 +22,7 @@ fn known(version: i64, sent: Micros, known: Micros) -> Known {
 }
 
 fn read(key: Key, got: i64, sent: Micros) -> Read {
-    Read { key, got, sent, replied: sent + 10, session: 0, sidecar: 0, how: "GET" }
+    Read { key, got, sent, replied: sent + 10, session: 0, sidecar: 0, place: 0, how: "GET" }
 }
 
 fn violated(truth: &Truth) -> Vec<Property> {
@@ -61,10 +69,10 @@ fn a_reply_is_held_against_each_floor_by_itself() {
 #[test]
 fn each_sidecar_answers_for_what_it_has_acknowledged() {
     let (mut truth, k) = truth();
-    truth.acknowledge(k, known(9, 0, 1), 1);
-    truth.acknowledge(k, known(8, 0, 2), 1);
-    assert_eq!(truth.acknowledged(k, 0), None);
-    assert_eq!(truth.acknowledged(k, 1).unwrap().version, 9);
+    truth.acknowledge(k, known(9, 0, 1), ONE);
+    truth.acknowledge(k, known(8, 0, 2), ONE);
+    assert_eq!(truth.acknowledged(k, NOUGHT), None);
+    assert_eq!(truth.acknowledged(k, ONE).unwrap().version, 9);
 }
 
 #[test]
@@ -127,4 +135,51 @@ fn evidence_is_bounded_and_has_something_of_each_kind() {
     truth.check_at_large(Property::AtRest, "k", false, || "differs".to_owned());
     assert_eq!(truth.violations(), 101);
     assert_eq!(truth.evidence.len(), EVIDENCE_EACH + 1);
+}
+
+/// The table of modes, applied: each place is judged by its own, whoever wrote.
+#[test]
+fn pubsub_is_late_by_b_for_what_was_announced_and_by_its_cap_for_the_rest() {
+    const CAP: Micros = 10 * B;
+    let pubsub = Promise::pubsub(Duration::from_micros(B), Duration::from_micros(CAP));
+    let promises = vec![pubsub.clone(), pubsub, Promise::tracking(Duration::from_micros(B))];
+    let two = At { place: 2, sidecar: 2 };
+    // (announced by, got 0 by, after): what is wrong about it
+    let rows = [
+        (Some(ONE), 0, B, None),
+        (Some(ONE), 0, B + 1, Some(Property::Staleness)),
+        (Some(two), 0, B + 1, None), // whoever tracks announces nothing
+        (Some(two), 0, CAP + 1, Some(Property::Staleness)),
+        (None, 0, B + 1, None),
+        (None, 0, CAP, None),
+        (None, 0, CAP + 1, Some(Property::Staleness)),
+        (None, 2, B + 1, Some(Property::Staleness)), // the tracking one has no excuse
+    ];
+    for (writer, place, age, wrong) in rows {
+        let (mut truth, k) = by(promises.clone());
+        match writer {
+            Some(at) => truth.acknowledge(k, known(1, 0, 10), at),
+            None => truth.learn(k, known(1, 0, 10)),
+        }
+        truth.judge(Read { place, sidecar: place, ..read(k, 0, 10 + age) }, Floors::default());
+        assert_eq!(violated(&truth), Vec::from_iter(wrong), "{writer:?} {place} {age}");
+    }
+}
+
+#[test]
+fn what_a_mode_does_not_promise_is_not_judged() {
+    let (mut truth, k) = by(vec![Promise::pubsub(Duration::from_micros(B), Duration::from_micros(9 * B))]);
+    truth.hand_over(k, known(3, 0, 1), NOUGHT); // by a script that does not name its key
+    assert_eq!(truth.acknowledged(k, NOUGHT), None);
+    truth.acknowledge(k, known(2, 0, 1), NOUGHT);
+    assert_eq!(truth.acknowledged(k, NOUGHT).unwrap().version, 2);
+    truth.check(Property::Torn, &read(k, 1, 5), None, false, String::new);
+    let floors = Floors { seen: Some(known(4, 0, 1)), ..Floors::default() };
+    truth.judge(Read { how: "GETRANGE", ..read(k, 1, 5) }, floors);
+    assert_eq!((violated(&truth), truth.checks.get(&Property::Torn)), (vec![], None));
+    truth.judge(read(k, 1, 5), floors);
+    assert_eq!(violated(&truth), [Property::Monotonic]);
+    let (mut truth, k) = self::truth();
+    truth.hand_over(k, known(3, 0, 1), NOUGHT);
+    assert_eq!(truth.acknowledged(k, NOUGHT).unwrap().version, 3);
 }

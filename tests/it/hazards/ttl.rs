@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::{calls, fill, wait_served};
-use crate::support::{Client, Fake, PATIENCE, Proxy, Redis, Reply, eventually};
+use super::{LONG_LEASE, calls, fill, sleep_until, wait_served};
+use crate::support::{Client, Dir, Fake, PATIENCE, Proxy, Redis, Relay, Reply, Scope, eventually};
 
 const CAP: Duration = Duration::from_millis(700);
 
@@ -36,6 +36,27 @@ fn c55_ttl_mode() {
     assert_eq!(c1.cmd(&["SET", "k", "3"]), Reply::ok());
     assert_eq!(c2.cmd(&["GET", "k"]), Reply::bulk("3"));
     assert_eq!(c2.cmd(&["GET", "k"]), Reply::bulk("3"));
+}
+
+/// A reading that is still under way is no better than a copy of its age: upstream may have answered it at once.
+#[test]
+fn c55_nobody_joins_a_fetch_that_is_older_than_the_cap() {
+    let redis = Redis::start();
+    let relay = Relay::to(&redis);
+    let builder = Proxy::upstream(&relay.url()).set("coherence.mode", "ttl").set("coherence.ttl_cap.ttl", "50ms");
+    let proxy = builder.set("coherence.max_staleness", LONG_LEASE).start();
+    let (mut c1, mut c2) = (proxy.client(), proxy.client());
+    redis.cmd(&["SET", "k", "1"]);
+    eventually(PATIENCE, "the lane", || proxy.stats()["session_coherence"] == "ttl");
+    relay.stall(Scope::One(0), Dir::Down);
+    c1.send_cmd(&["GET", "k"]);
+    eventually(PATIENCE, "the first GET to be executed", || calls(&redis, "get") == 1);
+    redis.cmd(&["SET", "k", "2"]);
+    sleep_until(Instant::now() + Duration::from_millis(60));
+    c2.send_cmd(&["GET", "k"]);
+    eventually(PATIENCE, "the second GET", || calls(&redis, "get") == 2 || proxy.stat("coalesced") == 1.0);
+    relay.resume(Scope::One(0), Dir::Down);
+    assert_eq!((c1.reply(), c2.reply()), (Reply::bulk("1"), Reply::bulk("2")));
 }
 
 #[test]

@@ -1,0 +1,151 @@
+//! What each mode of coherence promises: the one table by which replies are judged. README's guarantees are the same
+//! table for people.
+//!
+//! | | tracking | pubsub | ttl |
+//! |---|---|---|---|
+//! | own writes, on one connection | yes | yes | yes |
+//! | writes of others through the same sidecar | yes (with `coherence.fence: session` as pubsub) | those that name their keys | those that name their keys |
+//! | what was handed over by message or pop | as above | no: the audit's is written past all sidecars | no |
+//! | no way back | all reads | GET, MGET, and behind reads on a connection of its own | as pubsub |
+//! | order between keys, several keys at once | yes | no | no |
+//! | writes that were announced | B | B | cap |
+//! | all other writes | B | cap | cap |
+//!
+//! A write is announced if its sidecar is in `pubsub` mode, it names its keys, and message and write are one transaction.
+//! With `auto`, `pubsub` falls to `ttl` whenever the channel is lost, so there what counts is what both promise.
+
+use std::time::Duration;
+
+use super::truth::Property;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    Tracking,
+    Pubsub,
+    Ttl,
+}
+
+/// What a sidecar says of how it keeps copies true.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Coherence {
+    /// As it is now, for the user who asks.
+    pub(super) mode: String,
+    /// As it is configured.
+    pub(super) asked: String,
+    pub(super) bound: Duration,
+    pub(super) pubsub_cap: Duration,
+    pub(super) ttl_cap: Duration,
+    pub(super) atomic: bool,
+    /// `coherence.fence` is `hold`.
+    pub(super) holds: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Promise {
+    mode: Mode,
+    /// Its own writes are announced to others.
+    pub(super) announces: bool,
+    /// How old an answer may be by what was announced, and by anything else.
+    pub(super) announced: Duration,
+    pub(super) others: Duration,
+    /// Scripts that do not name what they write, and hand-overs, hold for everybody on the sidecar.
+    pub(super) covers_unnamed: bool,
+}
+
+impl Promise {
+    /// `None`: this mode is none of ours.
+    pub(super) fn of(c: &Coherence) -> Option<Promise> {
+        let falls = c.asked == "auto";
+        let promise = |mode, announces, announced, others| {
+            let covers_unnamed = mode == Mode::Tracking && c.holds;
+            Promise { mode, announces, announced, others, covers_unnamed }
+        };
+        Some(match (c.mode.as_str(), c.asked.as_str()) {
+            ("pubsub", _) | ("none", "pubsub") => {
+                let worst = if falls { c.ttl_cap } else { Duration::ZERO };
+                promise(Mode::Pubsub, c.atomic && !falls, c.bound.max(worst), c.pubsub_cap.max(worst))
+            }
+            ("ttl", _) | ("none", "ttl") => promise(Mode::Ttl, false, c.ttl_cap, c.ttl_cap),
+            // Without a cache nothing can be stale.
+            ("tracking" | "none", _) => promise(Mode::Tracking, false, c.bound, c.bound),
+            _ => return None,
+        })
+    }
+
+    pub(super) fn judges(&self, property: Property) -> bool {
+        match property {
+            Property::Prefix | Property::Torn | Property::Sampled => self.mode == Mode::Tracking,
+            Property::ReadYourWrites
+            | Property::SidecarWrites
+            | Property::Monotonic
+            | Property::Staleness
+            | Property::Expiry
+            | Property::Invented
+            | Property::AtRest
+            | Property::Unanswered => true,
+        }
+    }
+
+    /// No later read of the kinds that it orders falls behind this one.
+    pub(super) fn orders(&self, how: &str) -> bool {
+        self.mode == Mode::Tracking || !how.starts_with("GETRANGE")
+    }
+
+    pub(super) fn longest(&self) -> Duration {
+        self.announced.max(self.others)
+    }
+}
+
+#[cfg(test)]
+impl Promise {
+    pub(super) fn tracking(bound: Duration) -> Promise {
+        let c = Coherence { mode: "tracking".to_owned(), bound, holds: true, ..Coherence::default() };
+        Promise::of(&c).expect("a mode")
+    }
+
+    pub(super) fn pubsub(bound: Duration, pubsub_cap: Duration) -> Promise {
+        let (mode, asked) = ("pubsub".to_owned(), "pubsub".to_owned());
+        let c = Coherence { mode, asked, bound, pubsub_cap, ttl_cap: Duration::ZERO, atomic: true, holds: true };
+        Promise::of(&c).expect("a mode")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(mode: &str, asked: &str, atomic: bool) -> Option<Promise> {
+        let ms = Duration::from_millis;
+        let (mode, asked) = (mode.to_owned(), asked.to_owned());
+        let (pubsub_cap, ttl_cap) = (ms(900), ms(300));
+        Promise::of(&Coherence { mode, asked, bound: ms(150), pubsub_cap, ttl_cap, atomic, holds: true })
+    }
+
+    /// (mode, configured, atomic) to (announces, how old by what was announced, by others).
+    #[test]
+    fn each_mode_has_bounds_of_its_own() {
+        for (said_so, wanted) in [
+            (("tracking", "auto", true), (false, 150, 150)),
+            (("none", "auto", true), (false, 150, 150)),
+            (("pubsub", "pubsub", true), (true, 150, 900)),
+            (("pubsub", "pubsub", false), (false, 150, 900)),
+            (("none", "pubsub", true), (true, 150, 900)), // its channel is on its way
+            (("pubsub", "auto", true), (false, 300, 900)),
+            (("ttl", "ttl", true), (false, 300, 300)),
+            (("ttl", "pubsub", true), (false, 300, 300)),
+        ] {
+            let (mode, asked, atomic) = said_so;
+            let p = said(mode, asked, atomic).unwrap();
+            assert_eq!((p.announces, p.announced.as_millis(), p.others.as_millis()), wanted, "{said_so:?}");
+        }
+        assert_eq!(said("magic", "auto", true), None);
+    }
+
+    #[test]
+    fn order_between_keys_is_a_promise_of_tracking() {
+        let judged = |p: &Promise| Property::ALL.into_iter().filter(|x| p.judges(*x)).count();
+        let (tracking, pubsub) = (said("tracking", "auto", true).unwrap(), said("pubsub", "pubsub", true).unwrap());
+        assert_eq!((judged(&tracking), judged(&pubsub)), (Property::ALL.len(), Property::ALL.len() - 3));
+        assert!(tracking.orders("GETRANGE") && !pubsub.orders("GETRANGE") && pubsub.orders("MULTI GET EXEC"));
+    }
+}
