@@ -94,7 +94,7 @@ fn a_storm_of_pushes_does_not_keep_hits_waiting() {
             assert_eq!(c1.cmd(&["GET", "k"]), Reply::bulk("1"));
             hits += 1;
         }
-        // One in every few turns of 128 pushes; where whole buffers go first it is one in thousands.
+        // One in every few turns; where whole buffers go first it is one in thousands.
         assert!(hits >= 60, "{hits} answers while {PUSHES} pushes were applied");
     });
 }
