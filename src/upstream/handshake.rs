@@ -194,7 +194,7 @@ pub(crate) async fn lane(
     let mut link = Link::new(stream);
     let hello = match hello3(&mut link, profile).await {
         Ok(hello) => hello,
-        Err(HandshakeError::Refused { reply, .. }) if lacks_hello(&reply) => {
+        Err(HandshakeError::Refused { reply, .. }) if lacks_hello(&reply, profile) => {
             return lane_resp2(link, profile, name, reply).await;
         }
         Err(e) => return Err(e),
@@ -215,11 +215,12 @@ pub(crate) async fn lane(
     Ok(LaneLink { link, info, proto: Proto::Resp3, tracking, role_check, fields_stay: false })
 }
 
-/// Whether HELLO 3 was refused for what it is, not for who says it.
-fn lacks_hello(reply: &str) -> bool {
-    ["ERR unknown command", "ERR Unknown command", "ERR unsupported", "NOPROTO", "NOPERM"]
-        .iter()
-        .any(|start| reply.starts_with(start))
+/// Whether HELLO 3 was refused for what it is, not for who says it. NOAUTH to a HELLO that brings a password comes from a
+/// server that does not know HELLO: Valkey 9 asks who one is before it looks the command up.
+fn lacks_hello(reply: &str, profile: &Profile) -> bool {
+    let refusals = ["ERR unknown command", "ERR Unknown command", "ERR unsupported", "NOPROTO", "NOPERM"];
+    refusals.iter().any(|start| reply.starts_with(start))
+        || (profile.credential.is_some() && reply.starts_with("NOAUTH"))
 }
 
 async fn lane_resp2(
