@@ -105,6 +105,7 @@ fn health_follows_upstream_and_stays_ready() {
     let mut redis = Redis::start();
     let proxy = Proxy::start(&redis);
     let health = || proxy.get("/health").json();
+    eventually(PATIENCE, "a lane that is proved", || health()["status"] == "ok");
     for path in ["/health/live", "/health/ready", "/health/startup", "/health"] {
         let answer = proxy.get(path);
         assert_eq!((answer.status, answer.json()["status"].as_str()), (200, Some("ok")), "{path}");

@@ -63,6 +63,7 @@ fn c55_nobody_joins_a_fetch_that_is_older_than_the_cap() {
 fn c55_ttl_says_that_it_is_degraded() {
     let redis = Redis::start();
     let proxy = start(&redis);
+    eventually(PATIENCE, "a lane", || proxy.stats()["coherence"] == "ttl");
     let stats = proxy.stats();
     assert_eq!((stats["coherence_mode"].as_str(), stats["coherence_why"].as_str()), ("ttl", "as configured"));
     for path in ["/health", "/health/ready"] {
