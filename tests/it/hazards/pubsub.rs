@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::{QUIET, calls, fill, is_served, is_stored, wait_served};
 use crate::support::proxy::Builder;
-use crate::support::{Client, Dir, PATIENCE, Proxy, Redis, Relay, Reply, Scope, eventually};
+use crate::support::{Client, Dir, PATIENCE, Proxy, Redis, Relay, Reply, Scope, eventually, no_tracking};
 
 const LANE: Scope = Scope::One(0);
 
@@ -323,7 +323,8 @@ fn a_refused_message_never_reorders_a_pipeline() {
 #[test]
 fn c28_a_user_who_may_not_publish() {
     let redis = Redis::start();
-    redis.cmd(&["ACL", "SETUSER", "mute", "on", ">pw", "~*", "&*", "+@all", "-publish", "-client|tracking"]);
+    let rights = ["ACL", "SETUSER", "mute", "on", ">pw", "~*", "&*", "+@all", "-publish"];
+    assert_eq!(redis.cmd(&[&rights[..], &no_tracking()].concat()), Reply::ok());
     let proxy = Proxy::upstream(&redis.url()).start();
     let mut c1 = proxy.client();
     assert_eq!(c1.cmd(&["AUTH", "mute", "pw"]), Reply::ok());
