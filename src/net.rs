@@ -4,6 +4,7 @@
 
 pub(crate) mod pipe;
 
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
@@ -124,6 +125,28 @@ impl WriteHalf {
         }
         Ok(())
     }
+}
+
+/// Reads what is there into the thread's scratch buffer and appends it to `rbuf`: an idle connection then keeps no read
+/// buffer at all, and a busy one only what its partial request needs.
+pub(crate) async fn read_some(
+    rd: &mut ReadHalf,
+    rbuf: &mut bytes::BytesMut,
+    scratch: &RefCell<Vec<u8>>,
+) -> io::Result<usize> {
+    poll_fn(|cx| {
+        let mut scratch = scratch.borrow_mut();
+        let mut buf = ReadBuf::new(&mut scratch);
+        match Pin::new(&mut *rd).poll_read(cx, &mut buf) {
+            Poll::Ready(Ok(())) => {
+                rbuf.extend_from_slice(buf.filled());
+                Poll::Ready(Ok(buf.filled().len()))
+            }
+            Poll::Ready(Err(e)) => Poll::Ready(Err(e)),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
 }
 
 /// Drops `n` bytes off the front. An emptied buffer starts anew at its beginning, where `advance` alone would make the next

@@ -3,15 +3,12 @@
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::Poll;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use tokio::io::{AsyncRead, ReadBuf};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::timeout;
 
@@ -19,7 +16,7 @@ use super::hits::{Rest, answer};
 use super::link::{Ends, Grant, Link};
 use super::{Newcomer, SCRATCH, Shared};
 use crate::limits;
-use crate::net::{ReadHalf, WriteHalf, drop_front, pipe};
+use crate::net::{ReadHalf, WriteHalf, drop_front, pipe, read_some};
 use crate::observe::metrics::Shard;
 use crate::resp::request::Scanner;
 
@@ -222,7 +219,7 @@ impl Front {
         tokio::select! {
             biased;
             ended = poll_fn(|cx| down.poll_readable(cx, !full)) => return Ok(ended),
-            read = read_some(rd, rbuf, local), if may_read => *eof = read? == 0,
+            read = read_some(rd, rbuf, &local.scratch), if may_read => *eof = read? == 0,
             writable = wr.writable(), if unsent => writable?,
             () = room(up.as_ref()), if stuck => {}
         }
@@ -253,21 +250,4 @@ async fn room(up: Option<&pipe::Writer>) {
     if let Some(up) = up {
         poll_fn(|cx| up.poll_writable(cx)).await;
     }
-}
-
-/// Through the thread's scratch buffer, as the data thread does it: an idle connection keeps no buffer.
-async fn read_some(rd: &mut ReadHalf, rbuf: &mut BytesMut, local: &Local) -> io::Result<usize> {
-    poll_fn(|cx| {
-        let mut scratch = local.scratch.borrow_mut();
-        let mut buf = ReadBuf::new(&mut scratch);
-        match Pin::new(&mut *rd).poll_read(cx, &mut buf) {
-            Poll::Ready(Ok(())) => {
-                rbuf.extend_from_slice(buf.filled());
-                Poll::Ready(Ok(buf.filled().len()))
-            }
-            Poll::Ready(Err(e)) => Poll::Ready(Err(e)),
-            Poll::Pending => Poll::Pending,
-        }
-    })
-    .await
 }

@@ -18,23 +18,19 @@ mod state;
 mod transaction;
 
 use std::cell::{Cell, RefCell};
-use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use tokio::io::{AsyncRead, ReadBuf};
 use tokio::sync::Notify;
 
 use crate::coherence::{Lane, Redo};
 use crate::command::{Spec, Why};
 use crate::front::Link;
 use crate::limits;
-use crate::net::{ReadHalf, Stream, WriteHalf};
+use crate::net::{ReadHalf, Stream, WriteHalf, read_some};
 use crate::observe::clock;
 use crate::observe::reasons::{Dropped, Peer};
 use crate::resp::Proto;
@@ -421,7 +417,7 @@ impl Client {
         let go_on = tokio::select! {
             biased;
             () = session.wake.called() => true,
-            read = read_some(&mut self.rd, &mut self.rbuf, ctx), if may_read => self.was_read(ctx, read),
+            read = read_some(&mut self.rd, &mut self.rbuf, &ctx.scratch), if may_read => self.was_read(ctx, read),
             () = session.writable(), if unsent => {
                 session.flush(ctx);
                 true
@@ -465,7 +461,7 @@ impl Client {
             tokio::select! {
                 biased;
                 done = &mut slow => return done,
-                read = read_some(&mut self.rd, &mut self.rbuf, ctx), if may_read => {
+                read = read_some(&mut self.rd, &mut self.rbuf, &ctx.scratch), if may_read => {
                     self.eof |= !self.was_read(ctx, read);
                     session.left.set(self.eof);
                 }
@@ -531,22 +527,4 @@ async fn idle_for(limit: Option<Duration>) {
     if let Some(limit) = limit {
         tokio::time::sleep(limit).await;
     }
-}
-
-/// Reads what is there into the worker's scratch buffer and appends it to `rbuf`: an idle connection then keeps no read
-/// buffer at all, and a busy one only what its partial request needs.
-async fn read_some(rd: &mut ReadHalf, rbuf: &mut BytesMut, ctx: &Ctx) -> io::Result<usize> {
-    poll_fn(|cx| {
-        let mut scratch = ctx.scratch.borrow_mut();
-        let mut buf = ReadBuf::new(&mut scratch);
-        match Pin::new(&mut *rd).poll_read(cx, &mut buf) {
-            Poll::Ready(Ok(())) => {
-                rbuf.extend_from_slice(buf.filled());
-                Poll::Ready(Ok(buf.filled().len()))
-            }
-            Poll::Ready(Err(e)) => Poll::Ready(Err(e)),
-            Poll::Pending => Poll::Pending,
-        }
-    })
-    .await
 }

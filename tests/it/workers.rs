@@ -273,8 +273,9 @@ fn hits_wait_for_a_reader_in_bounded_memory() {
         (0..2).for_each(|_| drop(client.cmd(&["GET", "big"])));
         let before = proxy.rss();
         let mut writer = client.writer();
+        let hits = proxy.stat("hits");
         let asking = thread::spawn(move || writer.write_all(&encode(&["GET", "big"]).repeat(400)));
-        thread::sleep(Duration::from_millis(100));
+        eventually(PATIENCE, "hits that nobody reads", || proxy.stat("hits") > hits);
         let grown = proxy.rss().saturating_sub(before);
         assert!(grown < 16 << 20, "{} MiB for 200 MB of hits", grown >> 20);
         for _ in 0..400 {

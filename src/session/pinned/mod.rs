@@ -24,6 +24,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::coherence::{self, Ends, Hold, Op};
 use crate::command::table::{self, Lookup};
 use crate::command::{Spec, Why};
+use crate::net::read_some;
 use crate::observe::clock;
 use crate::observe::reasons::{Bypass, Dropped, Flush, Peer, Source};
 use crate::resp::reply::FrameScanner;
@@ -31,7 +32,7 @@ use crate::resp::request::ProtocolError;
 use crate::session::dispatch::{Owned, Work};
 use crate::session::local::Local;
 use crate::session::transaction::{Expect, Queued, Subscriptions, Walk, What};
-use crate::session::{BACKPRESSURE, Client, Session, read_some};
+use crate::session::{BACKPRESSURE, Client, Session};
 use crate::upstream::pinned::Dedicated;
 use crate::worker::Ctx;
 
@@ -391,7 +392,7 @@ impl Pin {
             self.conn.link.rbuf.reserve(if self.streaming { CHUNK } else { 16 * 1024 });
         }
         tokio::select! {
-            read = read_some(&mut client.rd, &mut client.rbuf, ctx), if from_client => {
+            read = read_some(&mut client.rd, &mut client.rbuf, &ctx.scratch), if from_client => {
                 if !client.was_read(ctx, read) {
                     return Some(End::Close);
                 }
