@@ -40,6 +40,7 @@ mod limits;
 mod mutation;
 mod net;
 mod observe;
+mod policy;
 mod resp;
 mod router;
 mod session;
