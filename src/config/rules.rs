@@ -251,7 +251,7 @@ impl Resolver<'_> {
                 continue;
             };
             let same = first.pattern.text() == rule.pattern.text();
-            let what = if same { "contradicts it" } else { "is never asked" };
+            let what = if same { "is contradicted" } else { "is never asked" };
             self.warnings.push(format!(
                 "rules: {} ({}) {what}: every key it matches is taken by {} ({}) before it",
                 rule.name,
@@ -421,7 +421,7 @@ fn check_rule(fields: &mut Fields<'_>, rule: &Rule) {
         );
         fields.problem_at(line, &what);
     }
-    if rule.commands.iter().next().is_none() {
+    if fields.node("commands").is_some_and(|node| node.value == Value::List(Vec::new())) {
         fields.problem("commands: names no command; write mode: off for keys that shall pass through");
     }
 }

@@ -140,6 +140,10 @@ admin: {resp: off}
 workers: 1
 cache: {mode: off, commands: [hgetall, Json.Get], max_bytes: 3MiB, max_entries: 7, max_value_bytes: 9KiB, default_ttl: 1h, negative_ttl: 0s, ttl_buffer: 0,
         eviction: lru, on_write: resident, update_max_bytes: 8KiB}
+rules:
+  - {pattern: "tenant:{id}:*", name: "a: b", commands: [hgetall, get], ttl: 2h, negative_ttl: 0, max_value_bytes: 1KiB, on_write: invalidate,
+     rollout: 12.5, variants: {short: {ttl: 5m}, long: {ttl: 1h}}, tags: ["tenant:{id}", "{1}"], max_share: 0.125, refresh_ahead: 1s, stale_while_revalidate: 2s}
+  - {pattern: '\{user\}:*', mode: off, rollout: {percent: 0}}
 coherence: {mode: pubsub, max_staleness: 10ms, fence: session, channel: "app:drop", sample_per_second: 5, ttl_cap: {tracking: 1h, pubsub: 1m, ttl: 1ms}, pubsub_atomic: false, canary: 90s}
 commands: {shutdown: true}
 http: {listen: [], allowed_hosts: [Nearside.Example], max_connections: 3}
@@ -563,4 +567,135 @@ proptest! {
             }
         }
     }
+}
+
+// ---- rules ----
+
+#[test]
+fn what_a_rule_leaves_out_is_the_caches() {
+    let config =
+        loaded("cache: {default_ttl: 7s, on_write: resident, commands: [GET, STRLEN]}\nrules: [{pattern: 'a:*'}]");
+    let rule = &config.rules[0];
+    assert_eq!(rule.name, "a:*");
+    assert_eq!((rule.ttl, rule.on_write), (Duration::from_secs(7), OnWrite::Resident));
+    assert_eq!(rule.commands, config.cache.commands);
+    assert_eq!(rule.rollout.share, WHOLE);
+    assert_eq!(rule.max_value_bytes, config.cache.max_value_bytes);
+    let rule = &loaded("rules: [{pattern: 'a:*', name: x, rollout: 0.5, max_share: 0.0625}]").rules[0];
+    assert_eq!((rule.name.as_str(), rule.rollout.share, rule.max_share), ("x", 50, Some(625)));
+}
+
+#[test]
+fn a_bad_rule_is_refused_with_line_rule_key_and_remedy() {
+    for (rule, problem) in [
+        ("{ttl: 5m}", "pattern is missing: which keys is it for? For example pattern: \"session:*\""),
+        ("{pattern: 'a[b'}", "a[b: pattern: \"a[b\" has a [ without its ]; a literal one is \\["),
+        (
+            "{pattern: '{u:1}'}",
+            "{u:1}: pattern: \"{u:1}\" has {u:1}, which is no name of letters, digits and _; a literal brace is \\{",
+        ),
+        (
+            "{pattern: 'a:*', tags: ['t:{id}']}",
+            "a:*: tags: \"t:{id}\": the pattern a:* has no capture {id}; it has {1}",
+        ),
+        (
+            "{pattern: '*', name: r, rollout: 120}",
+            "r: rollout: \"120\" is not a share of the keys; use 0 to 100 percent, for example 25 or 0.5",
+        ),
+        (
+            "{pattern: '*', name: r, rollout: {percent: -1}}",
+            "r: rollout: percent: \"-1\" is not a share of the keys; use 0 to 100 percent, for example 25 or 0.5",
+        ),
+        (
+            "{pattern: '*', name: r, rollout: 0.005}",
+            "r: rollout: \"0.005\" is not a share of the keys; use 0 to 100 percent, for example 25 or 0.5",
+        ),
+        (
+            "{pattern: '*', name: r, max_share: 25}",
+            "r: max_share: \"25\" is not a share of cache.max_bytes; use more than 0 up to 1, for example 0.25",
+        ),
+        (
+            "{pattern: '*', name: r, max_share: 0}",
+            "r: max_share: \"0\" is not a share of cache.max_bytes; use more than 0 up to 1, for example 0.25",
+        ),
+        ("{pattern: '*', name: r, tll: 5m}", "r: \"tll\": unknown key; did you mean ttl?"),
+        ("{pattern: '*', name: r, ttl: 5}", "r: ttl: \"5\" is not a duration; use ms, s, m or h, for example 500ms"),
+        ("{pattern: '*', name: r, ttl: 25h}", "r: ttl: \"25h\" is too large; at most 24h"),
+        ("{pattern: '*', name: r, commands: [SET]}", "r: commands: \"SET\" is never cached: it is not a read"),
+        (
+            "{pattern: '*', name: r, commands: []}",
+            "r: commands: names no command; write mode: off for keys that shall pass through",
+        ),
+        (
+            "{pattern: '*', name: r, on_write: never}",
+            "r: on_write: \"never\" is not one of update, resident, invalidate",
+        ),
+        ("{pattern: '*', name: r, mode: observe}", "r: mode: \"observe\" is not one of serve, off"),
+        ("{pattern: '*', name: _r}", "_r: name: \"_r\" is no name: 1 to 64 printable bytes, no _ in front"),
+        (
+            "{pattern: '*', name: r, refresh_ahead: 5m}",
+            "r: refresh_ahead: 5m is not less than the rule's ttl of 5m: every hit would have the key read again",
+        ),
+        (
+            "{pattern: '*', name: r, variants: {a: {ttl: 1m}}}",
+            "r: variants: 1 of them; 2 to 16 share the cached keys, for example {short: {ttl: 5m}, long: {ttl: 1h}}",
+        ),
+        ("{pattern: '*', name: r, variants: {a: {ttl: 1m}, b: {}}}", "r: variants: b: ttl is missing"),
+        (
+            "{pattern: '*', name: r, variants: {a: {ttl: 1m}, b: {ttl: 1m, x: 1}}}",
+            "r: variants: b: \"x\": unknown key; known keys here: ttl",
+        ),
+        (
+            "{pattern: '*', name: r, write: behind}",
+            "r: \"write\": unknown key; known keys here: name, pattern, commands, ttl, negative_ttl, max_value_bytes, on_write, mode, refresh_ahead, stale_while_revalidate, rollout, variants, tags, max_share",
+        ),
+        ("just text", "rule 1: keys and values are wanted here"),
+    ] {
+        let wanted = match problem.split_once(": ") {
+            _ if problem.starts_with("pattern is missing") => format!("x.yaml:2: rules: rule 1: {problem}"),
+            _ => format!("x.yaml:2: rules: {problem}"),
+        };
+        assert_eq!(problems(&format!("rules:\n  - {rule}\n")), [wanted], "{rule}");
+    }
+    assert_eq!(
+        problems("rules: {a: 1}"),
+        ["x.yaml:1: rules: a list of rules is wanted here, for example [{pattern: \"session:*\", ttl: 5m}]"]
+    );
+}
+
+#[test]
+fn rules_must_agree_with_each_other() {
+    assert_eq!(
+        problems("rules:\n- {name: a, pattern: 'x'}\n- {name: a, pattern: 'y'}\n"),
+        ["x.yaml:3: rules: a: name: \"a\" is taken by the rule at x.yaml:2"]
+    );
+    assert_eq!(
+        problems("rules:\n- {name: a, pattern: 'x', max_share: 0.7}\n- {name: b, pattern: 'y', max_share: 0.4}\n"),
+        ["x.yaml:2: rules: the max_share of a, b come to 1.1 of cache.max_bytes; 1 is all of it"]
+    );
+}
+
+#[test]
+fn rules_that_are_never_asked_or_outlive_their_mode_are_warned_of() {
+    let warnings = |yaml: &str| Written::new(yaml).load(&[UPSTREAM]).unwrap().1;
+    assert_eq!(
+        warnings("rules: [{name: wide, pattern: 'user:*'}, {name: narrow, pattern: 'user:{id}:name'}, {pattern: '*'}]"),
+        ["rules: narrow (user:{id}:name) is never asked: every key it matches is taken by wide (user:*) before it"]
+    );
+    assert_eq!(
+        warnings("rules: [{name: a, pattern: 'u:*', ttl: 1m}, {name: b, pattern: 'u:*', ttl: 2m}, {pattern: '*'}]"),
+        ["rules: b (u:*) is contradicted: every key it matches is taken by a (u:*) before it"]
+    );
+    assert_eq!(
+        warnings(
+            "coherence: {mode: ttl, ttl_cap: {ttl: 2s}}\nrules: [{name: a, pattern: 'u:*', ttl: 1m}, {pattern: '*', ttl: 1s}]"
+        ),
+        ["rules: a has a ttl of 1m, and coherence.ttl_cap.ttl ends its entries after 2s"]
+    );
+    assert_eq!(
+        warnings("rules: [{pattern: 'u:*'}]"),
+        [
+            "rules: keys that match no rule pass through uncached; end with {pattern: \"*\"} to keep the defaults for them"
+        ]
+    );
 }

@@ -29,8 +29,15 @@ fn every_configuration_key_is_documented_and_no_other() {
     let list = source.split("const KEYS").nth(1).and_then(|s| s.split("];").next()).expect("the list of keys");
     let (documented, keys) = (first_cells(&document), quoted(list, |line| line.trim_start().starts_with('"')));
     assert!(keys.len() > 40, "{keys:?}");
-    let flags = documented.iter().filter(|cell| !cell.starts_with("--")).copied().collect::<BTreeSet<_>>();
-    assert_eq!(flags, keys);
+    let (of_maps, keys_documented): (BTreeSet<&str>, BTreeSet<&str>) =
+        documented.iter().filter(|cell| !cell.starts_with("--")).partition(|cell| cell.contains("[]."));
+    assert_eq!(keys_documented, keys);
+    let source = read("src/config/rules.rs");
+    let list = source.split("const RULE_KEYS").nth(1).and_then(|s| s.split("];").next()).expect("the keys of a rule");
+    let rule_keys: BTreeSet<String> =
+        quoted(list, |line| line.trim_start().starts_with('"')).iter().map(|key| format!("rules[].{key}")).collect();
+    let of_rules = of_maps.iter().filter(|cell| cell.starts_with("rules[].")).map(|cell| (*cell).to_owned());
+    assert_eq!(of_rules.collect::<BTreeSet<_>>(), rule_keys);
 }
 
 #[test]

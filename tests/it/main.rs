@@ -12,6 +12,8 @@ mod clients;
 mod config;
 /// The documents say what the tree has.
 mod docs;
+/// The example configurations do what they say.
+mod examples;
 /// Links, servers and the sidecar itself fail; what clients read stays within what is promised.
 mod faults;
 /// A harness that lies would make every other test worthless.
@@ -30,6 +32,8 @@ mod oracle;
 mod reads;
 /// Bugs that suites of others found, one test each.
 mod regressions;
+/// What is cached of which keys.
+mod rules;
 /// What a client session does, seen from the client and from upstream.
 mod sessions;
 mod support;

@@ -26,6 +26,7 @@ const LINES_SHOWN: usize = 40;
 
 pub(crate) struct Builder {
     config: Map<String, Value>,
+    file: Option<PathBuf>,
     args: Vec<String>,
     env: Vec<(String, String)>,
     direct: Option<(PathBuf, Option<SocketAddr>)>,
@@ -47,6 +48,12 @@ impl Builder {
     /// Listen on 127.0.0.1 as well, at a port of the system's choice.
     pub(crate) fn tcp(self) -> Builder {
         self.set("listen.tcp", json!(["127.0.0.1:0"]))
+    }
+
+    /// This configuration file as it stands; what was set besides goes into the environment, which wins over it.
+    pub(crate) fn file(mut self, path: impl Into<PathBuf>) -> Builder {
+        self.file = Some(path.into());
+        self
     }
 
     pub(crate) fn arg(mut self, arg: &str) -> Builder {
@@ -97,21 +104,42 @@ impl Builder {
     }
 
     fn spawn(self, dir: &Path) -> Child {
-        let file = dir.join("nearside.yaml");
         let mut config = self.config;
         if let Ok(workers) = std::env::var("NEARSIDE_TEST_WORKERS") {
             config.entry("workers").or_insert_with(|| workers.into());
         }
-        // JSON is YAML; one writer less.
-        std::fs::write(&file, format!("{:#}\n", Value::Object(config))).expect("a configuration file");
         let mut command = Command::new(env!("CARGO_BIN_EXE_nearside"));
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("NEARSIDE_")) {
             command.env_remove(name); // what the developer's shell has set is not the test's
         }
+        let file = match self.file {
+            Some(file) => {
+                command.envs(variables("NEARSIDE", &config));
+                file
+            }
+            None => {
+                let file = dir.join("nearside.yaml");
+                // JSON is YAML; one writer less.
+                std::fs::write(&file, format!("{:#}\n", Value::Object(config))).expect("a configuration file");
+                file
+            }
+        };
         command.arg("--config").arg(&file).args(&self.args).env("NO_COLOR", "1").envs(self.env);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         command.spawn().expect("the built nearside")
     }
+}
+
+/// Settings as environment variables: two underscores for a dot.
+fn variables(prefix: &str, section: &Map<String, Value>) -> Vec<(String, String)> {
+    let glue = if prefix == "NEARSIDE" { "_" } else { "__" };
+    let named = |key: &str| format!("{prefix}{glue}{}", key.to_uppercase());
+    let each = section.iter().flat_map(|(key, value)| match value {
+        Value::Object(map) => variables(&named(key), map),
+        Value::String(text) => vec![(named(key), text.clone())],
+        other => vec![(named(key), other.to_string())],
+    });
+    each.collect()
 }
 
 pub(crate) struct Proxy {
@@ -141,7 +169,8 @@ impl Proxy {
 
     /// In front of whatever the URL names: a relay, a fake, nothing at all.
     pub(crate) fn upstream(url: &str) -> Builder {
-        let builder = Builder { config: Map::new(), args: Vec::new(), env: Vec::new(), direct: None, wait: true };
+        let builder =
+            Builder { config: Map::new(), file: None, args: Vec::new(), env: Vec::new(), direct: None, wait: true };
         builder.set("upstream.url", url).set("listen.tcp", json!([])).set("http.listen", json!(["127.0.0.1:0"]))
     }
 
