@@ -2,6 +2,7 @@
 //! to do and how it ends; serving is `app`'s, what a setting means is `config`'s.
 
 mod audit;
+mod explain;
 mod health;
 
 use std::{
@@ -43,6 +44,10 @@ fn run(args: impl Iterator<Item = OsString>) -> u8 {
     };
     match cli.command {
         Some(Command::Health(args)) => ask_health(&args),
+        Some(Command::Explain(args)) => match args.answer(environment()) {
+            Ok(lines) => say(&lines),
+            Err(what) => complain(&what, WRONG_CONFIGURATION),
+        },
         Some(Command::Audit(args)) => match args.options() {
             Ok((options, json)) => prove(options, json.as_deref()),
             Err(what) => complain(&what, WRONG_CONFIGURATION),
@@ -63,6 +68,7 @@ Examples:
   nearside --config config/nearside.yaml --check-config
   NEARSIDE_UPSTREAM__URL=redis://cache:6379 NEARSIDE_CACHE__MAX_BYTES=64MiB nearside
   nearside health --url http://127.0.0.1:9380
+  nearside explain --config config/session-store.yaml GET session:7:abc
   nearside audit --upstream redis://127.0.0.1:6379 --spawn 2 --faults all
 
 Exit codes:
@@ -88,6 +94,8 @@ enum Command {
     Serve(ServeArgs),
     /// Ask a running process whether it is ready, for probes and people
     Health(HealthArgs),
+    /// Say what a configuration makes of a command: which rule decides, and whether its replies are kept
+    Explain(explain::ExplainArgs),
     /// Prove from outside that sidecars serve nothing they should not, with faults if you like
     Audit(Box<audit::AuditArgs>),
 }

@@ -20,6 +20,9 @@ const GROWTH_ALLOWED: f64 = 0.03;
 
 const COUNTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/hot_path.counts");
 
+/// Pairs of which the second may cost so many times the first: what a hit costs must not depend on how many rules there are.
+const RATIOS: &[(&str, &str, f64)] = &[("rule_1", "rule_1000", 1.1)];
+
 /// Instructions per request, by scenario.
 type Counts = BTreeMap<String, f64>;
 
@@ -57,21 +60,32 @@ fn main() -> ExitCode {
 fn guard(options: &Options) -> Result<bool, String> {
     let chosen = chosen(&options.names)?;
     let mut counts = read_counts()?;
+    let mut counted = Counts::new();
     let mut good = true;
     println!("{:<9} {:>9} {:>9}  change   instructions per request", "", "kept", "now");
     for scenario in chosen {
         let now = count(scenario, options.profile)?;
         let kept = counts.insert(scenario.name.to_owned(), now);
+        counted.insert(scenario.name.to_owned(), now);
         let grown = !options.accept && grown_too_much(kept, now);
         good &= !grown;
         println!("{}", line(scenario, kept, now, grown));
+    }
+    for (base, other, most) in RATIOS {
+        let ratio = |counted: &Counts| Some(counted.get(*other)? / counted.get(*base)?);
+        if let Some(ratio) = ratio(&counted) {
+            let grown = ratio > *most;
+            good &= !grown;
+            let verdict = if grown { "  <-- too much" } else { "" };
+            println!("{other} / {base}: {ratio:.3}, at most {most}{verdict}");
+        }
     }
     if options.accept {
         return write_counts(&counts).map(|()| true);
     }
     if !good {
         println!(
-            "\nFAILED: a count is new, or has grown by more than {:.0} %. `--profile NAME` says where; counts that are\n\
+            "\nFAILED: a count is new, has grown by more than {:.0} %, or is too far above another. `--profile NAME` says where; counts that are\n\
              worth what they buy are kept by `benches/instructions --accept`.",
             GROWTH_ALLOWED * 100.0
         );

@@ -17,6 +17,8 @@ pub(crate) struct Scenario {
     /// Requests that arrive together.
     pipeline: usize,
     env: &'static [(&'static str, &'static str)],
+    /// So many rules; the last of them is that of all keys. 0: none are written.
+    rules: usize,
     round: fn(&mut Draw, usize) -> Round,
 }
 
@@ -28,21 +30,38 @@ impl Scenario {
 }
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
-    Scenario { name: "hit_1", what: "GET from the L1", pipeline: 1, env: &[], round: hits },
-    Scenario { name: "hit_64", what: "the same, 64 in one read", pipeline: 64, env: &[], round: hits },
-    Scenario { name: "mget_10", what: "MGET of 10 keys, all in the L1", pipeline: 1, env: &[], round: mget },
-    Scenario { name: "relay_1", what: "EXISTS and its reply", pipeline: 1, env: &[], round: relay },
-    Scenario { name: "relay_64", what: "the same, 64 in one read", pipeline: 64, env: &[], round: relay },
+    Scenario { name: "hit_1", what: "GET from the L1", pipeline: 1, env: &[], rules: 0, round: hits },
+    Scenario { name: "hit_64", what: "the same, 64 in one read", pipeline: 64, env: &[], rules: 0, round: hits },
+    Scenario { name: "mget_10", what: "MGET of 10 keys, all in the L1", pipeline: 1, env: &[], rules: 0, round: mget },
+    Scenario { name: "relay_1", what: "EXISTS and its reply", pipeline: 1, env: &[], rules: 0, round: relay },
+    Scenario { name: "relay_64", what: "the same, 64 in one read", pipeline: 64, env: &[], rules: 0, round: relay },
     Scenario {
         name: "write_64",
         what: "SET and its reply, on_write: invalidate",
         pipeline: 64,
         env: INVALIDATE,
+        rules: 0,
         round: write,
     },
-    Scenario { name: "miss_1", what: "GET, PTTL, their replies, stored", pipeline: 1, env: &[], round: misses },
-    Scenario { name: "miss_64", what: "the same, 64 in one read", pipeline: 64, env: &[], round: misses },
-    Scenario { name: "scan_64", what: "a GET through the request scanner alone", pipeline: 64, env: &[], round: hits },
+    Scenario {
+        name: "miss_1",
+        what: "GET, PTTL, their replies, stored",
+        pipeline: 1,
+        env: &[],
+        rules: 0,
+        round: misses,
+    },
+    Scenario { name: "miss_64", what: "the same, 64 in one read", pipeline: 64, env: &[], rules: 0, round: misses },
+    Scenario { name: "rule_1", what: "hit_64 under one rule", pipeline: 64, env: &[], rules: 1, round: hits },
+    Scenario { name: "rule_1000", what: "hit_64 under 1,000 rules", pipeline: 64, env: &[], rules: 1000, round: hits },
+    Scenario {
+        name: "scan_64",
+        what: "a GET through the request scanner alone",
+        pipeline: 64,
+        env: &[],
+        rules: 0,
+        round: hits,
+    },
 ];
 
 const INVALIDATE: &[(&str, &str)] = &[("NEARSIDE_CACHE__ON_WRITE", "invalidate")];
@@ -76,6 +95,13 @@ impl Draw {
         self.fresh += 1;
         key(self.fresh - 1)
     }
+}
+
+/// None has anything to do with the keys but the last.
+fn rules(n: usize) -> String {
+    let others = (1..n).map(|i| format!("{{pattern: 'service{i}:{{id}}:*'}}"));
+    let all: Vec<String> = others.chain((n > 0).then(|| "{pattern: 'key:*'}".to_owned())).collect();
+    format!("[{}]", all.join(", "))
 }
 
 fn key(n: usize) -> String {
@@ -172,7 +198,8 @@ pub(crate) fn measure(scenario: &Scenario) {
         ("NEARSIDE_COHERENCE__MAX_STALENESS", "1h"),
         ("NEARSIDE_COHERENCE__CANARY", "off"),
     ];
-    let mut sidecar = Sidecar::new(&[&env, scenario.env].concat());
+    let rules = rules(scenario.rules);
+    let mut sidecar = Sidecar::new(&[&env, scenario.env, &[("NEARSIDE_RULES", rules.as_str())]].concat());
     for _ in 0..KEYS / 10 {
         play(&mut sidecar, &misses(&mut draw, 10), false);
     }

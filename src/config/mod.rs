@@ -66,6 +66,19 @@ pub(crate) fn http_listen(
     Ok(listen)
 }
 
+/// What is cached of which keys, from the same layers, for commands that need no upstream.
+pub(crate) fn rules(
+    overrides: &Overrides,
+    env: impl Iterator<Item = (String, String)>,
+) -> Result<(Cache, Vec<Rule>), ConfigError> {
+    let settings = Settings::gather(overrides, env);
+    let mut resolver = Resolver::new(&settings);
+    let cache = resolver.cache(memory::limit(Path::new("/")));
+    let rules = resolver.rules(&cache);
+    check(&settings, &resolver)?;
+    Ok((cache, rules))
+}
+
 fn check(settings: &Settings, resolver: &Resolver<'_>) -> Result<(), ConfigError> {
     let mut problems = settings.problems.clone();
     if !settings.incomplete {

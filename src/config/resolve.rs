@@ -208,7 +208,7 @@ impl<'s> Resolver<'s> {
         })
     }
 
-    fn cache(&mut self, memory: Option<u64>) -> Cache {
+    pub(super) fn cache(&mut self, memory: Option<u64>) -> Cache {
         let max_value_bytes = self.size("cache.max_value_bytes", MIB, 1..=VALUE_MAX);
         let ttl = |least| least..=TTL_MAX;
         Cache {

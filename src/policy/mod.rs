@@ -2,6 +2,7 @@
 //! no connection and no entry. Looked at when a key is missed, written or stored, never on a hit.
 
 pub(crate) mod assign;
+pub(crate) mod explain;
 pub(crate) mod glob;
 pub(crate) mod overlap;
 pub(crate) mod pattern;

@@ -4,13 +4,14 @@
 use std::rc::Rc;
 
 use super::Session;
-use super::dispatch::{Batch, STRANGER, Step, asked};
+use super::dispatch::{Batch, Step, asked};
 use crate::cache::FormId;
 use crate::coherence::{FetchRead, FetchRequest};
 use crate::command::cacheable::{Caching, Kept};
 use crate::command::table::{self, Lookup};
-use crate::command::{Keys, Kind, Request, Spec, keys};
+use crate::command::{Kind, Request, Spec, keys};
 use crate::observe::reasons::{Bypass, Method};
+use crate::policy::explain;
 use crate::resp::Proto;
 use crate::resp::downgrade;
 use crate::router::Stranger;
@@ -18,10 +19,7 @@ use crate::worker::Ctx;
 
 /// How this process keeps the replies to a request, if it does.
 pub(super) fn kept(ctx: &Ctx, req: &Request<'_>, spec: &Spec) -> Option<Kept> {
-    let Caching::Kept(kept) = spec.caching else { return None };
-    // EXISTS counts the keys it names: of several it is no read of one.
-    let one = spec.kind == Kind::Mget || !matches!(spec.keys, Keys::Range { last: -1, .. }) || req.argc() == 2;
-    (one && ctx.kept().has(kept.method)).then_some(kept)
+    explain::kept(spec, req).filter(|kept| ctx.kept().has(kept.method))
 }
 
 impl Session {
@@ -122,24 +120,6 @@ impl Session {
                 forms.others.iter().any(|form| form.entry.lane == lane && form.id == id)
             }
             Caching::Never(_) => false,
-        }
-    }
-
-    /// EXPLAIN's word on whether replies to this request are kept.
-    pub(super) fn why_not_kept(ctx: &Ctx, req: &Request<'_>, spec: Option<&Spec>) -> String {
-        let spec = spec.unwrap_or(&STRANGER);
-        match spec.caching {
-            _ if kept(ctx, req, spec).is_some() => String::new(),
-            Caching::Never(never) => never.why().to_owned(),
-            Caching::Kept(kept) if !ctx.kept().has(kept.method) => {
-                let named = if ctx.rules().load().list().is_empty() {
-                    "is not in cache.commands"
-                } else {
-                    "is named by no rule"
-                };
-                format!("{} {named}", kept.method.as_str())
-            }
-            Caching::Kept(_) => crate::command::cacheable::Never::Several.why().to_owned(),
         }
     }
 }

@@ -7,13 +7,13 @@ use std::time::Duration;
 use bytes::BytesMut;
 
 use super::Session;
-use super::dispatch::Batch;
+use super::dispatch::{Batch, STRANGER};
 use crate::cache::{Entry, FormEntry, Value};
-use crate::command::cacheable::Caching;
-use crate::command::{Effect, Request, Spec, keys};
+use crate::command::{Effect, Request};
 use crate::config::{AdminResp, CacheMode, Variant};
 use crate::observe::reasons::{Bypass, Coherence, Method};
 use crate::policy::Rule;
+use crate::policy::explain::explain;
 use crate::policy::tag::TagTemplate;
 use crate::resp::reply;
 use crate::resp::{Proto, build};
@@ -153,17 +153,13 @@ impl Session {
                 (spec.name, Some(spec), router::route(spec, &asked, &view))
             }
             Err(stranger) => {
-                let view = self.view(ctx, &batch, &asked, &super::dispatch::STRANGER);
+                let view = self.view(ctx, &batch, &asked, &STRANGER);
                 ("unknown", None, router::route_stranger(stranger, &view))
             }
         };
-        let mut named = Vec::new();
-        if let Some(spec) = spec {
-            keys::for_each(spec, &asked, |key| named.push(key.to_vec()));
-        }
+        let said = explain(&ctx.rules().load(), &ctx.metrics.patterns, spec.unwrap_or(&STRANGER), &asked);
         let effect = spec.map_or(Effect::Opaque, |s| s.effect);
         let lane = self.lane(ctx);
-        let (rule, rule_says) = named.first().map_or_else(Default::default, |key| rule_of(ctx, key, spec));
         let fields = [
             ("command", name.to_owned()),
             ("route", route.as_str().to_owned()),
@@ -171,9 +167,9 @@ impl Session {
             ("effect", format!("{effect:?}").to_ascii_lowercase()),
             ("may_be_sent_again", yes(spec.is_some_and(|s| s.resend))),
             ("in_l1", yes(spec.is_some_and(|spec| self.holds(ctx, lane.id, &asked, spec)))),
-            ("rule", rule),
-            ("rule_says", rule_says),
-            ("not_kept_because", Session::why_not_kept(ctx, &asked, spec)),
+            ("rule", said.rule),
+            ("rule_says", said.says),
+            ("not_kept_because", said.not_kept_because),
             ("not_stored_because", lane.uncached().unwrap_or_default()),
         ];
         let proto = self.proto();
@@ -181,8 +177,8 @@ impl Session {
             build::map_or_array(out, proto, fields.len() + 1);
             pairs(out, &fields);
             build::bulk(out, b"keys");
-            build::array(out, named.len());
-            named.iter().for_each(|key| build::bulk(out, key));
+            build::array(out, said.keys.len());
+            said.keys.iter().for_each(|key| build::bulk(out, key));
         });
     }
 
@@ -266,25 +262,6 @@ fn rule_fields(ctx: &Ctx, rule: &Rule) -> Vec<(&'static str, String)> {
         ("misses", counts.misses.to_string()),
         ("stored", counts.sets.to_string()),
     ]
-}
-
-/// The rule of a key, and what it says of this command.
-fn rule_of(ctx: &Ctx, key: &[u8], spec: Option<&Spec>) -> (String, String) {
-    let rules = ctx.rules().load();
-    let name = rules.find(key).map_or_else(String::new, |rule| rule.terms.name.clone());
-    let method = match spec.map(|spec| spec.caching) {
-        Some(Caching::Kept(kept)) => kept.method,
-        // Of other commands it is of interest what a GET would find.
-        _ => Method::Get,
-    };
-    let says = match ctx.judge(key, method).keep {
-        Err(why) => why.as_str().to_owned(),
-        Ok(keep) => {
-            let variant = keep.variant_name().map_or_else(String::new, |name| format!(", variant {name}"));
-            format!("{} for {} ms{variant}", method.as_str(), keep.ttl().as_millis())
-        }
-    };
-    (name, says)
 }
 
 fn pairs(out: &mut BytesMut, fields: &[(&str, String)]) {

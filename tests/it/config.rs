@@ -53,6 +53,24 @@ fn a_valid_configuration_is_said_to_be_valid() {
 }
 
 #[test]
+fn explain_needs_no_running_process() {
+    let (_dir, path) = file("rules: [{name: half, pattern: 'h:*', rollout: 0}, {name: rest, pattern: '*', ttl: 7s}]");
+    let explain = |words: &[&str]| out(&run(&[&["explain", "--config", &path], words].concat()));
+    assert_eq!(
+        explain(&["GET", "h:1"]),
+        "command: get\neffect: read\nkeys: h:1\nrule: half\nrule_says: control\nnot_kept_because:\n"
+    );
+    assert!(explain(&["mget", "a", "b"]).contains("keys: a b\nrule: rest\nrule_says: MGET for 7000 ms\n"));
+    assert!(explain(&["TTL", "a"]).contains("not_kept_because: its answer changes as time passes"));
+    assert!(explain(&["HGETALL", "a"]).contains("not_kept_because: HGETALL is named by no rule\n"));
+    assert!(explain(&["FT.SEARCH", "i", "-x"]).contains("command: unknown\n"));
+    let (_dir, bad) = file("rules: [{pattern: 'a['}]");
+    let output = run(&["explain", "--config", &bad, "GET", "a"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(err(&output).contains("has a [ without its ]"), "{}", err(&output));
+}
+
+#[test]
 fn warnings_do_not_make_a_configuration_invalid() {
     let mut command = nearside(&[&URL[..], &["serve", "--check-config"]].concat()[2..]);
     command.env("NEARSIDE_UPSTREAM__URL", URL[1]).env("NEARSIDE_PORT", "tcp://10.0.0.1:6380");
