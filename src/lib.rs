@@ -40,6 +40,7 @@ mod limits;
 mod mutation;
 mod net;
 mod observe;
+mod outage;
 mod policy;
 mod resp;
 mod router;

@@ -1,11 +1,14 @@
 //! What one data thread owns: its lanes, its pinned connections, its sessions, and the few things they share. Everything in
 //! here is single-threaded; only `l1`, `metrics` and `status` are shared with other threads.
 
+mod upstream;
+
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use dashmap::DashMap;
 
@@ -14,12 +17,13 @@ use crate::coherence::{Availability, Channel, Hold, Lane, Malformed, Samples};
 use crate::command::Spec;
 use crate::command::cacheable::KeptCommands;
 use crate::command::table;
-use crate::config::{CacheMode, Config};
+use crate::config::{CacheMode, Config, OutageReads};
 use crate::mutation::{self, Rule};
 use crate::observe::clock;
 use crate::observe::metrics::Metrics;
 use crate::observe::reasons::{Coherence, Dropped, Flush, Method, Mode};
 use crate::observe::status::Status;
+use crate::outage::Breaker;
 use crate::policy::{Current, Judged, Rules};
 use crate::router::Stranger;
 use crate::session::Session;
@@ -36,7 +40,6 @@ const LEARNED_MAX: usize = 1000;
 /// A profile whose lane upstream refused is tried again after so long.
 const REFUSED_FOR: u64 = 5_000_000_000;
 
-const MINUTE: u64 = 60_000_000_000;
 const SECOND: u64 = 1_000_000_000;
 
 /// Bytes of a malformed message that are logged.
@@ -84,24 +87,15 @@ pub(crate) struct Ctx {
     /// One `Rc` per credential in use, so that equal ones compare fast and are kept once.
     credentials: RefCell<Vec<Rc<Credential>>>,
     refused: RefCell<HashMap<Profile, (u64, Rc<Lane>)>>,
-    watch: RefCell<Watch>,
+    breaker: RefCell<Breaker>,
+    /// Stale reads and refusals as they were counted when upstream went.
+    before_outage: Cell<(u64, u64)>,
+    /// Credentials that upstream has accepted.
+    accepted: RefCell<Vec<Rc<Credential>>>,
     /// When a malformed message was last logged.
     malformed_logged: Cell<u64>,
     next: Cell<u64>,
     next_session: Cell<u64>,
-}
-
-/// How upstream was when we last looked, for the log: one line when it is lost, one a minute while it is gone, one when it
-/// is back.
-#[derive(Default)]
-enum Watch {
-    #[default]
-    Unknown,
-    Up,
-    Lost,
-    Gone {
-        logged: u64,
-    },
 }
 
 impl Ctx {
@@ -121,6 +115,7 @@ impl Ctx {
         });
         let max_staleness = u64::try_from(config.coherence.max_staleness.as_nanos()).unwrap_or(u64::MAX);
         let rules = Rules::new(&config.rules, &config.cache, &metrics.patterns);
+        l1.set_linger(linger(&config, &rules));
         let samples = Samples::new(config.coherence.sample_per_second, clock::now());
         Rc::new(Ctx {
             default_profile: Profile { db: up.db, credential: credential.clone() },
@@ -150,7 +145,9 @@ impl Ctx {
             learned: DashMap::new(),
             credentials: RefCell::new(credential.into_iter().collect()),
             refused: RefCell::default(),
-            watch: RefCell::default(),
+            breaker: RefCell::default(),
+            before_outage: Cell::default(),
+            accepted: RefCell::default(),
             malformed_logged: Cell::new(0),
             next: Cell::new(1),
             next_session: Cell::new(1),
@@ -235,6 +232,7 @@ impl Ctx {
         let next = Arc::new(next);
         let old = self.rules.swap(next.clone());
         self.kept.set(next.commands());
+        self.l1.set_linger(linger(&self.config, &next));
         let sweep = self.l1.sweep(vec![Matcher::Rules { old, next }]);
         self.lanes.borrow().values().for_each(|lane| lane.asks_for_field_expiry(self));
         sweep.finish(&self.l1).await
@@ -512,9 +510,12 @@ impl Ctx {
 
     /// What upstream answers to a client that is nobody yet, on a connection of its own (AUTH, RESET); or an error of ours.
     pub(crate) async fn verify(&self, words: &[&[u8]]) -> Result<Vec<u8>, String> {
+        if let Some(text) = self.outage_text() {
+            return Err(text);
+        }
         let unavailable = |e: &dyn std::fmt::Display| format!("NEARSIDE upstream unavailable: {e}");
         let mut link = self.pool.bare().await.map_err(|e| unavailable(&e))?;
-        let limit = std::time::Duration::from_secs(5);
+        let limit = Duration::from_secs(5);
         match tokio::time::timeout(limit, link.ask(words)).await {
             Ok(Ok(reply)) => Ok(reply),
             Ok(Err(e)) => Err(unavailable(&e)),
@@ -562,44 +563,13 @@ impl Ctx {
         }
         self.learned.insert(name, learned);
     }
+}
 
-    // ---- upstream as a whole ----
-
-    pub(crate) fn upstream_back(&self, info: &ServerInfo) {
-        *self.server.borrow_mut() = info.clone();
-        self.status.set_upstream_up();
-        self.channel.try_now();
-        let before = std::mem::replace(&mut *self.watch.borrow_mut(), Watch::Up);
-        match before {
-            Watch::Up => {}
-            Watch::Unknown => {
-                tracing::debug!("upstream {} is up: {} {}", self.config.upstream.display(), info.server, info.version);
-            }
-            Watch::Lost | Watch::Gone { .. } => {
-                self.metrics.reconnects.inc();
-                tracing::info!("upstream {} is back: {} {}", self.config.upstream.display(), info.server, info.version);
-            }
-        }
-    }
-
-    pub(crate) fn upstream_lost(&self, why: &str) {
-        let mut watch = self.watch.borrow_mut();
-        if matches!(*watch, Watch::Up | Watch::Unknown) {
-            tracing::warn!("lost the connection to upstream {}: {why}", self.config.upstream.display());
-            *watch = Watch::Lost;
-        }
-    }
-
-    pub(crate) fn upstream_gone(&self, why: &str) {
-        self.status.set_upstream_down(why);
-        let now = clock::now();
-        let mut watch = self.watch.borrow_mut();
-        let logged = match *watch {
-            Watch::Gone { logged } if now.saturating_sub(logged) < MINUTE => return,
-            Watch::Gone { .. } | Watch::Up | Watch::Lost | Watch::Unknown => now,
-        };
-        tracing::warn!("upstream {} is gone, trying again: {why}", self.config.upstream.display());
-        *watch = Watch::Gone { logged };
+/// How long entries stay in memory behind their end, for outages.
+fn linger(config: &Config, rules: &Rules) -> Duration {
+    match config.outage.reads {
+        OutageReads::Stale => config.outage.max_stale.max(rules.longest_stale()),
+        OutageReads::Fail => Duration::ZERO,
     }
 }
 

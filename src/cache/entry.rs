@@ -36,6 +36,12 @@ impl Entry {
         ours && self.flush_gen == flush_gen && now < self.deadline
     }
 
+    /// Until when it may be of use, to an outage at the last: that serves it for `linger` behind its deadline, never past
+    /// upstream's own expiry, and never the absence of a key.
+    pub(super) fn needed_until(&self, linger: u64) -> u64 {
+        self.deadline.max(self.deadline.saturating_add(linger).min(self.expires))
+    }
+
     /// It can never be served any more, now that the same lane has read `newer`: another connection's, from before a flush,
     /// or past its deadline when `newer` was sent.
     pub(super) fn is_void_beside(&self, newer: &Entry) -> bool {

@@ -14,6 +14,7 @@ use super::facts::LaneFacts;
 use super::hold::Hold;
 use super::log::Log;
 use super::mode::{Arming, Why};
+use super::recovery::{Place, Recovery};
 use super::spare::{HeldUp, SpareOf};
 use super::stale::LostLane;
 use super::wait::{Fetch, FetchRead, MgetFetch, Miss, Part, Refresh, RefreshKey, Relay, Waiter, Waiting};
@@ -21,6 +22,7 @@ use crate::cache::{FormId, StripeId, Token};
 use crate::mutation::{self, Rule};
 use crate::observe::reasons::{Bypass, Coherence, Discard};
 use crate::observe::status::{LaneStatus, Status};
+use crate::outage::Outage;
 use crate::policy::Keep;
 use crate::resp::{Proto, build};
 use crate::session::Session;
@@ -47,8 +49,8 @@ pub(crate) enum Availability {
     Starting,
     /// Upstream refused what a lane needs (HELLO 3, its credential): sessions get connections of their own.
     Refused(String),
-    /// Upstream is gone: the last attempt to connect failed, for this reason.
-    Gone(String),
+    /// Upstream is gone, or this lane cannot be had: the last attempt to connect failed, or nothing is answered.
+    Gone(Outage),
 }
 
 pub(crate) struct Lane {
@@ -92,6 +94,8 @@ pub(crate) struct Lane {
     pub(super) fields_stay: Cell<bool>,
     pub(super) upstream_id: Cell<i64>,
     pub(super) upstream_role: RefCell<String>,
+    /// How many reads may go up at once while it recovers.
+    pub(super) recovery: Recovery,
     /// What is done while it is held up, and by which connection (decision 9).
     pub(super) held: HeldUp,
     /// It is itself the spare connection of a lane.
@@ -141,6 +145,8 @@ pub(crate) struct MgetRequest {
     pub(crate) parts: Vec<Part>,
     pub(crate) misses: Vec<Miss>,
     pub(crate) epoch: u64,
+    /// Where the lane recovers.
+    pub(crate) place: Option<Place>,
 }
 
 impl Lane {
@@ -177,6 +183,7 @@ impl Lane {
             fields_stay: Cell::new(false),
             upstream_id: Cell::new(0),
             upstream_role: RefCell::default(),
+            recovery: Recovery::new(ctx.config.cache.refills_max),
             held: HeldUp::default(),
             spare_of: None,
             ended: Cell::new(false),
@@ -230,6 +237,24 @@ impl Lane {
 
     pub(crate) fn is_ready(&self) -> bool {
         matches!(self.inner.borrow().availability, Availability::Ready)
+    }
+
+    /// Whether the table of outages is what answers its commands now.
+    pub(crate) fn is_gone(&self) -> bool {
+        matches!(self.inner.borrow().availability, Availability::Gone(_))
+    }
+
+    /// What its clients are told then.
+    pub(crate) fn outage_text(&self, now: u64) -> Option<String> {
+        match &self.inner.borrow().availability {
+            Availability::Gone(outage) => Some(outage.text(now)),
+            _ => None,
+        }
+    }
+
+    /// Upstream has said something on it since then.
+    pub(crate) fn was_heard_since(&self, since: u64) -> bool {
+        self.is_live() && self.last_byte.get() >= since
     }
 
     pub(crate) fn is_live(&self) -> bool {
@@ -429,6 +454,7 @@ impl Lane {
             waiters: RefCell::new(SmallVec::from_buf([(session.clone(), slot)])),
             value: RefCell::new(None),
             denied: Cell::new(false),
+            _place: get.place,
         });
         let mut inner = self.inner.borrow_mut();
         self.send(&mut inner, now, get.raw, Waiting::Fetch(fetch.clone()));
@@ -439,16 +465,26 @@ impl Lane {
 
     fn join(&self, ctx: &Ctx, now: u64, session: &Rc<Session>, slot: u64, to: &(Rc<[u8]>, Option<FormId>)) -> bool {
         let inner = self.inner.borrow();
-        let Some(flight) = inner.flights.get(to) else { return false };
-        // Upstream may have answered it as soon as it was sent, so it is no better than a copy of that age.
-        let young = now.saturating_sub(flight.t_sent) <= ctx.max_staleness.min(self.ttl_cap(ctx));
-        let ours = flight.token.epoch == self.epoch.get();
-        if !(young && ours && flight.t_sent > session.fence.get() && ctx.l1.alive(&flight.token)) {
+        let Some(flight) = inner.flights.get(to).filter(|flight| self.may_join(ctx, now, session, flight)) else {
             return false;
-        }
+        };
         flight.waiters.borrow_mut().push((session.clone(), slot));
         ctx.metrics.coalesced.inc();
         true
+    }
+
+    fn may_join(&self, ctx: &Ctx, now: u64, session: &Session, flight: &Fetch) -> bool {
+        // Upstream may have answered it as soon as it was sent, so it is no better than a copy of that age.
+        let young = now.saturating_sub(flight.t_sent) <= ctx.max_staleness.min(self.ttl_cap(ctx));
+        let ours = flight.token.epoch == self.epoch.get();
+        young && ours && flight.t_sent > session.fence.get() && ctx.l1.alive(&flight.token)
+    }
+
+    /// `fetch` would join another one now.
+    pub(crate) fn would_join(&self, ctx: &Ctx, now: u64, session: &Session, key: &[u8], id: Option<FormId>) -> bool {
+        let inner = self.inner.borrow();
+        let flight = inner.flights.get(&(Rc::from(key), id));
+        flight.is_some_and(|flight| self.may_join(ctx, now, session, flight))
     }
 
     /// MGET of which some keys are missing: asks for those, and for their TTLs where they may be stored.
@@ -472,6 +508,7 @@ impl Lane {
             epoch: request.epoch,
             flush_gen: ctx.l1.flush_gen(),
             t_sent: now,
+            _place: request.place,
         });
         let mut inner = self.inner.borrow_mut();
         self.send(&mut inner, now, &raw, Waiting::Mget(fetch.clone()));
@@ -549,6 +586,8 @@ pub(crate) struct FetchRequest<'a> {
     /// None: it is not to be stored.
     pub(crate) keep: Option<Keep>,
     pub(crate) may_join: bool,
+    /// Where the lane recovers.
+    pub(crate) place: Option<Place>,
 }
 
 impl Refresh {

@@ -25,7 +25,9 @@ mod payload;
 #[cfg(feature = "bench")]
 mod probe;
 mod reader;
+mod recovery;
 mod sample;
+mod silence;
 mod spare;
 mod stale;
 mod tell;
@@ -42,6 +44,7 @@ pub(crate) use loss::Redo;
 pub(crate) use payload::{Malformed, Message, Op, Wanted, parse};
 #[cfg(feature = "bench")]
 pub(crate) use probe::LaneProbe;
+pub(crate) use recovery::Place;
 pub(crate) use sample::Samples;
 pub(crate) use tell::told;
 pub(crate) use wait::{Ends, FetchRead, Miss, Part, Refresh, RefreshKey, Relay};

@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 
 use super::hold::Hold;
 use super::mode::Step;
+use super::recovery::Place;
 use super::sample::Sample;
 use super::tell::{self, Wrapped};
 use crate::cache::{FormId, StripeId, Token, Value};
@@ -160,6 +161,8 @@ pub(super) struct Fetch {
     pub(super) value: RefCell<Option<Value>>,
     /// The read was answered with NOPERM: then PTTL's NOPERM is about the key, not about the command.
     pub(super) denied: Cell<bool>,
+    /// Given back when it and its PTTL are answered.
+    pub(super) _place: Option<Place>,
 }
 
 /// What a fetch reads of its key.
@@ -189,6 +192,7 @@ pub(super) struct MgetFetch {
     pub(super) epoch: u64,
     pub(super) flush_gen: u64,
     pub(super) t_sent: u64,
+    pub(super) _place: Option<Place>,
 }
 
 pub(crate) enum Part {

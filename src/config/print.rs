@@ -45,7 +45,8 @@ enum Shown {
 /// Every key with its value, in the order of `keys::KEYS` (a test compares the two).
 fn entries(config: &Config) -> Vec<(&'static str, Shown)> {
     let mut out = Entries(Vec::new());
-    let Config { environment, listen, upstream, admin, workers, cache, rules, coherence, commands, http, log } = config;
+    let Config { environment, listen, upstream, admin, workers, cache, rules, coherence, outage, commands, http, log } =
+        config;
     out.value("environment", environment_word(*environment));
     out.listen(listen);
     out.upstream(upstream);
@@ -55,6 +56,7 @@ fn entries(config: &Config) -> Vec<(&'static str, Shown)> {
     out.cache(cache);
     out.rules(rules);
     out.coherence(coherence);
+    out.outage(outage);
     out.value("commands.shutdown", commands.shutdown);
     out.list("http.listen", http.listen.iter().map(ToString::to_string));
     out.list("http.allowed_hosts", http.allowed_hosts.iter().cloned());
@@ -98,6 +100,7 @@ impl Entries {
         }
         self.value("upstream.connect_timeout", show_duration(upstream.connect_timeout));
         self.value("upstream.request_timeout", show_duration(upstream.request_timeout.unwrap_or_default()));
+        self.value("upstream.stall_timeout", show_duration(upstream.stall_timeout.unwrap_or_default()));
         self.value("upstream.retry.max_attempts", upstream.retry.max_attempts);
         self.value("upstream.retry.base_delay", show_duration(upstream.retry.base_delay));
         self.value("upstream.retry.max_delay", show_duration(upstream.retry.max_delay));
@@ -121,6 +124,7 @@ impl Entries {
         self.value("cache.eviction", eviction_word(cache.eviction));
         self.value("cache.on_write", cache.on_write.as_str());
         self.size("cache.update_max_bytes", cache.update_max_bytes);
+        self.value("cache.refills_max", cache.refills_max);
     }
 
     /// One rule a line.
@@ -140,6 +144,13 @@ impl Entries {
         self.value("coherence.ttl_cap.ttl", show_duration(coherence.ttl_cap.ttl));
         self.value("coherence.pubsub_atomic", coherence.pubsub_atomic);
         self.value("coherence.canary", canary_word(coherence.canary));
+    }
+
+    fn outage(&mut self, outage: &super::Outage) {
+        self.value("outage.reads", outage.reads.as_str());
+        self.value("outage.max_stale", show_duration(outage.max_stale));
+        self.value("outage.writes", outage.writes.as_str());
+        self.value("outage.error", outage.error.as_str());
     }
 
     fn value(&mut self, key: &'static str, value: impl ToString) {

@@ -203,6 +203,11 @@ struct Plain {
     status: &'static str,
 }
 
+fn degraded(status: &Status) -> Vec<String> {
+    let stale = status.stale_for().map(|nanos| format!("outage: serving stale reads since {}", stamp::ago(nanos)));
+    status.degraded().into_iter().chain(stale).collect()
+}
+
 /// Ready is whoever takes commands; the rest is for whoever looks.
 #[derive(Serialize)]
 struct Ready {
@@ -213,7 +218,7 @@ struct Ready {
 
 impl Ready {
     fn of(status: &Status) -> Self {
-        Self { status: phase(status), coherence: status.coherence().as_str(), degraded: status.degraded() }
+        Self { status: phase(status), coherence: status.coherence().as_str(), degraded: degraded(status) }
     }
 }
 
@@ -260,7 +265,7 @@ struct Upstream {
 
 impl Health {
     fn of(status: &Status) -> Self {
-        let degraded = status.degraded();
+        let degraded = degraded(status);
         Self {
             status: match phase(status) {
                 "ok" if !degraded.is_empty() => "degraded",

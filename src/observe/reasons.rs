@@ -128,6 +128,8 @@ words! {
         Command = "command",
         /// Its rule's rollout leaves the key out, to compare with.
         Control = "control",
+        /// Upstream is gone: it was answered from before, or refused.
+        Outage = "outage",
     }
 }
 
@@ -261,6 +263,8 @@ words! {
         Killed = "killed",
         /// Its pinned connection ended.
         Upstream = "upstream",
+        /// Upstream is gone, and `outage.error` is close.
+        Outage = "outage",
         Drain = "drain",
     }
 }
@@ -353,6 +357,17 @@ words! {
         Ttl = "ttl",
         /// Nothing is cached.
         None = "none",
+    }
+}
+
+words! {
+    /// The circuit breaker of upstream.
+    BreakerState {
+        Closed = "closed",
+        /// Upstream is gone.
+        Open = "open",
+        /// It is gone, and an attempt of our own is under way.
+        HalfOpen = "half_open",
     }
 }
 

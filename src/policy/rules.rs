@@ -35,6 +35,8 @@ pub(crate) struct Rules {
     commands: KeptCommands,
     /// There are none: everything is cached as `cache` says.
     implicit: bool,
+    /// Any of them says `stale_if_error`.
+    any_stale: bool,
 }
 
 /// How the replies about one key are kept.
@@ -82,7 +84,8 @@ impl Rules {
         lengths.dedup();
         let serving = list.iter().filter(|rule| rule.terms.mode == RuleMode::Serve);
         let commands = serving.flat_map(|rule| rule.terms.commands.iter()).collect();
-        Rules { list, by_prefix, lengths: lengths.into(), commands, implicit }
+        let any_stale = list.iter().any(|rule| rule.terms.stale_if_error.is_some());
+        Rules { list, by_prefix, lengths: lengths.into(), commands, implicit, any_stale }
     }
 
     /// What any rule keeps.
@@ -105,6 +108,19 @@ impl Rules {
             best = found.or(best);
         }
         best.map(|i| &self.list[usize::from(i)])
+    }
+
+    /// What its rule says instead of `outage.max_stale`.
+    pub(crate) fn stale_if_error(&self, key: &[u8]) -> Option<Duration> {
+        if !self.any_stale {
+            return None;
+        }
+        self.find(key)?.terms.stale_if_error
+    }
+
+    /// The longest that any rule's entries are served so.
+    pub(crate) fn longest_stale(&self) -> Duration {
+        self.list.iter().filter_map(|rule| rule.terms.stale_if_error).max().unwrap_or_default()
     }
 
     /// What becomes of a read of `key` by this command.

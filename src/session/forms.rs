@@ -77,31 +77,37 @@ impl Session {
             self.answer_kept(mute, entry.value.frame(), keys::form(spec, req));
             return None;
         }
-        let lane = match self.carrier(b, req, spec, mute) {
+        let lane = match self.carrier(ctx, b, req, spec, mute) {
             Ok(lane) => lane,
             Err(stop) => return stop,
         };
-        let keep = self.note_lookup(ctx, b, key, method, epoch);
         if matches!(epoch, Err(Bypass::CacheOff | Bypass::TrackingRefused | Bypass::FieldExpiry)) {
+            self.note_lookup(ctx, b, key, method, epoch);
             return self.forward(ctx, b, req, spec, mute, None);
         }
+        let may_join = epoch.is_ok() || matches!(epoch, Err(Bypass::Fence | Bypass::Lease));
+        let id = FormId::of(method, req);
+        let place = match self.refill(ctx, b, &lane, req, may_join.then(|| (key, Some(id.clone())))) {
+            Ok(place) => place,
+            Err(stop) => return stop,
+        };
+        let keep = self.note_lookup(ctx, b, key, method, epoch);
         let slot = self.slot(mute, self.on_spare.get(), asked(b, epoch));
         let read = FetchRead {
-            id: Some(FormId::of(method, req)),
+            id: Some(id),
             shape: kept.shape(req),
             form: keys::form(spec, req),
             resend: spec.resend,
         };
-        let may_join = epoch.is_ok() || matches!(epoch, Err(Bypass::Fence | Bypass::Lease));
         b.lane().note_read(b.now);
-        lane.fetch(ctx, b.now, self, slot, key, FetchRequest { raw: req.raw, read, keep, may_join });
+        lane.fetch(ctx, b.now, self, slot, key, FetchRequest { raw: req.raw, read, keep, may_join, place });
         self.note_named(ctx.l1.stripe(key));
         None
     }
 
     /// One reply in the lane's form is kept for both protocols: the conversion is exact, and a copy in RESP2 would cost
     /// memory for as long as the entry lives to save one pass over bytes that are copied anyway.
-    fn answer_kept(&self, mute: bool, frame: &[u8], form: downgrade::Form) {
+    pub(super) fn answer_kept(&self, mute: bool, frame: &[u8], form: downgrade::Form) {
         let proto = self.proto();
         self.answer(mute, |out| match proto {
             Proto::Resp3 => out.extend_from_slice(frame),

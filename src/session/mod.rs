@@ -10,6 +10,7 @@ mod inspect;
 mod invalidate;
 mod local;
 mod nearside;
+mod outage;
 mod outbox;
 mod pinned;
 #[cfg(any(test, feature = "bench"))]
@@ -26,7 +27,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use tokio::sync::Notify;
 
-use crate::coherence::{Lane, Redo};
+use crate::coherence::{Lane, Place, Redo};
 use crate::command::{Spec, Why};
 use crate::front::Link;
 use crate::limits;
@@ -93,6 +94,8 @@ pub(crate) struct Session {
     /// The client has closed its side while a command that takes long was running.
     left: Cell<bool>,
     redo: RefCell<Vec<Redo>>,
+    /// What it has waited for while its lane recovers.
+    place: RefCell<Option<Place>>,
     /// Wakes the session's task.
     pub(crate) wake: Wake,
     lane: RefCell<Option<Rc<Lane>>>,
@@ -135,6 +138,7 @@ impl Session {
             closing: Cell::new(false),
             left: Cell::new(false),
             redo: RefCell::default(),
+            place: RefCell::default(),
             wake: Wake::default(),
             lane: RefCell::new(None),
             last: Cell::new(now),
