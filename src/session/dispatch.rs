@@ -239,6 +239,7 @@ impl Batch {
     fn account(&self, ctx: &Ctx, session: &Session) {
         session.last.set(self.now);
         let Some(hits) = std::num::NonZeroU64::new(self.hits) else { return };
+        session.told.set(true);
         self.lane.note_read(self.now);
         let each = clock::now().saturating_sub(self.now) / hits;
         ctx.metrics.request_n(Timed::ReadHit, each, self.hits);

@@ -238,8 +238,12 @@ impl Session {
 
     /// R18: what the session has seen as one user, or in one database, fences its reads as another.
     fn changed_profile(&self) {
+        // A front's hits are not seen here; it has none while no lane lives.
+        let fronted = self.agent.is_some() && self.lane.borrow().as_ref().is_some_and(|lane| lane.is_live());
         self.forget_lane();
-        self.set_fence();
+        if self.told.get() || fronted {
+            self.set_fence();
+        }
         self.note_special();
     }
 

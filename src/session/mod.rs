@@ -73,6 +73,8 @@ pub(crate) struct Session {
     state: RefCell<State>,
     /// R21: no hit whose lane has not proved something newer than this.
     pub(crate) fence: Cell<u64>,
+    /// It has been told something of upstream's data, over its lane or from the L1: a change of profile is to fence that.
+    told: Cell<bool>,
     /// Outstanding commands that forbid hits (R22).
     blockers: Cell<u32>,
     /// Hashes of keys that outstanding commands name, six bits each (R22).
@@ -126,6 +128,7 @@ impl Session {
             outbox: RefCell::default(),
             state: RefCell::new(State::new(&ctx.default_profile, ctx.locks_out(peer.near))),
             fence: Cell::new(0),
+            told: Cell::new(false),
             blockers: Cell::new(0),
             named: Cell::new(0),
             halted: Cell::new(false),
@@ -153,6 +156,7 @@ impl Session {
 
     /// A reply of upstream's (RESP3) for `slot`.
     pub(crate) fn complete(self: &Rc<Self>, ctx: &Ctx, slot: u64, frame: &[u8], form: Form) {
+        self.told.set(true);
         let done = self.outbox.borrow_mut().complete(slot, frame, form);
         self.completed(ctx, done);
     }

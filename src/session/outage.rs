@@ -99,6 +99,7 @@ impl Session {
             }
             (_, Caching::Never(_)) => return None,
         };
+        self.told.set(true);
         ctx.metrics.stale_served.add(count);
         ctx.metrics.bypass.add(Bypass::Outage, count);
         Some(told)

@@ -28,6 +28,8 @@ mod lifecycle;
 mod limits;
 /// Byte for byte what Redis itself answers.
 mod oracle;
+/// Upstream gone, cell by cell of what is promised then, at start, in service and under load.
+mod outage;
 /// Every read that can be kept, and every one that never is.
 mod reads;
 /// Bugs that suites of others found, one test each.
