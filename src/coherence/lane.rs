@@ -437,7 +437,11 @@ impl Lane {
         if get.may_join && !kept_out && self.join(ctx, now, session, slot, &flight) {
             return;
         }
-        let token = if self.caches() && !kept_out { ctx.l1.token(key, self.epoch.get()) } else { None };
+        // While it arms, or is not connected, a reading is not to be stored; yet of a crowd that waits for one key one read
+        // goes up. (Epoch 0 is nobody's, so its token gives no right.)
+        let epoch = if self.is_arming() { 0 } else { self.epoch.get() };
+        let flies = !kept_out && (self.caches() || self.is_arming());
+        let token = if flies { ctx.l1.token(key, epoch) } else { None };
         let (Some(keep), Some(token)) = (get.keep, token) else {
             if !kept_out && self.caches() {
                 ctx.metrics.bypass.inc(Bypass::Pending);
@@ -458,8 +462,10 @@ impl Lane {
         });
         let mut inner = self.inner.borrow_mut();
         self.send(&mut inner, now, get.raw, Waiting::Fetch(fetch.clone()));
-        let pttl = pttl(key);
-        self.send(&mut inner, now, &pttl, Waiting::FetchTtl(fetch.clone()));
+        if fetch.token.epoch != 0 {
+            let pttl = pttl(key);
+            self.send(&mut inner, now, &pttl, Waiting::FetchTtl(fetch.clone()));
+        }
         inner.flights.insert(flight, fetch);
     }
 
@@ -476,7 +482,10 @@ impl Lane {
     fn may_join(&self, ctx: &Ctx, now: u64, session: &Session, flight: &Fetch) -> bool {
         // Upstream may have answered it as soon as it was sent, so it is no better than a copy of that age.
         let young = now.saturating_sub(flight.t_sent) <= ctx.max_staleness.min(self.ttl_cap(ctx));
-        let ours = flight.token.epoch == self.epoch.get();
+        // Epoch 0: it was sent before there were copies, by this connection or the one to come. It is not answered yet, so
+        // nobody has been told anything by this lane that was executed behind it; what is told on another connection waits for
+        // this lane's PONG, which is behind it, or fences its session.
+        let ours = flight.token.epoch == self.epoch.get() || flight.token.epoch == 0;
         young && ours && flight.t_sent > session.fence.get() && ctx.l1.alive(&flight.token)
     }
 

@@ -46,8 +46,8 @@ const ROLE_CHECK_EVERY: u64 = 1_000_000_000;
 /// The handshake is a handful of small commands; a server that is busy with a script answers HELLO all the same.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
 
-/// A connection that lived for less counts as a failed attempt; so many of them in a row are an outage: else a server that
-/// takes connections and drops them would be asked anew at once, for ever.
+/// A connection that lived for less and answered nothing counts as a failed attempt; so many of them in a row are an outage:
+/// else a server that takes connections and drops them would be asked anew at once, for ever.
 const LIVED: u64 = 1_000_000_000;
 const FLAPS_MAX: u32 = 4;
 
@@ -105,8 +105,9 @@ async fn run(ctx: Rc<Ctx>, lane: Rc<Lane>) {
                     lane.publish();
                     return;
                 }
+                let answered = lane.held.progress.get() > up_since;
                 lane.lost(&ctx, &why);
-                if clock::now().saturating_sub(up_since) >= LIVED {
+                if answered || clock::now().saturating_sub(up_since) >= LIVED {
                     backoff.reset();
                     flaps = 0;
                     continue;

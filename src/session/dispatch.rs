@@ -443,7 +443,7 @@ impl Session {
             Ok(lane) => lane,
             Err(stop) => return stop,
         };
-        let may_join = epoch.is_ok() || matches!(epoch, Err(Bypass::Fence | Bypass::Lease));
+        let may_join = epoch.is_ok() || matches!(epoch, Err(Bypass::Fence | Bypass::Lease | Bypass::NotLive));
         let place = match self.refill(ctx, b, &lane, req, may_join.then_some((key, None))) {
             Ok(place) => place,
             Err(stop) => return stop,

@@ -85,7 +85,7 @@ impl Session {
             self.note_lookup(ctx, b, key, method, epoch);
             return self.forward(ctx, b, req, spec, mute, None);
         }
-        let may_join = epoch.is_ok() || matches!(epoch, Err(Bypass::Fence | Bypass::Lease));
+        let may_join = epoch.is_ok() || matches!(epoch, Err(Bypass::Fence | Bypass::Lease | Bypass::NotLive));
         let id = FormId::of(method, req);
         let place = match self.refill(ctx, b, &lane, req, may_join.then(|| (key, Some(id.clone())))) {
             Ok(place) => place,

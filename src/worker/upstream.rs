@@ -109,6 +109,7 @@ impl Ctx {
                 self.status.set_stale_since(if self.serves_stale() { clock::now() } else { 0 });
             }
             Some(Turn::Back { .. }) => {
+                self.channel.try_now();
                 self.metrics.reconnects.inc();
                 self.status.set_stale_since(0);
             }
