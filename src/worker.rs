@@ -376,6 +376,11 @@ impl Ctx {
         self.floor.set(clock::now());
     }
 
+    #[cfg(test)]
+    pub(crate) fn forget_floor(&self) {
+        self.floor.set(0);
+    }
+
     pub(crate) fn floor(&self) -> u64 {
         self.floor.get()
     }

@@ -31,7 +31,7 @@ impl Lane {
         }
     }
 
-    fn falls_silent(&self, ctx: &Rc<Ctx>, since: u64) {
+    pub(super) fn falls_silent(&self, ctx: &Rc<Ctx>, since: u64) {
         let limit = ctx.config.upstream.stall_timeout.unwrap_or_default();
         let why = format!("nothing answered for {limit:?} (upstream.stall_timeout)");
         self.held.silent.set(true);

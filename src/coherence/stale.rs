@@ -147,7 +147,11 @@ mod tests {
         let lasting = Entry { expires: u64::MAX, ..entry() };
         assert_eq!(servable(&lasting, &late), Ok(()), "at the very end");
         let ended = Entry { deadline: 400, ..entry() };
-        assert_eq!(servable(&ended, &View { max_stale: 1_600, ..VIEW }), Ok(()), "behind its deadline, and young enough");
+        assert_eq!(
+            servable(&ended, &View { max_stale: 1_600, ..VIEW }),
+            Ok(()),
+            "behind its deadline, and young enough"
+        );
         let rows = [
             (entry(), View { lost: None, ..VIEW }, Unservable::Live),
             (Entry { expires: 0, ..entry() }, VIEW, Unservable::Negative),

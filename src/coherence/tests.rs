@@ -57,6 +57,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0..2usize).prop_map(Step::Ping),
         1 => (0..2usize, 0..4usize).prop_map(|(w, n)| Step::Cut(w, n)),
         2 => (0..2usize).prop_map(Step::Reconnect),
+        2 => (0..2usize).prop_map(Step::Gone),
         1 => Just(Step::Orphan),
         1 => key().prop_map(Step::Drop),
         1 => Just(Step::Flush),
@@ -71,14 +72,24 @@ fn history() -> impl Strategy<Value = (Layout, bool, Vec<Step>)> {
     (layout(), any::<bool>(), vec(step(), 1..150))
 }
 
-/// Plays a history to its end; returns hits and refreshes that were stored.
-fn play(layout: Layout, own_pushes_first: bool, steps: &[Step], broken: Option<Broken>) -> Result<(u64, u64), String> {
+/// What a history had, so that it proves something.
+#[derive(Clone, Copy, Default)]
+struct Had {
+    hits: u64,
+    /// Refreshes that were stored.
+    refreshed: u64,
+    /// Keys that were answered while upstream was gone.
+    stale: u64,
+}
+
+/// Plays a history to its end.
+fn play(layout: Layout, own_pushes_first: bool, steps: &[Step], broken: Option<Broken>) -> Result<Had, String> {
     let mut world = World::new(layout, own_pushes_first, broken);
     for (i, step) in steps.iter().enumerate() {
         world.step(step).map_err(|why| format!("at step {i}, {step:?}: {why}"))?;
     }
     world.rest().map_err(|why| format!("at rest: {why}"))?;
-    Ok((world.hits(), world.refreshed()))
+    Ok(Had { hits: world.hits(), refreshed: world.refreshed(), stale: world.stale() })
 }
 
 /// As many histories as PROPTEST_CASES says, or `cases`.
@@ -90,19 +101,21 @@ fn runner(cases: u32) -> TestRunner {
 
 #[test]
 fn no_reply_is_older_than_it_may_be() {
-    let (hits, refreshed) = (std::cell::Cell::new(0), std::cell::Cell::new(0));
+    let all = std::cell::Cell::new(Had::default());
     let outcome = runner(150).run(&history(), |(layout, own_pushes_first, steps)| {
-        let (h, r) = play(layout, own_pushes_first, &steps, None).map_err(TestCaseError::fail)?;
-        hits.set(hits.get() + h);
-        refreshed.set(refreshed.get() + r);
+        let had = play(layout, own_pushes_first, &steps, None).map_err(TestCaseError::fail)?;
+        let Had { hits, refreshed, stale } = all.get();
+        all.set(Had { hits: hits + had.hits, refreshed: refreshed + had.refreshed, stale: stale + had.stale });
         Ok(())
     });
     if let Err(e) = outcome {
         panic!("{e}");
     }
     // Without hits and refreshes it would have proved nothing.
-    assert!(hits.get() > 150, "only {} hits", hits.get());
-    assert!(refreshed.get() > 50, "only {} refreshes stored", refreshed.get());
+    let Had { hits, refreshed, stale } = all.get();
+    assert!(hits > 150, "only {hits} hits");
+    assert!(refreshed > 50, "only {refreshed} refreshes stored");
+    assert!(stale > 10, "only {stale} stale reads");
 }
 
 // ---- each rule, with it and without it ----
@@ -241,6 +254,47 @@ fn a_key_that_an_outstanding_command_names_is_no_hit() {
     steps.push(Step::Foreign(Foreign::Set(2, None)));
     steps.extend([Step::Ask(0, vec![Ask::Range(2)]), Step::Ask(0, vec![Ask::Get(2)])]);
     needs(Broken::Named, Layout::OneLane, &steps);
+}
+
+/// A script is acknowledged while the lane with the old entry is lost: nobody is told that entry afterwards.
+#[test]
+fn nothing_stale_from_before_a_script_that_no_pong_followed() {
+    let mut steps = warm(0, 2).to_vec();
+    steps.push(Step::Cut(0, 0));
+    steps.extend(whole(1, 2, Own::Script));
+    steps.extend([Step::Pass(1500), Step::Gone(0), Step::Ask(2, vec![Ask::Get(2)])]);
+    needs(Broken::Floor, Layout::OneLane, &steps);
+}
+
+#[test]
+fn nothing_stale_from_before_a_read_on_a_connection_of_its_own() {
+    let mut steps = warm(0, 2).to_vec();
+    steps.extend([Step::Cut(0, 0), Step::Foreign(Foreign::Set(2, None))]);
+    steps.extend(whole(0, 2, Own::Read));
+    steps.extend([Step::Gone(0), Step::Ask(0, vec![Ask::Get(2)])]);
+    needs(Broken::Fence, Layout::OneLane, &steps);
+}
+
+/// The lane lives and is silent; the session's own script, which may change anything, is on its way.
+#[test]
+fn nothing_stale_behind_an_outstanding_command_that_names_the_key() {
+    let mut steps = warm(0, 2).to_vec();
+    steps.extend([Step::Foreign(Foreign::Set(2, None)), Step::Ask(0, vec![Ask::Set(3, None), Ask::Range(2)])]);
+    steps.extend([Step::Execute(0, usize::MAX), Step::Gone(0), Step::Ask(0, vec![Ask::Get(2)])]);
+    needs(Broken::Named, Layout::OneLane, &steps);
+}
+
+#[test]
+fn stale_reads_are_as_old_as_they_may_be() {
+    let mut steps = warm(0, 2).to_vec();
+    steps.extend([Step::Cut(0, 0), Step::Foreign(Foreign::Set(2, None)), Step::Gone(0), Step::Pass(60_000)]);
+    steps.extend([Step::Ask(0, vec![Ask::Get(2)]), Step::Ask(0, vec![Ask::Mget(vec![2, 2])])]);
+    let had = play(Layout::OneLane, false, &steps, None).expect("coherent");
+    assert_eq!(had.stale, 3);
+    steps.push(Step::Pass(240_000));
+    steps.push(Step::Ask(0, vec![Ask::Get(2)]));
+    let had = play(Layout::OneLane, false, &steps, None).expect("coherent");
+    assert_eq!(had.stale, 3, "and no older");
 }
 
 // ---- what the property test has found, or a reader ----

@@ -12,8 +12,8 @@ use std::{
 
 use super::{
     Admin, AdminResp, Cache, CacheMode, Canary, Coherence, CoherenceMode, Commands, Config, Environment, Eviction,
-    Fence, Http, Listen, Log, LogFormat, OnWrite, Outage, OutageError, OutageReads, OutageWrites, Retry, Secret, TtlCap,
-    Upstream, cpu,
+    Fence, Http, Listen, Log, LogFormat, OnWrite, Outage, OutageError, OutageReads, OutageWrites, Retry, Secret,
+    TtlCap, Upstream, cpu,
     file::{Node, Value},
     settings::Settings,
     units::{self, DURATION_MAX, SIZE_MAX, shown},

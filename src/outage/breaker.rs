@@ -24,7 +24,11 @@ pub(crate) struct Outage {
 impl Outage {
     /// The text of the error.
     pub(crate) fn text(&self, now: u64) -> String {
-        format!("NEARSIDE upstream unavailable: {} (for {} s)", self.why, now.saturating_sub(self.since) / 1_000_000_000)
+        format!(
+            "NEARSIDE upstream unavailable: {} (for {} s)",
+            self.why,
+            now.saturating_sub(self.since) / 1_000_000_000
+        )
     }
 }
 
@@ -34,8 +38,13 @@ enum State {
     New,
     Up,
     /// A connection was lost, and nothing has been heard since.
-    Lost { since: u64 },
-    Open { outage: Outage, probing: bool },
+    Lost {
+        since: u64,
+    },
+    Open {
+        outage: Outage,
+        probing: bool,
+    },
 }
 
 /// What is worth a line in the log.
@@ -149,7 +158,11 @@ mod tests {
         let mut b = Breaker::default();
         assert_eq!(b.answered(1), Some(Turn::First));
         assert_eq!(b.lost(2, "cut"), Some(Turn::Lost { why: "cut".to_owned() }));
-        assert_eq!((b.lost(3, "cut"), b.outage(), b.state()), (None, None, BreakerState::Closed), "several lanes are one upstream");
+        assert_eq!(
+            (b.lost(3, "cut"), b.outage(), b.state()),
+            (None, None, BreakerState::Closed),
+            "several lanes are one upstream"
+        );
         assert_eq!(b.answered(7), back(5, false));
         assert_eq!(b.answered(8), None);
     }

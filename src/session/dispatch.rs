@@ -369,7 +369,9 @@ impl Session {
         let view = self.view(ctx, b, req, &STRANGER);
         let owned = || Owned::of(req);
         match router::route_stranger(what, &view) {
-            Route::Learn => self.lane_stop(ctx, b, req, &STRANGER, false).unwrap_or_else(|| Some(Step::Suspend(Work::Learn(owned())))),
+            Route::Learn => self
+                .lane_stop(ctx, b, req, &STRANGER, false)
+                .unwrap_or_else(|| Some(Step::Suspend(Work::Learn(owned())))),
             Route::Pinned(why) => Some(Step::Suspend(Work::Pinned(why, owned()))),
             route => {
                 let effect = (route == Route::Opaque).then_some(Effect::Opaque);
@@ -450,13 +452,7 @@ impl Session {
         };
         let keep = self.note_lookup(ctx, b, key, Method::Get, epoch);
         let slot = self.slot(mute, self.on_spare.get(), asked(b, epoch));
-        let get = FetchRequest {
-            raw: req.raw,
-            read: FetchRead::GET,
-            keep,
-            may_join,
-            place,
-        };
+        let get = FetchRequest { raw: req.raw, read: FetchRead::GET, keep, may_join, place };
         b.lane.note_read(b.now);
         lane.fetch(ctx, b.now, self, slot, key, get);
         if ctx.cache_serves() {

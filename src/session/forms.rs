@@ -93,12 +93,7 @@ impl Session {
         };
         let keep = self.note_lookup(ctx, b, key, method, epoch);
         let slot = self.slot(mute, self.on_spare.get(), asked(b, epoch));
-        let read = FetchRead {
-            id: Some(id),
-            shape: kept.shape(req),
-            form: keys::form(spec, req),
-            resend: spec.resend,
-        };
+        let read = FetchRead { id: Some(id), shape: kept.shape(req), form: keys::form(spec, req), resend: spec.resend };
         b.lane().note_read(b.now);
         lane.fetch(ctx, b.now, self, slot, key, FetchRequest { raw: req.raw, read, keep, may_join, place });
         self.note_named(ctx.l1.stripe(key));

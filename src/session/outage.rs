@@ -72,8 +72,9 @@ impl Session {
         if !ctx.serves_stale() || !keys::arity_ok(spec, req.argc()) {
             return None;
         }
-        let servable =
-            |key: &[u8], entry: &Entry| entry.lane == lane.id && lane.stale_servable(ctx, self, now, key, entry).is_ok();
+        let servable = |key: &[u8], entry: &Entry| {
+            entry.lane == lane.id && lane.stale_servable(ctx, self, now, key, entry).is_ok()
+        };
         let form = keys::form(spec, req);
         let (told, count) = match (spec.kind, spec.caching) {
             (Kind::Get, _) => {

@@ -96,7 +96,7 @@ fn a_server_that_cannot_save_refuses_writes_and_answers_reads() {
     warm(&proxy, &mut c, "k");
     dir.close().expect("the directory is empty");
     redis.cmd(&["BGSAVE"]);
-    let misconf = |c: &mut Client| c.cmd(&["SET", "k", "2"]).text().starts_with("MISCONF ");
+    let misconf = |c: &mut Client| c.cmd(&["SET", "w", "2"]).text().starts_with("MISCONF ");
     eventually(PATIENCE, "the save to fail", || misconf(&mut c));
     // Its connection is lost besides: a MISCONF to our PING is as good as a PONG.
     redis.cmd(&["CLIENT", "KILL", "TYPE", "normal"]);

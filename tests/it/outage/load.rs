@@ -64,7 +64,11 @@ impl Worker {
         let history = self.foreign.lock().expect("a history");
         let next = history.iter().find(|(v, _)| *v > version).map(|(_, at)| *at);
         let limit = MAX_STALE + B;
-        assert!(next.is_none_or(|at| at + limit >= asked), "{version} was replaced {:?} before", next.map(|at| asked - at));
+        assert!(
+            next.is_none_or(|at| at + limit >= asked),
+            "{version} was replaced {:?} before",
+            next.map(|at| asked - at)
+        );
         self.seen = self.seen.max(version);
     }
 
@@ -151,7 +155,9 @@ fn proxy(url: &str) -> Proxy {
 fn at_rest(proxy: &Proxy, (answered, refused): (u64, u64)) {
     assert!(answered > 100 && refused > 0, "{answered} answered, {refused} refused");
     assert!(proxy.metric("nearside_stale_served_total") > 0.0);
-    crate::support::eventually(crate::support::PATIENCE, "nothing to be pending", || proxy.stat("pending_writes") == 0.0);
+    crate::support::eventually(crate::support::PATIENCE, "nothing to be pending", || {
+        proxy.stat("pending_writes") == 0.0
+    });
 }
 
 #[test]

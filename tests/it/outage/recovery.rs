@@ -14,7 +14,7 @@ fn nothing_from_before_is_trusted_after() {
     assert_eq!(c.cmd(&["MGET", "k", "l"]), Reply::bulks(&["1", "1"]));
     redis.restart();
     // Behind the sidecar's back, before or after it is back: it has no copy that this could have invalidated.
-    redis.cmd(&["SET", "k", "2"]);
+    eventually(PATIENCE, "its data to be loaded", || redis.cmd(&["SET", "k", "2"]) == Reply::ok());
     wait_back(&proxy);
     let mut last = Reply::Nil;
     let seen = poll(PATIENCE, || {

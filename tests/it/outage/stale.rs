@@ -256,7 +256,8 @@ fn a_reconnection_serves_nothing_old() {
 fn in_pubsub_and_ttl_mode_too() {
     for mode in ["pubsub", "ttl"] {
         let mut redis = Redis::start();
-        let builder = quick(Proxy::to(&redis)).set("coherence.mode", mode).set("coherence.ttl_cap", json!({"ttl": "30s"}));
+        let builder =
+            quick(Proxy::to(&redis)).set("coherence.mode", mode).set("coherence.ttl_cap", json!({"ttl": "30s"}));
         let proxy = builder.start();
         eventually(PATIENCE, mode, || proxy.stats()["coherence"] == mode);
         let mut c = proxy.client();
