@@ -300,12 +300,11 @@ fn stats(ctx: &Ctx, now: u64) -> String {
     let rate = if hits + misses == 0 { String::new() } else { format!("{:.4}", hits as f64 / (hits + misses) as f64) };
     let age = ctx.home_lane().and_then(|l| l.lease_age(now));
     let mut text = String::new();
-    let lines: [(&str, String); 14] = [
+    let lines: [(&str, String); 13] = [
         ("mode", ctx.mode_word().to_owned()),
         ("coherence", ctx.status.coherence().as_str().to_owned()),
         ("coherence_why", coherence_why(ctx)),
         ("upstream", if ctx.status.upstream_up() { "up" } else { "down" }.to_owned()),
-        ("stale_served", m.stale_served.get().to_string()),
         ("hits", hits.to_string()),
         ("misses", misses.to_string()),
         ("hit_rate", rate),
@@ -336,6 +335,7 @@ fn outage(ctx: &Ctx, now: u64) -> String {
         ("outage_writes".to_owned(), config.writes.as_str().to_owned()),
         ("outage_error".to_owned(), config.error.as_str().to_owned()),
         ("max_stale_ms".to_owned(), config.max_stale.as_millis().to_string()),
+        ("stale_served".to_owned(), m.stale_served.get().to_string()),
         ("refills_waiting".to_owned(), m.refills_waiting.get().to_string()),
     ];
     lines.extend(m.outage_failed.iter().map(|(class, n)| (format!("outage_failed_{class}"), n.to_string())));

@@ -18,6 +18,7 @@ fn a_busy_server_answers_and_is_waited_for() {
     warm(&proxy, &mut c, "k");
     let mut w = redis.client();
     w.send_cmd(&["EVAL", "while true do end", "0"]);
+    eventually(PATIENCE, "BUSY", || redis.cmd(&["PING"]).text().starts_with("BUSY"));
     // For twice the time after which silence would be an outage.
     let end = std::time::Instant::now() + ms(3000);
     let mut busy = 0;

@@ -204,6 +204,7 @@ fn a_server_that_is_killed_and_comes_back_with_its_data() {
     at_rest(&proxy, counts);
 }
 
+/// (A write on its way into a black hole has no answer until TCP gives it up: `detect` has the reads.)
 #[test]
 fn a_network_that_refuses_stalls_and_heals() {
     let redis = Redis::start();
@@ -218,11 +219,12 @@ fn a_network_that_refuses_stalls_and_heals() {
                     relay.cut(Scope::Existing);
                 }
                 1 => relay.stall(Scope::All, Dir::Down),
-                _ => relay.blackhole(Scope::All),
+                _ => relay.stall(Scope::All, Dir::Up),
             }
             wait_gone(&proxy);
             std::thread::sleep(ms(300));
             relay.resume(Scope::All, Dir::Down);
+            relay.resume(Scope::All, Dir::Up);
             relay.heal();
             wait_back(&proxy);
         }
