@@ -57,7 +57,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0..2usize).prop_map(Step::Ping),
         1 => (0..2usize, 0..4usize).prop_map(|(w, n)| Step::Cut(w, n)),
         2 => (0..2usize).prop_map(Step::Reconnect),
-        1 => (0..2usize).prop_map(Step::Gone),
+        2 => (0..2usize).prop_map(Step::Gone),
         1 => Just(Step::Orphan),
         1 => key().prop_map(Step::Drop),
         1 => Just(Step::Flush),
@@ -102,7 +102,7 @@ fn runner(cases: u32) -> TestRunner {
 #[test]
 fn no_reply_is_older_than_it_may_be() {
     let all = std::cell::Cell::new(Had::default());
-    let outcome = runner(200).run(&history(), |(layout, own_pushes_first, steps)| {
+    let outcome = runner(240).run(&history(), |(layout, own_pushes_first, steps)| {
         let had = play(layout, own_pushes_first, &steps, None).map_err(TestCaseError::fail)?;
         let Had { hits, refreshed, stale } = all.get();
         all.set(Had { hits: hits + had.hits, refreshed: refreshed + had.refreshed, stale: stale + had.stale });

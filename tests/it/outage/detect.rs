@@ -155,6 +155,7 @@ fn a_killed_server_is_gone_at_the_first_failed_attempt_and_says_since_when() {
     assert_eq!(metric("closed"), 0.0);
     assert_eq!(metric("open") + metric("half_open"), 1.0);
     redis.restart();
+    wait_back(&proxy);
     assert_eq!(until_answered(&mut c, &["GET", "k"]), Reply::Nil, "it came back empty");
     assert_eq!(metric("closed"), 1.0);
     assert_eq!(proxy.count_logged("is gone, trying again"), 1);

@@ -100,7 +100,7 @@ fn recovered(places: u32) -> (Fake, Proxy, crate::support::fake::Conn) {
     c.reply();
     lane.close();
     let lane = fake.lane();
-    wait_back(&proxy);
+    proxy.wait_logged("is back");
     (fake, proxy, lane)
 }
 
@@ -170,7 +170,7 @@ fn request_timeout_bounds_the_wait_for_a_place() {
     let mut c = proxy.client();
     fake.lane().close();
     let mut lane = fake.lane();
-    wait_back(&proxy);
+    proxy.wait_logged("is back");
     let mut first = asks(&proxy, &["GET", "a"]);
     lane.expect(&["GET", "a"]).expect(&["PTTL", "a"]);
     c.send_cmd(&["GET", "b"]);
