@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use super::{lasting, ms, quick, secs, wait_back, wait_gone};
 use crate::support::{Client, Dir, Proxy, Redis, Relay, Reply, Scope};
 
-const WORKERS: usize = 6;
+/// Clients that write and read, and clients that only read: a write on its way to a silent server is waited for.
+const WRITERS: usize = 4;
+const READERS: usize = 3;
 
 /// The write of a foreign key, and its place in time: versions that upstream has acknowledged.
 type History = Arc<Mutex<Vec<(u64, Instant)>>>;
@@ -72,6 +74,12 @@ impl Worker {
         self.seen = self.seen.max(version);
     }
 
+    /// A key that nobody writes: this or an error.
+    fn read_fixed(&mut self) {
+        let reply = self.ask(&["GET", "fixed"]);
+        assert!(reply.is_error() || reply == Reply::bulk("1"), "{reply:?}");
+    }
+
     #[track_caller]
     fn ask(&mut self, words: &[&str]) -> Reply {
         let start = Instant::now();
@@ -121,17 +129,22 @@ fn write_foreign(socket: &std::path::Path, history: &History, over: &AtomicBool)
 
 /// Runs clients while `trouble` does what it does; returns how many commands were answered and refused.
 fn under_load(proxy: &Proxy, redis_socket: &std::path::Path, trouble: impl FnOnce()) -> (u64, u64) {
+    Client::unix(redis_socket).cmd(&["SET", "fixed", "1"]);
+    super::warm(proxy, &mut proxy.client(), "fixed");
     let (over, counts, foreign) = (AtomicBool::new(false), Arc::new(Counts::default()), History::default());
     std::thread::scope(|scope| {
         scope.spawn(|| write_foreign(redis_socket, &foreign, &over));
-        for i in 0..WORKERS {
+        for i in 0..WRITERS + READERS {
             let (foreign, counts, over) = (foreign.clone(), counts.clone(), &over);
             let c = proxy.client().with_patience(PATIENT);
             scope.spawn(move || {
                 let own = format!("own:{i}");
                 let mut worker = Worker { c, own, acked: 0, sent: 0, seen: 0, foreign, counts };
                 while !over.load(Relaxed) {
-                    worker.write();
+                    if i < WRITERS {
+                        worker.write();
+                    }
+                    worker.read_fixed();
                     for _ in 0..4 {
                         worker.read_own();
                         worker.read_foreign();
