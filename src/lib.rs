@@ -37,6 +37,7 @@ mod config;
 mod front;
 mod http;
 mod limits;
+mod local;
 mod mutation;
 mod net;
 mod observe;
