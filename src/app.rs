@@ -19,13 +19,13 @@ use tokio::time::{sleep, timeout};
 
 use crate::cache::{Bounds, L1};
 use crate::coherence::{self, Channel};
-use crate::config::{CacheMode, Config, Eviction, Listen};
+use crate::config::{Backend, CacheMode, Config, Eviction, Listen};
 use crate::front::{self, Workers};
 use crate::http::{self, HttpConfig, Order};
 use crate::net::Stream;
 use crate::observe::View;
 use crate::observe::metrics::Metrics;
-use crate::observe::reasons::{Mode, Reject, Source};
+use crate::observe::reasons::{Coherence, Mode, Reject, Source};
 use crate::observe::status::Status;
 use crate::session::{self, Peering, Session};
 use crate::worker::Ctx;
@@ -70,9 +70,11 @@ pub(crate) fn serve(mut config: Config, warnings: Vec<String>) -> Result<(), App
     crate::mutation::announce().map_err(AppError::Mutation)?;
     fit_max_clients(&mut config);
     let listeners = listen(&config.listen)?;
-    let mode = if config.cache.mode == CacheMode::Serve { Mode::Serve } else { Mode::Off };
+    let backend = config.upstream.backend;
+    let caches = config.cache.mode == CacheMode::Serve && backend == Backend::Upstream;
+    let mode = if caches { Mode::Serve } else { Mode::Off };
     let metrics = Arc::new(Metrics::with_workers(":", 100, config.workers - 1));
-    let status = Arc::new(Status::new("upstream", mode));
+    let status = Arc::new(Status::new(backend.as_str(), mode));
     let view = Arc::new(View { metrics: metrics.clone(), status: status.clone() });
     let (orders, inbox) = mpsc::channel(http::ORDERS_MAX);
     let http = http::start(http_config(&config, orders), view).map_err(AppError::Http)?;
@@ -124,10 +126,8 @@ async fn run(
 ) -> Result<(), AppError> {
     let mut term = signal(SignalKind::terminate()).map_err(AppError::Runtime)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(AppError::Runtime)?;
-    Channel::spawn(&ctx);
     tokio::task::spawn_local(take_orders(ctx.clone(), inbox));
-    let lane = ctx.lane(&ctx.default_profile);
-    let _ = timeout(FIRST_CONTACT, ctx.await_lane(&lane)).await;
+    begin_backend(&ctx).await;
     let mut shown = Vec::new();
     let accepting = Rc::new(RefCell::new(Vec::new()));
     for listener in listeners {
@@ -137,14 +137,8 @@ async fn run(
     }
     ctx.status.set_started();
     let http: Vec<String> = http.iter().map(SocketAddr::to_string).collect();
-    tracing::info!(
-        "ready: cache: {} (impl: l1), upstream {}, coherence {}, listening on {}, http {}",
-        ctx.mode_word(),
-        ctx.config.upstream.display(),
-        ctx.config.coherence.mode.as_str(),
-        shown.join(", "),
-        if http.is_empty() { "off".to_owned() } else { http.join(", ") },
-    );
+    let http = if http.is_empty() { "off".to_owned() } else { http.join(", ") };
+    tracing::info!("ready: {}, listening on {}, http {http}", backend_line(&ctx), shown.join(", "));
     ctx.lanes.borrow().values().for_each(|lane| lane.say(&ctx));
     signalled(&mut term, &mut interrupt).await;
     ctx.status.set_draining();
@@ -156,11 +150,47 @@ async fn run(
     Ok(())
 }
 
+/// What serves clients besides this process's own memory is started, or that memory is.
+async fn begin_backend(ctx: &Rc<Ctx>) {
+    match ctx.config.upstream.backend {
+        Backend::Upstream => {
+            Channel::spawn(ctx);
+            let lane = ctx.lane(&ctx.default_profile);
+            let _ = timeout(FIRST_CONTACT, ctx.await_lane(&lane)).await;
+        }
+        Backend::Local => {
+            ctx.status.set_coherence(Coherence::None, "nothing is cached in front of the in-memory engine");
+            tokio::task::spawn_local(session::tick(ctx.clone()));
+        }
+    }
+}
+
+/// The backend in the first line of the log; where it is not what most people want in the end, with the next step.
+fn backend_line(ctx: &Ctx) -> String {
+    let config = &ctx.config;
+    match config.upstream.backend {
+        Backend::Upstream => format!(
+            "cache: {} (impl: l1), upstream {}, coherence {}",
+            ctx.mode_word(),
+            config.upstream.display(),
+            config.coherence.mode.as_str()
+        ),
+        Backend::Local => "backend: embedded (in memory, nothing is kept; name a Redis with --upstream \
+                           redis://127.0.0.1:6379)"
+            .to_owned(),
+    }
+}
+
 /// What the side port was asked to change, with the sidecar's own rights.
 async fn take_orders(ctx: Rc<Ctx>, mut inbox: mpsc::Receiver<Order>) {
     while let Some(order) = inbox.recv().await {
         let ctx = ctx.clone();
         tokio::task::spawn_local(async move {
+            if ctx.embedded().is_some() {
+                // There are no copies, and nobody else to tell.
+                let _ = order.done.send(Ok(0));
+                return;
+            }
             let outcome = coherence::drop_all(&ctx, &ctx.default_profile, &order.messages, Source::Http).await;
             // Whoever asked may have stopped waiting.
             let _ = order.done.send(outcome);

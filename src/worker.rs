@@ -14,7 +14,8 @@ use crate::coherence::{Availability, Channel, Hold, Lane, Malformed, Samples};
 use crate::command::Spec;
 use crate::command::cacheable::KeptCommands;
 use crate::command::table;
-use crate::config::{CacheMode, Config};
+use crate::config::{Backend, CacheMode, Config};
+use crate::local::Engine;
 use crate::mutation::{self, Rule};
 use crate::observe::clock;
 use crate::observe::metrics::Metrics;
@@ -69,6 +70,10 @@ pub(crate) struct Ctx {
     pub(crate) draining: Cell<bool>,
     /// The clock as last read by whoever read a socket: good enough to measure with, never to decide with.
     pub(crate) now: Cell<u64>,
+    /// By `clock::now`.
+    pub(crate) started: u64,
+    /// The backend, where no upstream is named.
+    engine: Option<RefCell<Engine>>,
     mode: Cell<CacheMode>,
     rules: Arc<Current>,
     /// What any rule keeps: asked of every read.
@@ -121,10 +126,15 @@ impl Ctx {
         });
         let max_staleness = u64::try_from(config.coherence.max_staleness.as_nanos()).unwrap_or(u64::MAX);
         let rules = Rules::new(&config.rules, &config.cache, &metrics.patterns);
+        let engine = (up.backend == Backend::Local)
+            .then(|| RefCell::new(Engine::new(config.local.max_bytes, RandomState::new().hash_one(0))));
         let samples = Samples::new(config.coherence.sample_per_second, clock::now());
         Rc::new(Ctx {
             default_profile: Profile { db: up.db, credential: credential.clone() },
-            mode: Cell::new(config.cache.mode),
+            started: clock::now(),
+            // Nothing is cached in front of memory.
+            mode: Cell::new(if engine.is_some() { CacheMode::Off } else { config.cache.mode }),
+            engine,
             kept: Cell::new(rules.commands()),
             rules: Arc::new(Current::from_pointee(rules)),
             config,
@@ -180,6 +190,11 @@ impl Ctx {
         let n = self.next_session.get();
         self.next_session.set(n + 1);
         n
+    }
+
+    /// The local engine, where it is the backend: then there are no lanes, no pinned connections and no channel.
+    pub(crate) fn embedded(&self) -> Option<&RefCell<Engine>> {
+        self.engine.as_ref()
     }
 
     // ---- the cache's mode ----
@@ -506,6 +521,15 @@ impl Ctx {
         self.metrics.pending.set(self.l1.pending());
         self.metrics.in_flight.set(in_flight as u64);
         self.metrics.pinned_connections.set(self.pool.open() as u64);
+        if let Some(engine) = &self.engine {
+            let engine = engine.borrow();
+            let ((keys, bytes), counts, local) = (engine.size(), engine.counts(), &self.metrics.local);
+            local.keys.set(keys);
+            local.bytes.set(bytes);
+            local.expired.set(counts.expired);
+            local.evicted.set(counts.evicted);
+            local.refused.set(counts.refused);
+        }
     }
 
     // ---- identity ----

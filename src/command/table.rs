@@ -74,7 +74,7 @@ pub(crate) static JSON_GET: Spec = Spec {
     caching: cacheable::kept("json.get", Part::Some, Absent::Null),
 };
 
-#[cfg(test)]
+/// Every row.
 pub(crate) fn all() -> impl Iterator<Item = &'static Spec> {
     TABLE.iter()
 }
@@ -136,7 +136,8 @@ fn probe(hash: u32, is: impl Fn(&[u8]) -> bool) -> Option<&'static Spec> {
     None
 }
 
-fn is_container(name: &[u8]) -> bool {
+/// Whether a command of this name is known by its subcommands only.
+pub(crate) fn is_container(name: &[u8]) -> bool {
     CONTAINERS.iter().any(|c| c.as_bytes().eq_ignore_ascii_case(name))
 }
 

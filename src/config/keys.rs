@@ -40,6 +40,7 @@ pub(super) const KEYS: &[&str] = &[
     "cache.eviction",
     "cache.on_write",
     "cache.update_max_bytes",
+    "local.max_bytes",
     "rules",
     "coherence.mode",
     "coherence.max_staleness",

@@ -102,6 +102,7 @@ pub(crate) struct Config {
     pub(crate) admin: Admin,
     pub(crate) workers: usize,
     pub(crate) cache: Cache,
+    pub(crate) local: Local,
     /// In the order in which they are asked; none: every key is cached as `cache` says.
     pub(crate) rules: Vec<Rule>,
     pub(crate) coherence: Coherence,
@@ -141,6 +142,8 @@ pub(crate) struct Listen {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Upstream {
+    pub(crate) backend: Backend,
+    /// Of nowhere where the backend is not it.
     pub(crate) endpoint: Endpoint,
     pub(crate) db: u32,
     /// Never set without a password.
@@ -160,7 +163,28 @@ pub(crate) struct Upstream {
 impl Upstream {
     /// The URL without credentials.
     pub(crate) fn display(&self) -> String {
-        url::show(&self.endpoint, self.db)
+        match self.backend {
+            Backend::Upstream => url::show(&self.endpoint, self.db),
+            Backend::Local => url::EMBEDDED.to_owned(),
+        }
+    }
+}
+
+/// Who answers what is not answered from the L1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Backend {
+    /// The Redis or Valkey behind.
+    Upstream,
+    /// The local engine: `upstream.url: embedded`, or nothing named by anybody.
+    Local,
+}
+
+impl Backend {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Backend::Upstream => "upstream",
+            Backend::Local => "embedded",
+        }
     }
 }
 
@@ -223,6 +247,12 @@ pub(crate) struct Cache {
     pub(crate) on_write: OnWrite,
     /// At most `max_value_bytes`.
     pub(crate) update_max_bytes: usize,
+}
+
+/// The local engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Local {
+    pub(crate) max_bytes: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -45,7 +45,7 @@ enum Shown {
 /// Every key with its value, in the order of `keys::KEYS` (a test compares the two).
 fn entries(config: &Config) -> Vec<(&'static str, Shown)> {
     let mut out = Entries(Vec::new());
-    let Config { environment, listen, upstream, admin, workers, cache, rules, coherence, commands, http, log } = config;
+    let Config { environment, listen, upstream, admin, workers, cache, local, rules, coherence, commands, http, log } = config;
     out.value("environment", environment_word(*environment));
     out.listen(listen);
     out.upstream(upstream);
@@ -53,6 +53,7 @@ fn entries(config: &Config) -> Vec<(&'static str, Shown)> {
     out.path("admin.password_file", admin.password_file.as_deref());
     out.value("workers", workers);
     out.cache(cache);
+    out.value("local.max_bytes", show_size(local.max_bytes));
     out.rules(rules);
     out.coherence(coherence);
     out.value("commands.shutdown", commands.shutdown);

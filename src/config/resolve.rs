@@ -11,8 +11,8 @@ use std::{
 };
 
 use super::{
-    Admin, AdminResp, Cache, CacheMode, Canary, Coherence, CoherenceMode, Commands, Config, Environment, Eviction,
-    Fence, Http, Listen, Log, LogFormat, OnWrite, Retry, Secret, TtlCap, Upstream, cpu,
+    Admin, AdminResp, Backend, Cache, CacheMode, Canary, Coherence, CoherenceMode, Commands, Config, Environment, Eviction,
+    Fence, Http, Listen, Local, Log, LogFormat, OnWrite, Retry, Secret, TtlCap, Upstream, cpu,
     file::{Node, Value},
     settings::Settings,
     units::{self, DURATION_MAX, SIZE_MAX, shown},
@@ -33,6 +33,9 @@ const HTTP_DEFAULT: &str = "127.0.0.1:9380";
 
 /// What applications ask for most, and what one change of a key drops least of.
 const COMMANDS_DEFAULT: [&str; 2] = ["GET", "MGET"];
+
+const NO_UPSTREAM: &str =
+    "no upstream: set upstream.url, for example redis://127.0.0.1:6379, or 'embedded' for the in-memory engine";
 
 /// `cache.max_bytes: auto` where memory is not limited further. A sidecar that takes more without being asked would
 /// surprise.
@@ -88,14 +91,16 @@ impl<'s> Resolver<'s> {
     /// The whole configuration; only valid where `problems` is empty afterwards. `memory` is the cgroup's limit.
     pub(super) fn config(&mut self, memory: Option<u64>) -> Config {
         let cache = self.cache(memory);
+        let environment = self.environment();
         let config = Config {
-            environment: self.environment(),
+            environment,
             listen: self.listen(),
-            upstream: self.upstream(),
+            upstream: self.upstream(environment),
             admin: self.admin(),
             workers: self.workers(),
             rules: self.rules(&cache),
             cache,
+            local: Local { max_bytes: self.budget("local.max_bytes", memory) },
             coherence: self.coherence(),
             commands: Commands { shutdown: self.one("commands.shutdown", false, units::boolean) },
             http: self.http(),
@@ -138,11 +143,12 @@ impl<'s> Resolver<'s> {
         }
     }
 
-    fn upstream(&mut self) -> Upstream {
-        let url = self.url();
+    fn upstream(&mut self, environment: Environment) -> Upstream {
+        let (backend, url) = self.backend(environment);
         let (username, password, password_file) = self.upstream_login(&url);
         let pinned_max = self.count("upstream.pinned_max", 1024, 1..=CONNECTIONS_MAX);
         Upstream {
+            backend,
             endpoint: url.endpoint,
             db: url.db,
             username,
@@ -157,12 +163,20 @@ impl<'s> Resolver<'s> {
         }
     }
 
-    fn url(&mut self) -> Url {
+    /// Who takes the trouble to write a file, or runs in production, means an upstream, and is told that it is missing;
+    /// who just starts the program gets the engine.
+    fn backend(&mut self, environment: Environment) -> (Backend, Url) {
         if self.settings.get("upstream.url").is_none() {
-            self.problems.push("no upstream: set upstream.url, for example redis://127.0.0.1:6379".to_owned());
-            return Url::nowhere();
+            if self.settings.has_file || environment == Environment::Production {
+                self.problems.push(NO_UPSTREAM.to_owned());
+            }
+            return (Backend::Local, Url::nowhere());
         }
-        self.one("upstream.url", Url::nowhere(), url::parse)
+        let embedded = (Backend::Local, Url::nowhere());
+        self.one("upstream.url", embedded, |text| match text {
+            url::EMBEDDED => Ok((Backend::Local, Url::nowhere())),
+            _ => url::parse(text).map(|url| (Backend::Upstream, url)),
+        })
     }
 
     /// The credentials of the URL, or those of the keys beside it; never a mixture that leaves open which one counts.
@@ -181,6 +195,11 @@ impl<'s> Resolver<'s> {
             self.problem(key, "a user name without a password; set upstream.password_file, or write user:password@ (:password@ without a user) in upstream.url");
         }
         (username, url.password.clone().or(from_file), path)
+    }
+
+    /// A share of memory, in bytes or `auto`.
+    fn budget(&mut self, key: &str, memory: Option<u64>) -> u64 {
+        self.one(key, cache_auto(memory), |text| cache_bytes(text, memory))
     }
 
     fn retry(&mut self) -> Retry {
@@ -214,7 +233,7 @@ impl<'s> Resolver<'s> {
         Cache {
             mode: self.word("cache.mode", &[("serve", CacheMode::Serve), ("off", CacheMode::Off)]),
             commands: self.list("cache.commands", &COMMANDS_DEFAULT, kept_command).into_iter().collect(),
-            max_bytes: self.one("cache.max_bytes", cache_auto(memory), |text| cache_bytes(text, memory)),
+            max_bytes: self.budget("cache.max_bytes", memory),
             max_entries: self.one("cache.max_entries", None, |text| units::number(text, 1..=u64::MAX).map(Some)),
             max_value_bytes,
             default_ttl: self.duration("cache.default_ttl", secs(300), ttl(millis(1))),
@@ -283,6 +302,7 @@ impl Resolver<'_> {
         self.check_addresses(config);
         self.check_sizes(config, memory);
         self.check_pairs(config);
+        self.check_backend(config);
         self.check_rules(config);
         if !config.listen.protected {
             self.warnings.push(
@@ -336,6 +356,25 @@ impl Resolver<'_> {
         }
         if upstream.pinned_idle > upstream.pinned_max {
             self.problem("upstream.pinned_idle", "is more than upstream.pinned_max");
+        }
+    }
+}
+
+impl Resolver<'_> {
+    fn check_backend(&mut self, config: &Config) {
+        if config.upstream.backend == Backend::Upstream {
+            return;
+        }
+        for key in ["upstream.username", "upstream.password_file"] {
+            if self.settings.get(key).is_some() {
+                self.problem(key, "is for an upstream, and none is named; set upstream.url");
+            }
+        }
+        if config.environment == Environment::Production {
+            self.warnings.push(
+                "upstream.url is embedded in production: nothing is kept when this process ends, and no other one sees it"
+                    .to_owned(),
+            );
         }
     }
 }

@@ -72,6 +72,8 @@ pub(super) struct Settings {
     pub(super) warnings: Vec<String>,
     /// The file could not be read at all: what seems to be missing may stand in it.
     pub(super) incomplete: bool,
+    /// A configuration file is named, readable or not.
+    pub(super) has_file: bool,
 }
 
 impl Settings {
@@ -83,6 +85,7 @@ impl Settings {
             env.filter(|(name, value)| name.starts_with(PREFIX) && !value.is_empty()).collect();
         let path = overrides.file.as_ref().or_else(|| variables.get(FILE_VARIABLE));
         if let Some(path) = path {
+            settings.has_file = true;
             settings.add_file(path);
         }
         settings.add_environment(&variables);

@@ -140,6 +140,7 @@ admin: {resp: off}
 workers: 1
 cache: {mode: off, commands: [hgetall, Json.Get], max_bytes: 3MiB, max_entries: 7, max_value_bytes: 9KiB, default_ttl: 1h, negative_ttl: 0s, ttl_buffer: 0,
         eviction: lru, on_write: resident, update_max_bytes: 8KiB}
+local: {max_bytes: 5MiB}
 rules:
   - {pattern: "tenant:{id}:*", name: "a: b", commands: [hgetall, get], ttl: 2h, negative_ttl: 0, max_value_bytes: 1KiB, on_write: invalidate,
      rollout: 12.5, variants: {short: {ttl: 5m}, long: {ttl: 1h}}, tags: ["tenant:{id}", "{1}"], max_share: 0.125, refresh_ahead: 1s, stale_while_revalidate: 2s}
@@ -395,11 +396,21 @@ fn a_device_is_not_read_for_ever() {
 
 #[test]
 fn without_an_upstream_the_error_says_how_to_give_one() {
-    let message = "no upstream: set upstream.url, for example redis://127.0.0.1:6379";
-    assert_eq!(env_problem(&[]), message);
+    let message =
+        "no upstream: set upstream.url, for example redis://127.0.0.1:6379, or 'embedded' for the in-memory engine";
     assert_eq!(env_problem(&[("NEARSIDE_ENVIRONMENT", "production")]), message);
     assert_eq!(Written::new("upstream: {url: \"\"}").load(&[]).unwrap_err().to_string(), message);
     assert_eq!(Written::new(DOCUMENTED).load(&[]).unwrap_err().to_string(), message);
+}
+
+#[test]
+fn who_names_nothing_gets_the_engine() {
+    assert_eq!(from_env(&[]).unwrap().0.upstream.backend, Backend::Local);
+    let named = from_env(&[("NEARSIDE_UPSTREAM__URL", "embedded"), ("NEARSIDE_ENVIRONMENT", "production")]).unwrap();
+    assert_eq!((named.0.upstream.backend, named.1.len()), (Backend::Local, 1));
+    assert_eq!(from_env(&[UPSTREAM]).unwrap().0.upstream.backend, Backend::Upstream);
+    let problem = env_problem(&[("NEARSIDE_UPSTREAM__USERNAME", "me"), ("NEARSIDE_UPSTREAM__PASSWORD_FILE", "/dev/null")]);
+    assert!(problem.contains("upstream.password_file"), "{problem}");
 }
 
 #[test]

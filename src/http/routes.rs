@@ -225,7 +225,8 @@ struct Health {
     backend: &'static str,
     coherence: &'static str,
     coherence_why: String,
-    upstream: Upstream,
+    /// Absent where there is none to be had.
+    upstream: Option<Upstream>,
     channel: Channel,
     degraded: Vec<String>,
 }
@@ -270,10 +271,10 @@ impl Health {
             backend: status.backend(),
             coherence: status.coherence().as_str(),
             coherence_why: status.coherence_why(),
-            upstream: Upstream {
+            upstream: (status.backend() == "upstream").then(|| Upstream {
                 up: status.upstream_up(),
                 error: Some(status.upstream_error()).filter(|error| !error.is_empty()),
-            },
+            }),
             channel: Channel::of(status),
             degraded,
         }

@@ -122,6 +122,17 @@ const FAMILIES: &[Family] = &[
         |v, out| out.push(&[], v.metrics.pinned_connections.get() as f64)),
     family!(Counter "nearside_pinned_total" ["why"] "Times a client got an upstream connection of its own.",
         |v, out| by_word(out, &v.metrics.pinned)),
+    family!(Gauge "nearside_local_keys" [] "Keys in the local engine; 0 while it is not used.",
+        |v, out| out.push(&[], v.metrics.local.keys.get() as f64)),
+    family!(Gauge "nearside_local_bytes" [] "Bytes in the local engine, overhead included.",
+        |v, out| out.push(&[], v.metrics.local.bytes.get() as f64)),
+    family!(Counter "nearside_local_removed_total" ["cause"] "Keys that the local engine removed by itself.",
+        |v, out| {
+            out.push(&["expired"], v.metrics.local.expired.get() as f64);
+            out.push(&["evicted"], v.metrics.local.evicted.get() as f64);
+        }),
+    family!(Counter "nearside_local_refused_total" [] "Writes that the local engine refused because there was no room.",
+        |v, out| out.push(&[], v.metrics.local.refused.get() as f64)),
     family!(Gauge "nearside_clients" [] "Connected clients.",
         |v, out| out.push(&[], v.metrics.clients.get() as f64)),
     family!(Counter "nearside_clients_total" [] "Clients that have connected.",

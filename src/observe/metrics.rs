@@ -25,6 +25,17 @@ pub(crate) struct Counts {
     pub(crate) sets: u64,
 }
 
+/// What the local engine has counted, as of its last tick.
+#[derive(Default)]
+pub(crate) struct LocalEngine {
+    pub(crate) keys: Gauge,
+    pub(crate) bytes: Gauge,
+    pub(crate) expired: Gauge,
+    pub(crate) evicted: Gauge,
+    /// Writes for which there was no room.
+    pub(crate) refused: Gauge,
+}
+
 pub(crate) struct Metrics {
     /// Hits, misses, sets, dels and candidates, by family of keys.
     pub(crate) patterns: Patterns,
@@ -75,6 +86,8 @@ pub(crate) struct Metrics {
     pub(crate) bytes_in: Labeled<{ Peer::COUNT }>,
     pub(crate) bytes_out: Labeled<{ Peer::COUNT }>,
 
+    pub(crate) local: LocalEngine,
+
     /// One for each worker beside the data thread.
     pub(crate) shards: Box<[Shard]>,
 
@@ -100,6 +113,7 @@ impl Metrics {
         };
         Self {
             shards: (0..workers).map(shard).collect(),
+            local: LocalEngine::default(),
             patterns,
             errors: Labeled::new(ErrorType::WORDS),
             invalidated: Labeled::new(Tag::WORDS),

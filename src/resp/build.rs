@@ -14,6 +14,13 @@ pub(crate) fn error(out: &mut BytesMut, text: &str) {
     line(out, b'-', text);
 }
 
+/// The same for a text that quotes bytes.
+pub(crate) fn error_bytes(out: &mut BytesMut, text: &[u8]) {
+    out.put_u8(b'-');
+    flat(out, text);
+    out.put_slice(b"\r\n");
+}
+
 /// A status such as `OK`.
 pub(crate) fn simple(out: &mut BytesMut, text: &str) {
     line(out, b'+', text);
@@ -43,6 +50,11 @@ pub(crate) fn integer(out: &mut BytesMut, n: i64) {
 /// The header of an array; `n` frames must follow.
 pub(crate) fn array(out: &mut BytesMut, n: usize) {
     header(out, b'*', n);
+}
+
+/// The header of a push, in RESP2 of an array; `n` frames must follow.
+pub(crate) fn push_or_array(out: &mut BytesMut, proto: Proto, n: usize) {
+    header(out, if proto == Proto::Resp3 { b'>' } else { b'*' }, n);
 }
 
 /// The header of a map of `n` entries, in RESP2 of the flat array; 2 `n` frames must follow.

@@ -156,6 +156,9 @@ impl Client {
         if self.rbuf.is_empty() {
             return Step::NeedInput;
         }
+        if ctx.embedded().is_some() {
+            return self.serve_embedded(ctx);
+        }
         let session = self.session.clone();
         let mut batch = Batch::new(ctx, &session);
         if batch.lane.is_full(&session) {
@@ -198,7 +201,7 @@ impl Client {
     }
 
     /// A connection that has been quiet keeps no large buffer.
-    fn release_buffer(&mut self) {
+    pub(super) fn release_buffer(&mut self) {
         if self.rbuf.is_empty() && self.rbuf.capacity() > BACKPRESSURE {
             self.rbuf = bytes::BytesMut::new();
         }

@@ -27,7 +27,7 @@ pub(super) enum Local {
 }
 
 /// What can be said without waiting.
-enum Now {
+pub(super) enum Now {
     Done,
     Close,
     /// Needs upstream's judgement, or everything before it answered first.
@@ -186,7 +186,7 @@ impl Session {
         }
     }
 
-    fn apply_hello(&self, ctx: &Ctx, hello: Hello<'_>, mute: bool) {
+    pub(super) fn apply_hello(&self, ctx: &Ctx, hello: Hello<'_>, mute: bool) {
         let mut state = self.state.borrow_mut();
         state.proto = hello.proto;
         if let Some(name) = hello.name {
@@ -308,7 +308,7 @@ impl Session {
 
     // ---- CLIENT ----
 
-    fn client(self: &Rc<Self>, ctx: &Rc<Ctx>, now: u64, req: &Request<'_>, spec: &'static Spec, mute: bool) -> Now {
+    pub(super) fn client(self: &Rc<Self>, ctx: &Rc<Ctx>, now: u64, req: &Request<'_>, spec: &'static Spec, mute: bool) -> Now {
         match spec.name {
             "client|id" => self.answer(mute, |out| build::integer(out, self.id as i64)),
             "client|getname" => {
@@ -479,9 +479,9 @@ fn has_auth(hello: &Request<'_>) -> bool {
 }
 
 /// A HELLO that is well formed.
-struct Hello<'a> {
+pub(super) struct Hello<'a> {
     proto: Proto,
-    credential: Option<(&'a [u8], &'a [u8])>,
+    pub(super) credential: Option<(&'a [u8], &'a [u8])>,
     name: Option<&'a [u8]>,
 }
 
@@ -494,7 +494,7 @@ pub(super) fn greeting(req: &Request<'_>, now: Proto) -> Greeting {
 
 impl<'a> Hello<'a> {
     /// As `helloCommand` reads it; the errors are Redis's own.
-    fn parse(req: &Request<'a>, now: Proto) -> Result<Hello<'a>, String> {
+    pub(super) fn parse(req: &Request<'a>, now: Proto) -> Result<Hello<'a>, String> {
         let mut hello = Hello { proto: now, credential: None, name: None };
         if req.argc() > 1 {
             hello.proto = match crate::resp::integer(req.arg(1)) {

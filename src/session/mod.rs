@@ -5,6 +5,7 @@
 
 mod agent;
 mod dispatch;
+mod embedded;
 mod forms;
 mod inspect;
 mod invalidate;
@@ -40,6 +41,7 @@ use crate::resp::request::Scanner;
 use crate::wake::Wake;
 use crate::worker::Ctx;
 
+pub(crate) use embedded::tick;
 pub(crate) use nearside::with_own_info;
 #[cfg(any(test, feature = "bench"))]
 pub(crate) use probe::Probe;
@@ -106,6 +108,8 @@ pub(crate) struct Session {
     pin_shown: Notify,
     /// The client's socket is another worker's.
     agent: Option<agent::Agent>,
+    /// Where the local engine is the backend: its open transaction, and what it costs.
+    seat: RefCell<embedded::Seat>,
 }
 
 impl Session {
@@ -143,6 +147,7 @@ impl Session {
             redirected: Cell::new(false),
             pin_shown: Notify::new(),
             agent: peer.link.map(agent::Agent::new),
+            seat: RefCell::default(),
         };
         (Rc::new(session), rd)
     }
@@ -346,6 +351,7 @@ pub(crate) async fn run(ctx: Rc<Ctx>, session: Rc<Session>, rd: ReadHalf) {
     let scanner = Scanner::new(limits::BULK_MAX, ctx.config.listen.query_limit);
     let mut client = Client { session: session.clone(), rd, rbuf: BytesMut::new(), scanner, eof: false };
     client.serve(&ctx).await;
+    session.leaves_embedded(&ctx);
     ctx.sessions.borrow_mut().remove(&session.id);
     session.close();
     ctx.count_clients();
@@ -408,7 +414,7 @@ impl Client {
         if want_input && nothing_to_come && outstanding == 0 && !unsent {
             return false;
         }
-        session.unfinished.set(self.rbuf.len());
+        session.unfinished.set(self.rbuf.len() + session.seat.borrow().bytes());
         let may_read = want_input && !self.eof && session.unsent() < BACKPRESSURE;
         session.waiting.set(!may_read || ctx.draining.get());
         let rest = session.rests(may_read && self.rbuf.is_empty(), &self.rd);
@@ -425,7 +431,9 @@ impl Client {
             () = idle_for(idle), if idle.is_some() => {
                 // Replies do not wake this task, so what is outstanding is asked now.
                 let limit = ctx.config.listen.idle_timeout.unwrap_or_default();
-                let is_idle = session.outbox.borrow().outstanding() == 0 && !session.was_answered_within(limit);
+                let is_idle = session.outbox.borrow().outstanding() == 0
+                    && !session.was_answered_within(limit)
+                    && !session.pinned.borrow().subscriptions.any();
                 if is_idle {
                     session.drop_for(ctx, Dropped::IdleTimeout, "idle for listen.idle_timeout");
                 }

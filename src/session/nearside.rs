@@ -9,8 +9,9 @@ use bytes::BytesMut;
 use super::Session;
 use super::dispatch::{Batch, STRANGER};
 use crate::cache::{Entry, FormEntry, Value};
-use crate::command::{Effect, Request};
+use crate::command::{Effect, Request, table};
 use crate::config::{AdminResp, CacheMode, Variant};
+use crate::local::Engine;
 use crate::observe::reasons::{Bypass, Coherence, Method};
 use crate::policy::Rule;
 use crate::policy::explain::explain;
@@ -61,6 +62,9 @@ impl Session {
             return self.answer_error(mute, "ERR wrong number of arguments for 'nearside' command. Try NEARSIDE HELP.");
         }
         let sub = req.arg(1).to_ascii_lowercase();
+        if ctx.embedded().is_some() && self.without_upstream(ctx, req, &sub, mute) {
+            return;
+        }
         match (sub.as_slice(), req.argc()) {
             (b"help", 2) => self.answer(mute, |out| {
                 build::array(out, HELP.len());
@@ -84,6 +88,43 @@ impl Session {
                 self.answer_error(mute, &text);
             }
         }
+    }
+
+    /// What is different where the local engine is the backend. False: nothing is.
+    fn without_upstream(&self, ctx: &Ctx, req: &Request<'_>, sub: &[u8], mute: bool) -> bool {
+        let (argc, proto) = (req.argc(), self.proto());
+        let changes = matches!((sub, argc), (b"mode", 3) | (b"flush", 2) | (b"invalidate" | b"delete", 4..));
+        if changes && let Err(refusal) = self.may_change(ctx) {
+            self.answer_error(mute, refusal.text());
+            return true;
+        }
+        match (sub, argc) {
+            (b"explain", 3..) => self.explain_embedded(req, mute),
+            // There is no copy of anything.
+            (b"entry", 3) => self.answer(mute, |out| build::null(out, proto)),
+            (b"flush", 2) | (b"invalidate", 4..) => self.answer(mute, |out| build::integer(out, 0)),
+            (b"delete", 4..) => self.answer_error(mute, "ERR 'NEARSIDE DELETE' needs an upstream (none is configured)"),
+            (b"mode", 3) => self.answer_error(mute, "ERR there is nothing to cache in front of the in-memory engine"),
+            _ => return false,
+        }
+        true
+    }
+
+    fn explain_embedded(&self, req: &Request<'_>, mute: bool) {
+        let words: Vec<&[u8]> = (2..req.argc()).map(|i| req.arg(i)).collect();
+        let found = table::by_name(words[0])
+            .or_else(|| table::by_name(&[words[0], b"|", words.get(1).copied().unwrap_or_default()].concat()));
+        let (name, route, reason) = match found {
+            Some(spec) if super::embedded::has(spec) => (spec.name, "local engine", String::new()),
+            Some(spec) => (spec.name, "refuse", super::embedded::needs_upstream(spec)),
+            None => ("unknown", "refuse", "ERR unknown command".to_owned()),
+        };
+        let fields = [("command", name.to_owned()), ("route", route.to_owned()), ("reason", reason)];
+        let proto = self.proto();
+        self.answer(mute, |out| {
+            build::map_or_array(out, proto, fields.len());
+            pairs(out, &fields);
+        });
     }
 
     fn change_mode(&self, ctx: &Rc<Ctx>, word: &[u8], mute: bool) {
@@ -293,6 +334,9 @@ fn same(a: &[u8], b: &[u8]) -> bool {
 
 /// The dozen lines of STATS.
 fn stats(ctx: &Ctx, now: u64) -> String {
+    if let Some(engine) = ctx.embedded() {
+        return stats_embedded(ctx, &engine.borrow());
+    }
     let m = &ctx.metrics;
     let (hits, misses) = (m.hits(), m.misses());
     ctx.l1.settle();
@@ -300,8 +344,9 @@ fn stats(ctx: &Ctx, now: u64) -> String {
     let rate = if hits + misses == 0 { String::new() } else { format!("{:.4}", hits as f64 / (hits + misses) as f64) };
     let age = ctx.home_lane().and_then(|l| l.lease_age(now));
     let mut text = String::new();
-    let lines: [(&str, String); 13] = [
+    let lines: [(&str, String); 14] = [
         ("mode", ctx.mode_word().to_owned()),
+        ("backend", ctx.status.backend().to_owned()),
         ("coherence", ctx.status.coherence().as_str().to_owned()),
         ("coherence_why", coherence_why(ctx)),
         ("upstream", if ctx.status.upstream_up() { "up" } else { "down" }.to_owned()),
@@ -319,6 +364,26 @@ fn stats(ctx: &Ctx, now: u64) -> String {
         let _ = write!(text, "{name}:{value}\r\n");
     }
     text
+}
+
+/// The same where the local engine is the backend.
+fn stats_embedded(ctx: &Ctx, engine: &Engine) -> String {
+    let (keys, bytes) = engine.size();
+    let counts = engine.counts();
+    let lines = [
+        ("mode", ctx.mode_word().to_owned()),
+        ("backend", ctx.status.backend().to_owned()),
+        ("keys", keys.to_string()),
+        ("bytes", bytes.to_string()),
+        ("max_bytes", engine.max_bytes().to_string()),
+        ("reads_found", counts.hits.to_string()),
+        ("reads_not_found", counts.misses.to_string()),
+        ("expired", counts.expired.to_string()),
+        ("evicted", counts.evicted.to_string()),
+        ("refused", counts.refused.to_string()),
+        ("clients", ctx.sessions.borrow().len().to_string()),
+    ];
+    lines.iter().map(|(name, value)| format!("{name}:{value}\r\n")).collect()
 }
 
 /// The sidecars' channel, in words.
@@ -343,7 +408,7 @@ fn coherence_why(ctx: &Ctx) -> String {
 }
 
 /// Our section of INFO: everything STATS says, and each counter under its reason.
-fn section(ctx: &Ctx, now: u64) -> String {
+pub(super) fn own_section(ctx: &Ctx, now: u64) -> String {
     let m = &ctx.metrics;
     let mut text = format!("# Nearside\r\nnearside_version:{}\r\n", env!("CARGO_PKG_VERSION"));
     let _ = write!(text, "upstream_client_name:{}\r\n", ctx.name);
@@ -408,7 +473,7 @@ impl Session {
     /// With the mode of the lane of whoever asks: each user's may be in one of its own.
     fn own_section(&self, ctx: &Ctx, now: u64) -> String {
         let mode = self.lane.borrow().as_ref().map_or(Coherence::Probing, |lane| lane.mode());
-        let mut text = section(ctx, now);
+        let mut text = own_section(ctx, now);
         let _ = write!(text, "session_coherence:{}\r\n", mode.as_str());
         text
     }
@@ -425,7 +490,7 @@ pub(crate) fn with_own_info(ctx: &Ctx, frame: &[u8]) -> Vec<u8> {
     let upstream = upstream.strip_prefix(b"txt:").unwrap_or(upstream);
     let mut text = upstream.to_vec();
     text.extend_from_slice(b"\r\n");
-    text.extend_from_slice(section(ctx, crate::observe::clock::now()).as_bytes());
+    text.extend_from_slice(own_section(ctx, crate::observe::clock::now()).as_bytes());
     let mut out = BytesMut::new();
     build::verbatim_or_bulk(&mut out, Proto::Resp3, "txt", &text);
     out.to_vec()

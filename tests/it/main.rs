@@ -12,6 +12,8 @@ mod clients;
 mod config;
 /// The documents say what the tree has.
 mod docs;
+/// Without an upstream: the in-memory engine.
+mod embedded;
 /// The example configurations do what they say.
 mod examples;
 /// Links, servers and the sidecar itself fail; what clients read stays within what is promised.

@@ -196,7 +196,6 @@ impl Section {
 
 /// One of the two servers, as its clients see it.
 struct Side<'a> {
-    redis: &'a Redis,
     socket: &'a std::path::Path,
     /// Past the proxy, for what both sides must wait for.
     control: Client,
@@ -216,7 +215,14 @@ impl<'a> Side<'a> {
         if version().at_least(7, 0) {
             assert_eq!(control.cmd(&["FUNCTION", "FLUSH"]), Reply::ok());
         }
-        Side { redis, socket, control, connections: BTreeMap::new(), kept: HashMap::new() }
+        Side { socket, control, connections: BTreeMap::new(), kept: HashMap::new() }
+    }
+
+    /// A server that has nothing but strings, and so knows no other way of being cleaned.
+    fn plain(socket: &'a std::path::Path) -> Side<'a> {
+        let mut control = Client::unix(socket);
+        assert_eq!(control.cmd(&["FLUSHALL"]), Reply::ok());
+        Side { socket, control, connections: BTreeMap::new(), kept: HashMap::new() }
     }
 
     fn connection(&mut self, name: &str, resp3: bool) -> &mut Client {
@@ -256,7 +262,15 @@ struct Oracle<'a> {
 impl Oracle<'_> {
     fn run(mut self) -> Vec<String> {
         let lines = self.section.lines(self.run);
-        let mut rest = lines.as_slice();
+        self.say(&lines);
+        self.leftovers();
+        self.data();
+        self.complaints
+    }
+
+    /// Sends and compares all lines.
+    fn say(&mut self, lines: &[Line]) {
+        let mut rest = lines;
         while let Some(first) = rest.first() {
             let taken = match &first.step {
                 Step::Exchange(exchange) => {
@@ -274,8 +288,8 @@ impl Oracle<'_> {
                     1
                 }
                 Step::AwaitGone { key } => {
-                    let gone = |side: &Side<'_>| side.redis.cmd(&["EXISTS", key]) == Reply::Int(0);
-                    self.sides.iter().for_each(|side| eventually(PATIENCE, "it has expired", || gone(side)));
+                    let gone = |side: &mut Side<'_>| side.control.cmd(&["EXISTS", key]) == Reply::Int(0);
+                    self.sides.iter_mut().for_each(|side| eventually(PATIENCE, "it has expired", || gone(side)));
                     1
                 }
                 Step::Drop { connection } => {
@@ -285,9 +299,6 @@ impl Oracle<'_> {
             };
             rest = &rest[taken..];
         }
-        self.leftovers();
-        self.data();
-        self.complaints
     }
 
     /// How many lines go in one write.

@@ -1,5 +1,5 @@
 //! The same scripts through sidecars that do more, or have less, upstream than usual: writes that are wrapped into
-//! transactions of ours, and an upstream that speaks RESP2 only. Clients must not be able to tell.
+//! transactions of ours, an upstream that speaks RESP2 only, and no upstream at all. Clients must not be able to tell.
 
 use super::*;
 use crate::support::proxy::Builder;
@@ -66,3 +66,82 @@ blocking errors inline large }
 in_mode! { pubsub_not_atomic: strings transactions errors }
 in_mode! { resp2_upstream: strings keys hashes lists sorted_sets streams scripting transactions blocking errors inline }
 in_mode! { ttl: strings keys transactions errors }
+
+// ---- the in-memory engine ----
+
+/// As much of a section as the engine answers; the rest is left out on both sides. The engine is a Redis 7.0, and words its
+/// errors so.
+#[track_caller]
+fn embedded(name: &str, at_least: usize) {
+    if !version().at_least(7, 0) || version().at_least(7, 2) {
+        eprintln!("SKIPPED: the engine is compared with Redis 7.0");
+        return;
+    }
+    let section = SECTIONS.iter().find(|s| s.name == name).expect("a section");
+    let direct = Redis::start();
+    let proxy = Proxy::upstream("embedded").start();
+    let mut complaints = Vec::new();
+    for resp3 in [false, true] {
+        for pace in [Pace::OneByOne, Pace::Pipelined] {
+            let run = Run { cache: Cache::Default, resp3, pace };
+            let sides = [Side::plain(direct.socket()), Side::plain(proxy.socket())];
+            let mut oracle = Oracle { section, run, sides, complaints: Vec::new() };
+            let mut judge = proxy.client();
+            let lines: Vec<Line> =
+                section.lines(run).into_iter().filter(|line| is_answered(&mut judge, name, line)).collect();
+            assert!(lines.len() >= at_least, "{} lines of {name} are left", lines.len());
+            oracle.say(&lines);
+            oracle.leftovers();
+            let [theirs, ours] = oracle.sides.each_mut().map(|side| contents(&mut side.control));
+            if theirs != ours {
+                oracle.complain(&format!("{name}: the data differ at the end:\n    {theirs:?}\n    {ours:?}"));
+            }
+            complaints.extend(oracle.complaints);
+        }
+    }
+    assert!(complaints.is_empty(), "{} differ:\n{}", complaints.len(), complaints.join("\n"));
+}
+
+fn is_answered(judge: &mut Client, section: &str, line: &Line) -> bool {
+    let Step::Exchange(exchange) = &line.step else { return true };
+    // Keyspace events, which cannot be switched on.
+    if section == "pubsub" && exchange.connection == "e" {
+        return false;
+    }
+    let words = exchange.words();
+    let Some(first) = words.first() else { return true };
+    // A setting of each server's own; and bytes that no line of text can carry.
+    if first.eq_ignore_ascii_case("config") || first.is_empty() {
+        return false;
+    }
+    let mut asked = vec!["NEARSIDE", "EXPLAIN"];
+    asked.extend(words.iter().take(2).map(String::as_str));
+    !judge.cmd(&asked).get("reason").text().contains("needs an upstream")
+}
+
+/// All keys of all databases, with value and expiry.
+fn contents(control: &mut Client) -> Vec<String> {
+    let mut all = Vec::new();
+    for db in 0..16 {
+        assert_eq!(control.cmd(&["SELECT", &db.to_string()]), Reply::ok());
+        for key in control.cmd(&["KEYS", "*"]).items() {
+            let Reply::Bulk(key) = key else { panic!("{key:?}") };
+            let (value, expires) = (control.cmd(&[b"GET", &key[..]]), control.cmd(&[b"PEXPIRETIME", &key[..]]));
+            // What expires within a day was said relative to a clock.
+            let far = if expires.int() > 9_000_000_000_000 { expires.int() } else { expires.int().signum() };
+            all.push(format!("{db} {:?} {value:?} {far}", shown(&key)));
+        }
+    }
+    all.sort();
+    all
+}
+
+macro_rules! of_engine {
+    ($($name:ident $at_least:literal)*) => {
+        pub(super) mod engine {
+            $(#[test] fn $name() { super::embedded(stringify!($name), $at_least); })*
+        }
+    };
+}
+
+of_engine! { strings 140 keys 60 databases 50 transactions 120 pubsub 60 errors 20 inline 30 handshake 40 }
