@@ -63,6 +63,7 @@ lists as YAML. Flags win over the environment, the environment over the file. Si
 durations are ms, s, m, h.
 
 Examples:
+  nearside
   nearside --upstream redis://127.0.0.1:6379
   nearside --upstream unix:///run/redis.sock?db=0 --listen 127.0.0.1:6380 --unix /run/nearside.sock
   nearside --config config/nearside.yaml --check-config
@@ -112,7 +113,8 @@ struct ServeArgs {
     /// Unix socket for clients, beside the addresses
     #[arg(long, value_name = "PATH")]
     unix: Option<String>,
-    /// Upstream: redis://[user[:password]@]host[:port][/db] or unix:///path?db=0
+    /// Upstream: redis://[user[:password]@]host[:port][/db] or unix:///path?db=0; `embedded` for the in-memory engine, which
+    /// is also what serves where neither this nor a configuration file is given
     #[arg(long, value_name = "URL")]
     upstream: Option<String>,
     /// Address of the side port (metrics, health); may be repeated; `off` for none [default: 127.0.0.1:9380]

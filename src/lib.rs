@@ -23,6 +23,9 @@
 //! parts. Imports go down only: `app`, then `worker`, `session`, `http`, `coherence`, then `router`, then `cache`, `upstream`,
 //! then `command`, `config`, then `resp`, `net`, then `observe`, `limits`.
 //!
+//! Where no upstream is named, `local` is the server behind `session::embedded`: an engine in memory, and none of the right
+//! half of the drawing runs.
+//!
 //! ARCHITECTURE.md at the root has the life of a request, the invariants and the ordering argument.
 
 mod app;

@@ -45,7 +45,8 @@ enum Shown {
 /// Every key with its value, in the order of `keys::KEYS` (a test compares the two).
 fn entries(config: &Config) -> Vec<(&'static str, Shown)> {
     let mut out = Entries(Vec::new());
-    let Config { environment, listen, upstream, admin, workers, cache, local, rules, coherence, commands, http, log } = config;
+    let Config { environment, listen, upstream, admin, workers, cache, local, rules, coherence, commands, http, log } =
+        config;
     out.value("environment", environment_word(*environment));
     out.listen(listen);
     out.upstream(upstream);

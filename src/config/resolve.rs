@@ -11,8 +11,8 @@ use std::{
 };
 
 use super::{
-    Admin, AdminResp, Backend, Cache, CacheMode, Canary, Coherence, CoherenceMode, Commands, Config, Environment, Eviction,
-    Fence, Http, Listen, Local, Log, LogFormat, OnWrite, Retry, Secret, TtlCap, Upstream, cpu,
+    Admin, AdminResp, Backend, Cache, CacheMode, Canary, Coherence, CoherenceMode, Commands, Config, Environment,
+    Eviction, Fence, Http, Listen, Local, Log, LogFormat, OnWrite, Retry, Secret, TtlCap, Upstream, cpu,
     file::{Node, Value},
     settings::Settings,
     units::{self, DURATION_MAX, SIZE_MAX, shown},
@@ -145,7 +145,10 @@ impl<'s> Resolver<'s> {
 
     fn upstream(&mut self, environment: Environment) -> Upstream {
         let (backend, url) = self.backend(environment);
-        let (username, password, password_file) = self.upstream_login(&url);
+        let (username, password, password_file) = match backend {
+            Backend::Upstream => self.upstream_login(&url),
+            Backend::Local => self.no_login(),
+        };
         let pinned_max = self.count("upstream.pinned_max", 1024, 1..=CONNECTIONS_MAX);
         Upstream {
             backend,
@@ -195,6 +198,15 @@ impl<'s> Resolver<'s> {
             self.problem(key, "a user name without a password; set upstream.password_file, or write user:password@ (:password@ without a user) in upstream.url");
         }
         (username, url.password.clone().or(from_file), path)
+    }
+
+    fn no_login(&mut self) -> (Option<String>, Option<Secret>, Option<PathBuf>) {
+        for key in ["upstream.username", "upstream.password_file"] {
+            if self.settings.get(key).is_some() {
+                self.problem(key, "is for an upstream, and none is named; set upstream.url");
+            }
+        }
+        (None, None, None)
     }
 
     /// A share of memory, in bytes or `auto`.
@@ -364,11 +376,6 @@ impl Resolver<'_> {
     fn check_backend(&mut self, config: &Config) {
         if config.upstream.backend == Backend::Upstream {
             return;
-        }
-        for key in ["upstream.username", "upstream.password_file"] {
-            if self.settings.get(key).is_some() {
-                self.problem(key, "is for an upstream, and none is named; set upstream.url");
-            }
         }
         if config.environment == Environment::Production {
             self.warnings.push(

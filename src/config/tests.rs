@@ -409,7 +409,8 @@ fn who_names_nothing_gets_the_engine() {
     let named = from_env(&[("NEARSIDE_UPSTREAM__URL", "embedded"), ("NEARSIDE_ENVIRONMENT", "production")]).unwrap();
     assert_eq!((named.0.upstream.backend, named.1.len()), (Backend::Local, 1));
     assert_eq!(from_env(&[UPSTREAM]).unwrap().0.upstream.backend, Backend::Upstream);
-    let problem = env_problem(&[("NEARSIDE_UPSTREAM__USERNAME", "me"), ("NEARSIDE_UPSTREAM__PASSWORD_FILE", "/dev/null")]);
+    let problem =
+        env_problem(&[("NEARSIDE_UPSTREAM__USERNAME", "me"), ("NEARSIDE_UPSTREAM__PASSWORD_FILE", "/dev/null")]);
     assert!(problem.contains("upstream.password_file"), "{problem}");
 }
 

@@ -147,7 +147,11 @@ pub(super) fn rename(engine: &mut Engine, call: &Call<'_>, out: &mut BytesMut) -
         entry.into_iter().for_each(|entry| engine.put_entry(call, call.db, to, entry));
         engine.touched(call.db, from);
     }
-    if only_new { build::integer(out, i64::from(done)) } else { build::simple(out, "OK") }
+    if only_new {
+        build::integer(out, i64::from(done))
+    } else {
+        build::simple(out, "OK")
+    }
     Ok(())
 }
 

@@ -420,7 +420,9 @@ mod tests {
 
     #[test]
     fn what_is_no_number_is_refused() {
-        for text in ["", " 1", "1 ", "a", "nan", "1e", "1e+", "--1", ".", "0x", "1e5000", "1e-5000", "0x1p99999", "1_0", "+-1"] {
+        for text in
+            ["", " 1", "1 ", "a", "nan", "1e", "1e+", "--1", ".", "0x", "1e5000", "1e-5000", "0x1p99999", "1_0", "+-1"]
+        {
             assert!(LongDouble::parse(text.as_bytes()).is_none(), "{text:?}");
         }
         for text in ["+1", ".5", "5.", "1E3", "inf", "-Infinity", "0e99999", "1e4931", "1e-4950"] {

@@ -181,7 +181,11 @@ pub(super) fn mset(engine: &mut Engine, call: &Call<'_>, out: &mut BytesMut) -> 
     for (key, value) in pairs() {
         store(engine, call, key, value, None, false)?;
     }
-    if only_new { build::integer(out, 1) } else { build::simple(out, "OK") }
+    if only_new {
+        build::integer(out, 1)
+    } else {
+        build::simple(out, "OK")
+    }
     Ok(())
 }
 

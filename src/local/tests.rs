@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::*;
-use crate::command::table::{self, Lookup};
 use crate::command::keys;
+use crate::command::table::{self, Lookup};
 use crate::resp::real::{Connection, Server};
 use crate::resp::reply;
 use crate::resp::request::{Scan, Scanner};
@@ -26,7 +26,11 @@ impl Local {
         Local { engine: Engine::new(max_bytes, 7), now: 1_000_000, db: 0, proto: Proto::Resp2 }
     }
 
-    fn run<T>(&mut self, words: &[&[u8]], run: impl FnOnce(&mut Engine, Command, &Call<'_>, &mut BytesMut) -> T) -> (T, Vec<u8>) {
+    fn run<T>(
+        &mut self,
+        words: &[&[u8]],
+        run: impl FnOnce(&mut Engine, Command, &Call<'_>, &mut BytesMut) -> T,
+    ) -> (T, Vec<u8>) {
         let mut raw = BytesMut::new();
         build::command(&mut raw, words);
         let mut scanner = Scanner::new(1 << 30, 1 << 30);
@@ -34,7 +38,8 @@ impl Local {
         let req = Request { raw: &raw, args: scanner.args() };
         let Lookup::Known(spec) = table::lookup(&req) else { panic!("no row: {words:?}") };
         let command = command(spec.name).unwrap_or_else(|| panic!("not the engine's: {}", spec.name));
-        let call = Call { now: self.now, db: self.db, proto: self.proto, name: spec.name, req: &req, reply_max: 1 << 30 };
+        let call =
+            Call { now: self.now, db: self.db, proto: self.proto, name: spec.name, req: &req, reply_max: 1 << 30 };
         let mut out = BytesMut::new();
         let result = run(&mut self.engine, command, &call, &mut out);
         (result, out.to_vec())
@@ -79,30 +84,101 @@ impl Dice {
 const KEYS: &[&[u8]] = &[b"a", b"b", b"c", b"d", b"key:1", b"key:2", b"", b"\x00\r\n\xff", b"n", b"f"];
 
 const VALUES: &[&[u8]] = &[
-    b"", b"x", b"hello world", b"\x00\x01\r\n\xff\xfe", b"10", b"-7", b"007", b"9223372036854775807", b"-9223372036854775808",
-    b"9223372036854775808", b"3.14", b"1e3", b"nan", b"inf", b"-inf", b"0x1f", b"1e5000", b"-0", b"+5", b" 1",
-    b"12345678901234567890123456789012345678901234", b"123456789012345678901234567890123456789012345",
+    b"",
+    b"x",
+    b"hello world",
+    b"\x00\x01\r\n\xff\xfe",
+    b"10",
+    b"-7",
+    b"007",
+    b"9223372036854775807",
+    b"-9223372036854775808",
+    b"9223372036854775808",
+    b"3.14",
+    b"1e3",
+    b"nan",
+    b"inf",
+    b"-inf",
+    b"0x1f",
+    b"1e5000",
+    b"-0",
+    b"+5",
+    b" 1",
+    b"12345678901234567890123456789012345678901234",
+    b"123456789012345678901234567890123456789012345",
 ];
 
 const NUMBERS: &[&[u8]] = &[
-    b"0", b"1", b"-1", b"2", b"5", b"-3", b"10", b"100", b"4611686018427387904", b"9223372036854775807",
-    b"-9223372036854775808", b"9223372036854775808", b"x", b"", b"1.5", b"01", b"+1", b"536870911", b"536870912", b"15", b"16", b"3",
+    b"0",
+    b"1",
+    b"-1",
+    b"2",
+    b"5",
+    b"-3",
+    b"10",
+    b"100",
+    b"4611686018427387904",
+    b"9223372036854775807",
+    b"-9223372036854775808",
+    b"9223372036854775808",
+    b"x",
+    b"",
+    b"1.5",
+    b"01",
+    b"+1",
+    b"536870911",
+    b"536870912",
+    b"15",
+    b"16",
+    b"3",
 ];
 
 const FLOATS: &[&[u8]] = &[
-    b"0.1", b"0.2", b"-0.3", b"1e-5", b"3.0e3", b"1e17", b"1e300", b"-1e300", b"123456789.123456789", b"0.00000000000000001", b"1e4000",
-    b"inf", b"-inf", b"nan", b"0x1.8p3", b"5.", b".5", b"1e", b"", b"1.0000000000000000001", b"99999999999999999.5", b"-1", b"1e-4940", b"2.5",
+    b"0.1",
+    b"0.2",
+    b"-0.3",
+    b"1e-5",
+    b"3.0e3",
+    b"1e17",
+    b"1e300",
+    b"-1e300",
+    b"123456789.123456789",
+    b"0.00000000000000001",
+    b"1e4000",
+    b"inf",
+    b"-inf",
+    b"nan",
+    b"0x1.8p3",
+    b"5.",
+    b".5",
+    b"1e",
+    b"",
+    b"1.0000000000000000001",
+    b"99999999999999999.5",
+    b"-1",
+    b"1e-4940",
+    b"2.5",
 ];
 
 /// Times that are over, or will not be for long.
 const TIMES: &[&[u8]] = &[
-    b"0", b"-1", b"1", b"100000", b"9999999999", b"9999999999999", b"9223372036854775807", b"-9223372036854775808",
-    b"9223372036854775", b"9223372036854776", b"x", b"",
+    b"0",
+    b"-1",
+    b"1",
+    b"100000",
+    b"9999999999",
+    b"9999999999999",
+    b"9223372036854775807",
+    b"-9223372036854775808",
+    b"9223372036854775",
+    b"9223372036854776",
+    b"x",
+    b"",
 ];
 
 const OPTIONS: &[&[u8]] = &[
-    b"NX", b"xx", b"GET", b"KEEPTTL", b"PERSIST", b"EX", b"PX", b"exat", b"PXAT", b"GT", b"LT", b"REPLACE", b"DB", b"MATCH", b"COUNT", b"TYPE",
-    b"ASYNC", b"SYNC", b"bogus", b"EX\x00",
+    b"NX", b"xx", b"GET", b"KEEPTTL", b"PERSIST", b"EX", b"PX", b"exat", b"PXAT", b"GT", b"LT", b"REPLACE", b"DB",
+    b"MATCH", b"COUNT", b"TYPE", b"ASYNC", b"SYNC", b"bogus", b"EX\x00",
 ];
 
 const PATTERNS: &[&[u8]] = &[b"*", b"key:*", b"?", b"[ab]", b"", b"*[", b"\\*", b"string", b"list"];
@@ -110,15 +186,90 @@ const PATTERNS: &[&[u8]] = &[b"*", b"key:*", b"?", b"[ab]", b"", b"*[", b"\\*", 
 /// Not `TYPE none`, by which SCAN finds keys that have just expired.
 /// What an argument is drawn from: k, v, n(umber), f(loat), t(ime), o(ption), p(attern), c(ursor), d(atabase).
 const SHAPES: &[&str] = &[
-    "GET k", "SET k v", "SET k v o", "SET k v o t", "SET k v o t o", "SET k v o o", "SET k v EX t", "SET k v PXAT t", "SET k f", "SET k n",
-    "SETNX k v", "SETEX k t v", "PSETEX k t v", "MGET k k k", "MSET k v k v", "MSET k v k", "MSETNX k v k v", "GETSET k v", "GETDEL k",
-    "GETEX k", "GETEX k o", "GETEX k o t", "GETEX k o t o", "APPEND k v", "APPEND k n", "STRLEN k", "SETRANGE k n v", "GETRANGE k n n", "SUBSTR k n n",
-    "INCR k", "DECR k", "INCRBY k n", "DECRBY k n", "INCRBYFLOAT k f", "INCRBYFLOAT f f", "INCRBYFLOAT f f", "INCRBYFLOAT f f", "SET f f", "INCRBY n n", "SET n v",
-    "DEL k k", "UNLINK k", "EXISTS k k", "TOUCH k k", "TYPE k", "TTL k", "PTTL k", "EXPIRETIME k", "PEXPIRETIME k",
-    "EXPIRE k t", "EXPIRE k t o", "PEXPIRE k t o o", "EXPIREAT k t", "EXPIREAT k t o", "PEXPIREAT k t o", "PEXPIREAT k t o o", "PERSIST k",
-    "RENAME k k", "RENAMENX k k", "COPY k k", "COPY k k o", "COPY k k DB n", "COPY k k o n o", "MOVE k n", "OBJECT ENCODING k", "OBJECT ENCODING n", "OBJECT ENCODING f",
-    "OBJECT FREQ k", "KEYS p", "SCAN 0 COUNT 1000", "SCAN 0 MATCH p COUNT 1000", "SCAN 0 COUNT 1000 TYPE p", "SCAN n o n", "SCAN 0 o p", "SCAN v",
-    "DBSIZE", "RANDOMKEY", "SWAPDB n n", "FLUSHDB o", "FLUSHALL o", "FLUSHDB o o", "PUBSUB CHANNELS p", "PUBSUB NUMSUB k k", "PUBSUB NUMPAT",
+    "GET k",
+    "SET k v",
+    "SET k v o",
+    "SET k v o t",
+    "SET k v o t o",
+    "SET k v o o",
+    "SET k v EX t",
+    "SET k v PXAT t",
+    "SET k f",
+    "SET k n",
+    "SETNX k v",
+    "SETEX k t v",
+    "PSETEX k t v",
+    "MGET k k k",
+    "MSET k v k v",
+    "MSET k v k",
+    "MSETNX k v k v",
+    "GETSET k v",
+    "GETDEL k",
+    "GETEX k",
+    "GETEX k o",
+    "GETEX k o t",
+    "GETEX k o t o",
+    "APPEND k v",
+    "APPEND k n",
+    "STRLEN k",
+    "SETRANGE k n v",
+    "GETRANGE k n n",
+    "SUBSTR k n n",
+    "INCR k",
+    "DECR k",
+    "INCRBY k n",
+    "DECRBY k n",
+    "INCRBYFLOAT k f",
+    "INCRBYFLOAT f f",
+    "INCRBYFLOAT f f",
+    "INCRBYFLOAT f f",
+    "SET f f",
+    "INCRBY n n",
+    "SET n v",
+    "DEL k k",
+    "UNLINK k",
+    "EXISTS k k",
+    "TOUCH k k",
+    "TYPE k",
+    "TTL k",
+    "PTTL k",
+    "EXPIRETIME k",
+    "PEXPIRETIME k",
+    "EXPIRE k t",
+    "EXPIRE k t o",
+    "PEXPIRE k t o o",
+    "EXPIREAT k t",
+    "EXPIREAT k t o",
+    "PEXPIREAT k t o",
+    "PEXPIREAT k t o o",
+    "PERSIST k",
+    "RENAME k k",
+    "RENAMENX k k",
+    "COPY k k",
+    "COPY k k o",
+    "COPY k k DB n",
+    "COPY k k o n o",
+    "MOVE k n",
+    "OBJECT ENCODING k",
+    "OBJECT ENCODING n",
+    "OBJECT ENCODING f",
+    "OBJECT FREQ k",
+    "KEYS p",
+    "SCAN 0 COUNT 1000",
+    "SCAN 0 MATCH p COUNT 1000",
+    "SCAN 0 COUNT 1000 TYPE p",
+    "SCAN n o n",
+    "SCAN 0 o p",
+    "SCAN v",
+    "DBSIZE",
+    "RANDOMKEY",
+    "SWAPDB n n",
+    "FLUSHDB o",
+    "FLUSHALL o",
+    "FLUSHDB o o",
+    "PUBSUB CHANNELS p",
+    "PUBSUB NUMSUB k k",
+    "PUBSUB NUMPAT",
 ];
 
 fn words(dice: &mut Dice) -> Vec<Vec<u8>> {
@@ -264,7 +415,8 @@ fn floats_are_added_as_redis_adds_them() {
     let mut differ = 0;
     for round in 0..1500 {
         let mut number = |digits_max: usize| {
-            let digits: String = (0..=dice.below(digits_max)).map(|_| char::from(b'0' + dice.below(10) as u8)).collect();
+            let digits: String =
+                (0..=dice.below(digits_max)).map(|_| char::from(b'0' + dice.below(10) as u8)).collect();
             let sign = dice.of(&["", "-", "+"]);
             let exponent = match dice.below(6) {
                 0 => format!("e{}", dice.below(40) as i64 - 20),
@@ -343,7 +495,11 @@ fn what_can_never_fit_is_refused_and_evicts_nothing() {
     let mut local = Local::new(10_000);
     local.cmd("SET small x");
     let refused = "-OOM command not allowed when used memory > 'maxmemory'.\r\n";
-    for line in [format!("SET k {}", "v".repeat(20_000)), "SETRANGE k 20000 x".to_owned(), format!("MSET a {0} b {0}", "v".repeat(6000))] {
+    for line in [
+        format!("SET k {}", "v".repeat(20_000)),
+        "SETRANGE k 20000 x".to_owned(),
+        format!("MSET a {0} b {0}", "v".repeat(6000)),
+    ] {
         assert_eq!(local.cmd(&line), refused);
     }
     assert_eq!(local.cmd("GET small"), "$1\r\nx\r\n");
@@ -384,9 +540,8 @@ fn a_reply_beyond_its_bound_is_given_up() {
     let mut local = Local::new(1 << 24);
     local.cmd(&format!("SET k {}", "v".repeat(100_000)));
     let words = [&b"MGET"[..], b"k", b"k", b"k", b"k", b"k"];
-    let (done, out) = local.run(&words, |engine, command, call, out| {
-        engine.execute(command, &Call { reply_max: 150_000, ..*call }, out)
-    });
+    let (done, out) = local
+        .run(&words, |engine, command, call, out| engine.execute(command, &Call { reply_max: 150_000, ..*call }, out));
     assert_eq!(done, Err(TooLong));
     assert!(out.len() < 300_000, "{}", out.len());
 }

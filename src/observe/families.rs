@@ -127,10 +127,10 @@ const FAMILIES: &[Family] = &[
     family!(Gauge "nearside_local_bytes" [] "Bytes in the local engine, overhead included.",
         |v, out| out.push(&[], v.metrics.local.bytes.get() as f64)),
     family!(Counter "nearside_local_removed_total" ["cause"] "Keys that the local engine removed by itself.",
-        |v, out| {
-            out.push(&["expired"], v.metrics.local.expired.get() as f64);
-            out.push(&["evicted"], v.metrics.local.evicted.get() as f64);
-        }),
+    |v, out| {
+        out.push(&["expired"], v.metrics.local.expired.get() as f64);
+        out.push(&["evicted"], v.metrics.local.evicted.get() as f64);
+    }),
     family!(Counter "nearside_local_refused_total" [] "Writes that the local engine refused because there was no room.",
         |v, out| out.push(&[], v.metrics.local.refused.get() as f64)),
     family!(Gauge "nearside_clients" [] "Connected clients.",

@@ -308,7 +308,14 @@ impl Session {
 
     // ---- CLIENT ----
 
-    pub(super) fn client(self: &Rc<Self>, ctx: &Rc<Ctx>, now: u64, req: &Request<'_>, spec: &'static Spec, mute: bool) -> Now {
+    pub(super) fn client(
+        self: &Rc<Self>,
+        ctx: &Rc<Ctx>,
+        now: u64,
+        req: &Request<'_>,
+        spec: &'static Spec,
+        mute: bool,
+    ) -> Now {
         match spec.name {
             "client|id" => self.answer(mute, |out| build::integer(out, self.id as i64)),
             "client|getname" => {

@@ -112,8 +112,8 @@ impl Session {
 
     fn explain_embedded(&self, req: &Request<'_>, mute: bool) {
         let words: Vec<&[u8]> = (2..req.argc()).map(|i| req.arg(i)).collect();
-        let found = table::by_name(words[0])
-            .or_else(|| table::by_name(&[words[0], b"|", words.get(1).copied().unwrap_or_default()].concat()));
+        let with_sub = [words[0], b"|", words.get(1).copied().unwrap_or_default()].concat();
+        let found = table::by_name(&with_sub).or_else(|| table::by_name(words[0]));
         let (name, route, reason) = match found {
             Some(spec) if super::embedded::has(spec) => (spec.name, "local engine", String::new()),
             Some(spec) => (spec.name, "refuse", super::embedded::needs_upstream(spec)),

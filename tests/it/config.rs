@@ -118,7 +118,11 @@ fn the_engine_is_the_backend_where_nobody_names_another_or_where_it_is_named() {
     let (_dir, path) = file("upstream: {url: embedded, username: me}");
     let refused = run(&["--config", &path, "--check-config"]);
     assert_eq!(refused.status.code(), Some(2));
-    assert!(err(&refused).contains("x.yaml:1: upstream.username: is for an upstream, and none is named"), "{}", err(&refused));
+    assert!(
+        err(&refused).contains("x.yaml:1: upstream.username: is for an upstream, and none is named"),
+        "{}",
+        err(&refused)
+    );
 }
 
 #[test]

@@ -13,6 +13,8 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use bytes::BytesMut;
+
 use super::dispatch::Step;
 use super::{BACKPRESSURE, Client, Session};
 use crate::command::table::{self, Lookup};
@@ -21,8 +23,8 @@ use crate::local::{self, Call, Engine};
 use crate::net::drop_front;
 use crate::observe::clock;
 use crate::observe::reasons::{Class, Dropped, Timed};
-use crate::resp::request::Scan;
 use crate::resp::Proto;
+use crate::resp::request::Scan;
 use crate::worker::Ctx;
 
 pub(super) use transaction::Seat;
@@ -86,13 +88,8 @@ const OF_CLIENT: &[&str] = &[
 ];
 
 /// Subcommands that the table has from servers newer than the one we say we are.
-const NEWER: &[&str] = &[
-    "client|capa",
-    "client|import-source",
-    "client|maint_notifications",
-    "client|no-touch",
-    "client|setinfo",
-];
+const NEWER: &[&str] =
+    &["client|capa", "client|import-source", "client|maint_notifications", "client|no-touch", "client|setinfo"];
 
 /// What holds for all requests of one read.
 #[derive(Clone, Copy)]
@@ -213,7 +210,7 @@ impl Session {
             }
             Lookup::Known(_) | Lookup::UnknownSub | Lookup::Unknown => {
                 self.last_command.set("unknown");
-                self.reject(ctx, mute, &unknown(req));
+                self.reject(mute, &unknown(req));
                 return None;
             }
         };
@@ -289,9 +286,15 @@ impl Session {
         let reply_max = ctx.config.listen.output_limit;
         let call = Call { now: now.wall, db, proto, name: spec.name, req, reply_max };
         let mut done = Ok(());
-        let mut execute = |out: &mut bytes::BytesMut| done = engine.borrow_mut().execute(command, &call, out);
+        let mut execute = |out: &mut BytesMut| {
+            let start = out.len();
+            done = engine.borrow_mut().execute(command, &call, out);
+            if done.is_err() {
+                out.truncate(start);
+            }
+        };
         if mute {
-            execute(&mut bytes::BytesMut::new());
+            execute(&mut BytesMut::new());
         } else {
             self.answer(false, execute);
         }

@@ -237,9 +237,7 @@ fn config_get(ctx: &Ctx, req: &Request<'_>, proto: Proto, out: &mut BytesMut) {
         ("save", String::new()),
         ("timeout", listen.idle_timeout.map_or(0, |t| t.as_secs()).to_string()),
     ];
-    let wanted = |name: &str| {
-        (2..req.argc()).any(|i| glob::matches(&req.arg(i).to_ascii_lowercase(), name.as_bytes()))
-    };
+    let wanted = |name: &str| (2..req.argc()).any(|i| glob::matches(&req.arg(i).to_ascii_lowercase(), name.as_bytes()));
     let found: Vec<_> = known.iter().filter(|(name, _)| wanted(name)).collect();
     build::map_or_array(out, proto, found.len());
     for (name, value) in found {
@@ -275,7 +273,9 @@ const SECTIONS: &[(&str, Section)] = &[
     ("clients", of_clients),
     ("memory", of_memory),
     ("stats", of_stats),
-    ("replication", |_, _| lines("Replication", &[("role", "master".to_owned()), ("connected_slaves", "0".to_owned())])),
+    ("replication", |_, _| {
+        lines("Replication", &[("role", "master".to_owned()), ("connected_slaves", "0".to_owned())])
+    }),
     ("keyspace", of_keyspace),
 ];
 

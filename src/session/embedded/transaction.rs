@@ -67,7 +67,7 @@ impl Session {
     }
 
     /// Refuses what is no command here; an open transaction will not run.
-    pub(super) fn reject(&self, _: &Ctx, mute: bool, error: &[u8]) {
+    pub(super) fn reject(&self, mute: bool, error: &[u8]) {
         if let Some(queue) = &mut self.seat.borrow_mut().queue {
             queue.broken = true;
         }
@@ -77,7 +77,7 @@ impl Session {
     /// The same for a command; a refused EXEC ends the transaction at once.
     pub(super) fn reject_command(&self, ctx: &Ctx, spec: &Spec, mute: bool, error: &str) {
         if spec.kind != Kind::Exec {
-            return self.reject(ctx, mute, error.as_bytes());
+            return self.reject(mute, error.as_bytes());
         }
         self.end_transaction(ctx);
         let error = error.strip_prefix("ERR ").unwrap_or(error);
