@@ -166,7 +166,7 @@ pub(super) fn setex(engine: &mut Engine, call: &Call<'_>, out: &mut BytesMut) ->
 /// MSET and MSETNX: all or nothing, also where there is no room.
 pub(super) fn mset(engine: &mut Engine, call: &Call<'_>, out: &mut BytesMut) -> Outcome {
     let req = call.req;
-    if req.argc() % 2 == 0 {
+    if req.argc().is_multiple_of(2) {
         return Err(format!("ERR wrong number of arguments for '{}' command", call.name).into());
     }
     let pairs = || (1..req.argc()).step_by(2).map(|i| (req.arg(i), req.arg(i + 1)));

@@ -178,10 +178,8 @@ impl Client {
 impl Session {
     fn account_embedded(&self, ctx: &Ctx, now: Now, served: u64) {
         self.last.set(now.clock);
-        if served > 0 {
-            let each = clock::now().saturating_sub(now.clock) / served;
-            ctx.metrics.request_n(Timed::LocalOk, each, served);
-        }
+        let Some(count) = std::num::NonZeroU64::new(served) else { return };
+        ctx.metrics.request_n(Timed::LocalOk, clock::now().saturating_sub(now.clock) / count, served);
     }
 
     /// What is kept for this client besides its replies counts against `listen.buffers_max`.
