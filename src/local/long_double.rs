@@ -211,11 +211,15 @@ fn decimal(text: &[u8]) -> Option<(Size, bool)> {
     }
     let mut divisor = Big::from(1);
     (0..tens).for_each(|_| divisor.times_plus(10, 0));
-    // The quotient gets 66 to 67 bits: 64, and what rounding needs.
-    let up = (divisor.bits() + 66).saturating_sub(n.bits());
-    n.shift_up(up);
+    // The quotient gets 66 to 67 bits, whichever of the two is the longer: 64, and what rounding needs.
+    let up = divisor.bits() as i32 + 66 - n.bits() as i32;
+    if up >= 0 {
+        n.shift_up(up.unsigned_abs())
+    } else {
+        divisor.shift_up(up.unsigned_abs())
+    }
     let (quotient, exact) = n.divided(&divisor);
-    Some((round(quotient, -(up as i32), !exact), false))
+    Some((round(quotient, -up, !exact), false))
 }
 
 fn hexadecimal(text: &[u8]) -> Option<(Size, bool)> {
@@ -413,6 +417,8 @@ mod tests {
             ("0x10", "0x1.8p1", "19"),
             ("1e20", "0", "100000000000000000000"),
             ("1e-18", "0", "0"),
+            ("123456789012345678901234567890123456789012345", "0.2", "123456789012345678896802277657040928322355200"),
+            ("123456789012345678901234567890123456789012345.5", "0", "123456789012345678896802277657040928322355200"),
         ] {
             assert_eq!(sum(a, b), expected, "{a} + {b}");
         }
