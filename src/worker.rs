@@ -73,6 +73,8 @@ pub(crate) struct Ctx {
     rules: Arc<Current>,
     /// What any rule keeps: asked of every read.
     kept: Cell<KeptCommands>,
+    /// Any rule has writes refresh the L1: asked of every write.
+    refreshes: Cell<bool>,
     /// Sessions that have something to write since the batch began.
     dirty: RefCell<Vec<Rc<Session>>>,
     /// Replies held back, oldest first, and when they are let go at the latest.
@@ -126,6 +128,7 @@ impl Ctx {
             default_profile: Profile { db: up.db, credential: credential.clone() },
             mode: Cell::new(config.cache.mode),
             kept: Cell::new(rules.commands()),
+            refreshes: Cell::new(rules.refresh()),
             rules: Arc::new(Current::from_pointee(rules)),
             config,
             l1,
@@ -220,6 +223,11 @@ impl Ctx {
         self.kept.get()
     }
 
+    /// Any rule has writes refresh the L1.
+    pub(crate) fn refreshes(&self) -> bool {
+        self.refreshes.get()
+    }
+
     /// What the rules say of a read of `key` by this command.
     pub(crate) fn judge(&self, key: &[u8], method: Method) -> Judged {
         self.rules.load().judge(&self.metrics.patterns, key, method)
@@ -235,6 +243,7 @@ impl Ctx {
         let next = Arc::new(next);
         let old = self.rules.swap(next.clone());
         self.kept.set(next.commands());
+        self.refreshes.set(next.refresh());
         let sweep = self.l1.sweep(vec![Matcher::Rules { old, next }]);
         self.lanes.borrow().values().for_each(|lane| lane.asks_for_field_expiry(self));
         sweep.finish(&self.l1).await

@@ -13,7 +13,7 @@ use foldhash::fast::RandomState;
 
 use super::assign;
 use crate::command::cacheable::KeptCommands;
-use crate::config::{self, RuleMode};
+use crate::config::{self, OnWrite, RuleMode};
 use crate::observe::patterns::{PatternId, Patterns};
 use crate::observe::reasons::{Bypass, Method};
 
@@ -33,6 +33,8 @@ pub(crate) struct Rules {
     lengths: Box<[usize]>,
     /// What any of them names.
     commands: KeptCommands,
+    /// Some rule has writes refresh what is cached.
+    refresh: bool,
     /// There are none: everything is cached as `cache` says.
     implicit: bool,
 }
@@ -81,8 +83,9 @@ impl Rules {
         lengths.sort_unstable();
         lengths.dedup();
         let serving = list.iter().filter(|rule| rule.terms.mode == RuleMode::Serve);
+        let refresh = serving.clone().any(|rule| rule.terms.on_write != OnWrite::Invalidate);
         let commands = serving.flat_map(|rule| rule.terms.commands.iter()).collect();
-        Rules { list, by_prefix, lengths: lengths.into(), commands, implicit }
+        Rules { list, by_prefix, lengths: lengths.into(), commands, refresh, implicit }
     }
 
     /// What any rule keeps.
@@ -95,8 +98,16 @@ impl Rules {
         if self.implicit { &[] } else { &self.list }
     }
 
+    /// Some rule has writes refresh what is cached.
+    pub(crate) fn refresh(&self) -> bool {
+        self.refresh
+    }
+
     /// The first rule whose pattern matches.
     pub(crate) fn find(&self, key: &[u8]) -> Option<&Arc<Rule>> {
+        if self.implicit {
+            return self.list.first();
+        }
         let mut best: Option<u16> = None;
         for len in self.lengths.iter().take_while(|len| **len <= key.len()) {
             let Some(rules) = self.by_prefix.get(&key[..*len]) else { continue };

@@ -737,7 +737,7 @@ impl Session {
     /// Decision 5: how the L1 should keep upstream's answer right behind this write, key by key; none: not at all.
     fn wants_refresh(&self, ctx: &Ctx, b: &Batch, req: &Request<'_>, spec: &Spec) -> Option<Keeps> {
         // In `pubsub` mode the write's own message would void what is read back.
-        if !b.lane.caches() || !b.lane.is_live() || b.lane.publishes() {
+        if !ctx.refreshes() || !b.lane.caches() || !b.lane.is_live() || b.lane.publishes() {
             return None;
         }
         let size = match spec.kind {
