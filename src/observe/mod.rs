@@ -6,6 +6,8 @@
 pub(crate) mod clock;
 pub(crate) mod counters;
 pub(crate) mod families;
+pub(crate) mod interval;
+pub(crate) mod latency;
 pub(crate) mod metrics;
 pub(crate) mod patterns;
 mod process;
