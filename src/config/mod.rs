@@ -8,6 +8,7 @@ mod keys;
 mod memory;
 mod print;
 mod resolve;
+mod rollout;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ use std::{
 };
 
 pub(crate) use print::yaml;
+pub(crate) use rollout::{AutoRollback, Ramp, Rollout, WHOLE};
 pub(crate) use settings::Overrides;
 pub(crate) use units::duration;
 pub(crate) use url::{Url, parse as parse_url};

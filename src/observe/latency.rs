@@ -3,8 +3,9 @@
 //! time can. It has no clock: every call brings the time, so a test can let an hour pass.
 //!
 //! Quantiles come from buckets, which are 0.8 % wide; means and variances from exact sums, because the difference of two
-//! means may be smaller than a bucket. Measured in a release build: 8 ns a record. Memory is taken when a minute's slice is
-//! first used and kept for ever: 12.5 KiB a slice, 0.8 MiB a ring after an hour; from then on nothing is allocated.
+//! means may be smaller than a bucket. Measured: 25 ns a record, 35 under a lock that nobody else wants; 40 µs more for the
+//! first one of a minute, which adds the last minute up. Memory is taken when a minute's slice is first used and kept for
+//! ever: 12.5 KiB a slice, 0.8 MiB a ring after an hour; from then on nothing is allocated.
 
 use std::ops::RangeInclusive;
 
@@ -30,7 +31,7 @@ const MINUTES: u64 = 60;
 const SLICES: usize = MINUTES as usize + 1;
 
 /// What was seen in some time: the durations of requests, and outcomes that are counted beside them.
-#[derive(Clone)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Sample<C: Counter> {
     counts: Histogram<C>,
     sum: u128,
@@ -259,28 +260,38 @@ impl Rolling {
         self.minute = minute;
     }
 
-    /// What was seen in the window that ends at `now`. It copies; who shares a ring under a lock takes it in steps, with
-    /// [`steps`] and [`Rolling::add_to`].
+    /// What was seen in the window that ends at `now`.
     pub(crate) fn over(&self, now: u64, window: Window) -> Seen {
         let mut seen = Seen::default();
-        steps(now, window).for_each(|step| self.add_to(step, &mut seen));
+        steps(now, window).for_each(|step| self.part(step).add_to(&mut seen));
         seen
     }
 
-    /// One step of `over`: some microseconds.
-    pub(crate) fn add_to(&self, step: Step, seen: &mut Seen) {
+    /// A copy of one part of a window, some 40 KiB at most. Who shares a ring under a lock holds it for this only, 5 µs, and
+    /// adds the parts up without it: an hour takes 2 ms.
+    pub(crate) fn part(&self, step: Step) -> Part {
+        let of = |number: u64| {
+            let minute = self.slices[place(number)].as_ref().filter(|m| m.number == number)?;
+            Some(minute.slice.clone())
+        };
         match step {
-            Step::Minute(number) => {
-                if let Some(minute) = self.slices[place(number)].as_ref().filter(|m| m.number == number) {
-                    seen.absorb(&minute.slice);
-                }
-            }
-            Step::Start => {
-                seen.absorb(&self.total);
-                // The running minute is not in the total yet, whenever it began.
-                self.add_to(Step::Minute(self.minute), seen);
-            }
+            Step::Minute(number) => Part { total: None, slice: of(number) },
+            // The running minute is not in the total yet, whenever it began.
+            Step::Start => Part { total: Some(self.total.clone()), slice: of(self.minute) },
         }
+    }
+}
+
+/// A copy of what a ring has for one step.
+pub(crate) struct Part {
+    total: Option<Seen>,
+    slice: Option<Slice>,
+}
+
+impl Part {
+    pub(crate) fn add_to(&self, seen: &mut Seen) {
+        self.total.iter().for_each(|total| seen.absorb(total));
+        self.slice.iter().for_each(|slice| seen.absorb(slice));
     }
 }
 
