@@ -110,7 +110,7 @@ fn start_workers(ctx: &Ctx) -> io::Result<Rc<Workers>> {
         l1: ctx.l1.clone(),
         metrics: ctx.metrics.clone(),
         max_staleness: ctx.max_staleness,
-        commands: ctx.config.cache.commands,
+        rules: ctx.rules().clone(),
     };
     Workers::start(ctx.config.workers - 1, &shared).map(Rc::new)
 }

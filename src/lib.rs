@@ -40,7 +40,6 @@ mod limits;
 mod mutation;
 mod net;
 mod observe;
-#[allow(dead_code)] // until the rules call it
 mod policy;
 mod resp;
 mod router;

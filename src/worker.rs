@@ -9,16 +9,18 @@ use std::sync::Arc;
 
 use dashmap::DashMap;
 
-use crate::cache::{L1, Large};
+use crate::cache::{L1, Large, Matcher};
 use crate::coherence::{Availability, Channel, Hold, Lane, Malformed, Samples};
 use crate::command::Spec;
+use crate::command::cacheable::KeptCommands;
 use crate::command::table;
 use crate::config::{CacheMode, Config};
 use crate::mutation::{self, Rule};
 use crate::observe::clock;
 use crate::observe::metrics::Metrics;
-use crate::observe::reasons::{Coherence, Dropped, Flush, Mode};
+use crate::observe::reasons::{Coherence, Dropped, Flush, Method, Mode};
 use crate::observe::status::Status;
+use crate::policy::{Current, Judged, Rules};
 use crate::router::Stranger;
 use crate::session::Session;
 use crate::upstream::handshake::{self, Learned, ServerInfo};
@@ -68,6 +70,9 @@ pub(crate) struct Ctx {
     /// The clock as last read by whoever read a socket: good enough to measure with, never to decide with.
     pub(crate) now: Cell<u64>,
     mode: Cell<CacheMode>,
+    rules: Arc<Current>,
+    /// What any rule keeps: asked of every read.
+    kept: Cell<KeptCommands>,
     /// Sessions that have something to write since the batch began.
     dirty: RefCell<Vec<Rc<Session>>>,
     /// Replies held back, oldest first, and when they are let go at the latest.
@@ -115,10 +120,13 @@ impl Ctx {
             name: name.clone(),
         });
         let max_staleness = u64::try_from(config.coherence.max_staleness.as_nanos()).unwrap_or(u64::MAX);
+        let rules = Rules::new(&config.rules, &config.cache, &metrics.patterns);
         let samples = Samples::new(config.coherence.sample_per_second, clock::now());
         Rc::new(Ctx {
             default_profile: Profile { db: up.db, credential: credential.clone() },
             mode: Cell::new(config.cache.mode),
+            kept: Cell::new(rules.commands()),
+            rules: Arc::new(Current::from_pointee(rules)),
             config,
             l1,
             metrics,
@@ -198,6 +206,38 @@ impl Ctx {
         let lanes: Vec<Rc<Lane>> = self.lanes.borrow().values().cloned().collect();
         lanes.iter().for_each(|lane| lane.set_tracking(self, mode == CacheMode::Serve));
         tracing::info!("cache mode is {} now", self.mode_word());
+    }
+
+    // ---- rules ----
+
+    /// The rules in force, for other threads too.
+    pub(crate) fn rules(&self) -> &Arc<Current> {
+        &self.rules
+    }
+
+    /// What any rule keeps.
+    pub(crate) fn kept(&self) -> KeptCommands {
+        self.kept.get()
+    }
+
+    /// What the rules say of a read of `key` by this command.
+    pub(crate) fn judge(&self, key: &[u8], method: Method) -> Judged {
+        self.rules.load().judge(&self.metrics.patterns, key, method)
+    }
+
+    /// Puts other rules into force. When this is done no entry is left that they forbid or would have kept otherwise;
+    /// returns how many were dropped.
+    ///
+    /// The argument. Between the change and the sweep's beginning nothing else runs on this thread, the only one that
+    /// stores. What is being fetched under the old rules has a token from before the sweep, and is not stored. What is
+    /// stored already the sweep finds. Whatever is judged from here on is judged by the new rules.
+    pub(crate) async fn set_rules(self: &Rc<Self>, next: Rules) -> usize {
+        let next = Arc::new(next);
+        let old = self.rules.swap(next.clone());
+        self.kept.set(next.commands());
+        let sweep = self.l1.sweep(vec![Matcher::Rules { old, next }]);
+        self.lanes.borrow().values().for_each(|lane| lane.asks_for_field_expiry(self));
+        sweep.finish(&self.l1).await
     }
 
     // ---- lanes ----

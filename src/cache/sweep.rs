@@ -24,7 +24,8 @@ use moka::sync::Cache;
 use regex::bytes::{Regex, RegexBuilder};
 use tokio::sync::mpsc;
 
-use super::{Forms, Key, L1, Stripe, glob};
+use super::{Forms, Key, L1, Stripe};
+use crate::policy::{Rules, glob};
 
 /// Sweeps that wait for the walk under way. One more and the L1 is flushed instead, which is more than was asked for.
 const WAITING_MAX: usize = 64;
@@ -44,6 +45,11 @@ pub(crate) enum Matcher {
     Prefix(Vec<u8>),
     Glob(Vec<u8>),
     Regex(Box<Regex>),
+    /// Keys whose entries would not be the same under other rules.
+    Rules {
+        old: Arc<Rules>,
+        next: Arc<Rules>,
+    },
 }
 
 impl Matcher {
@@ -67,6 +73,7 @@ impl Matcher {
             Matcher::Prefix(prefix) => key.starts_with(prefix),
             Matcher::Glob(pattern) => glob::matches(pattern, key),
             Matcher::Regex(regex) => regex.is_match(key),
+            Matcher::Rules { old, next } => !old.same_fate(next, key),
         }
     }
 }

@@ -12,8 +12,8 @@ use super::wait::{Fetch, MgetFetch, Part, Refresh, Relay};
 use crate::cache::{Entry, FormEntry, FormId, Token, Value};
 use crate::command::cacheable::Shape;
 use crate::observe::clock;
-use crate::observe::patterns::PatternId;
 use crate::observe::reasons::{Coherence, Discard, Evict};
+use crate::policy::Keep;
 use crate::resp::downgrade::Form;
 use crate::resp::reply;
 use crate::upstream::handshake;
@@ -25,8 +25,8 @@ impl Lane {
     pub(super) fn on_fetch(&self, ctx: &Rc<Ctx>, fetch: &Rc<Fetch>, frame: &[u8]) {
         self.inner.borrow_mut().land(fetch);
         *fetch.value.borrow_mut() = match &fetch.read.id {
-            None => cacheable(ctx, frame),
-            Some(id) => cacheable_form(ctx, id, frame),
+            None => cacheable(ctx, &fetch.keep, frame),
+            Some(id) => cacheable_form(ctx, &fetch.keep, id, frame),
         };
         fetch.denied.set(frame.starts_with(b"-NOPERM"));
         ctx.metrics.upstream.observe(self.last_byte.get().saturating_sub(fetch.t_sent));
@@ -48,7 +48,7 @@ impl Lane {
             shape: fetch.read.shape,
             token: fetch.token,
             t_sent: fetch.t_sent,
-            pattern: fetch.pattern,
+            keep: &fetch.keep,
             value,
         };
         self.store(ctx, read, frame);
@@ -100,7 +100,7 @@ impl Lane {
         };
         let cache = &ctx.config.cache;
         let absent = read.shape.agrees(read.value.frame(), ttl).ok_or(Discard::Inconsistent)?;
-        let own_limit = if absent { cache.negative_ttl } else { cache.default_ttl };
+        let own_limit = if absent { read.keep.terms().negative_ttl } else { read.keep.ttl() };
         let mut life = nanos(own_limit).min(self.ttl_cap(ctx));
         if ttl >= 0 {
             let upstream = ttl as u64 * MS;
@@ -121,7 +121,7 @@ impl Lane {
             deadline: read.t_sent + life,
             expires,
             t_sent: read.t_sent,
-            pattern: read.pattern,
+            pattern: read.keep.pattern,
             value: read.value,
         };
         match read.id {
@@ -130,11 +130,11 @@ impl Lane {
                 let displaced = ctx.l1.insert_form(read.key, &read.token, FormEntry { id, entry })?;
                 ctx.metrics.evictions.add_shared(Evict::Size, displaced.oldest as u64);
                 ctx.metrics.evictions.add_shared(Evict::Invalidated, displaced.void as u64);
-                (0..displaced.oldest + displaced.void).for_each(|_| ctx.metrics.patterns.del(read.pattern));
+                (0..displaced.oldest + displaced.void).for_each(|_| ctx.metrics.patterns.del(read.keep.pattern));
             }
         }
         ctx.samples.note(self.id, read.key, read.token.stripe);
-        ctx.metrics.patterns.set(read.pattern);
+        ctx.metrics.patterns.set(read.keep.pattern);
         Ok(())
     }
 
@@ -167,7 +167,7 @@ impl Lane {
         let whole = frame.first() == Some(&b'*') && replies.len() == misses.len();
         if whole {
             for (miss, frame) in misses.iter_mut().zip(&replies) {
-                miss.value = if miss.token.is_some() { cacheable(ctx, frame) } else { None };
+                miss.value = miss.right.as_ref().and_then(|(keep, _)| cacheable(ctx, keep, frame));
             }
             let read_back = misses.len() <= MGET_POPULATE_MAX;
             misses.iter().filter(|m| !read_back || m.value.is_none()).for_each(|m| self.supersede(ctx, &m.key));
@@ -204,8 +204,8 @@ impl Lane {
     pub(super) fn on_mget_ttl(self: &Rc<Self>, ctx: &Rc<Ctx>, fetch: &MgetFetch, i: usize, frame: &[u8]) {
         let mut misses = fetch.misses.borrow_mut();
         let Some(miss) = misses.get_mut(i) else { return };
-        let (Some(value), Some(token)) = (miss.value.take(), miss.token) else { return };
-        let read = Reading::get(&miss.key, token, fetch.t_sent, miss.pattern, value);
+        let (Some(value), Some((keep, token))) = (miss.value.take(), &miss.right) else { return };
+        let read = Reading::get(&miss.key, *token, fetch.t_sent, keep, value);
         // A wrong type reads as nil in MGET; its PTTL then says -1 or more, and `store` finds the two inconsistent.
         self.store(ctx, read, frame);
     }
@@ -214,10 +214,10 @@ impl Lane {
         self.forget_refresh(refresh);
         let mut keys = refresh.keys.borrow_mut();
         if let [key] = keys.as_mut_slice() {
-            key.value = cacheable(ctx, frame);
+            key.value = cacheable(ctx, &key.keep, frame);
         } else {
             for (key, frame) in keys.iter_mut().zip(reply::elements(frame)) {
-                key.value = cacheable(ctx, frame);
+                key.value = cacheable(ctx, &key.keep, frame);
             }
         }
         drop(keys);
@@ -242,7 +242,7 @@ impl Lane {
         let mut keys = refresh.keys.borrow_mut();
         let Some(key) = keys.get_mut(i) else { return };
         let Some(value) = key.value.take() else { return };
-        let read = Reading::get(&key.key, key.token, refresh.t_sent, key.pattern, value);
+        let read = Reading::get(&key.key, key.token, refresh.t_sent, &key.keep, value);
         if self.store(ctx, read, frame) {
             ctx.metrics.updates.inc();
         }
@@ -256,18 +256,18 @@ struct Reading<'a> {
     shape: Shape,
     token: Token,
     t_sent: u64,
-    pattern: PatternId,
+    keep: &'a Keep,
     value: Value,
 }
 
 impl<'a> Reading<'a> {
-    fn get(key: &'a [u8], token: Token, t_sent: u64, pattern: PatternId, value: Value) -> Reading<'a> {
-        Reading { key, id: None, shape: Shape::GET, token, t_sent, pattern, value }
+    fn get(key: &'a [u8], token: Token, t_sent: u64, keep: &'a Keep, value: Value) -> Reading<'a> {
+        Reading { key, id: None, shape: Shape::GET, token, t_sent, keep, value }
     }
 }
 
 /// The reply of a GET (or an element of MGET's) as the L1 keeps it; none for errors and for what is too large.
-fn cacheable(ctx: &Ctx, frame: &[u8]) -> Option<Value> {
+fn cacheable(ctx: &Ctx, keep: &Keep, frame: &[u8]) -> Option<Value> {
     if reply::is_null(frame) {
         return Some(Value::Nil);
     }
@@ -275,7 +275,7 @@ fn cacheable(ctx: &Ctx, frame: &[u8]) -> Option<Value> {
         ctx.metrics.discarded.inc(Discard::Error);
         return None;
     }
-    if frame.len() > ctx.config.cache.max_value_bytes {
+    if frame.len() > keep.terms().max_value_bytes {
         ctx.metrics.discarded.inc(Discard::TooLarge);
         return None;
     }
@@ -283,12 +283,12 @@ fn cacheable(ctx: &Ctx, frame: &[u8]) -> Option<Value> {
 }
 
 /// The same for another command's, whatever its type; its words are kept with it.
-fn cacheable_form(ctx: &Ctx, id: &FormId, frame: &[u8]) -> Option<Value> {
+fn cacheable_form(ctx: &Ctx, keep: &Keep, id: &FormId, frame: &[u8]) -> Option<Value> {
     if reply::is_error(frame) {
         ctx.metrics.discarded.inc(Discard::Error);
         return None;
     }
-    if id.len() + frame.len() > ctx.config.cache.max_value_bytes {
+    if id.len() + frame.len() > keep.terms().max_value_bytes {
         ctx.metrics.discarded.inc(Discard::TooLarge);
         return None;
     }

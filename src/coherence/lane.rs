@@ -19,13 +19,13 @@ use super::stale::LostLane;
 use super::wait::{Fetch, FetchRead, MgetFetch, Miss, Part, Refresh, RefreshKey, Relay, Waiter, Waiting};
 use crate::cache::{FormId, StripeId, Token};
 use crate::mutation::{self, Rule};
-use crate::observe::patterns::PatternId;
 use crate::observe::reasons::{Bypass, Coherence, Discard};
 use crate::observe::status::{LaneStatus, Status};
+use crate::policy::Keep;
 use crate::resp::{Proto, build};
 use crate::session::Session;
 use crate::upstream::Profile;
-use crate::upstream::handshake::Refusal;
+use crate::upstream::handshake::{self, Refusal};
 use crate::wake::Wake;
 use crate::worker::Ctx;
 
@@ -259,6 +259,24 @@ impl Lane {
         self.fields_stay.get()
     }
 
+    /// Reads of hashes are kept from now on: where the connection was not asked about the expiry of fields when it came up,
+    /// it is asked now.
+    pub(crate) fn asks_for_field_expiry(self: &Rc<Self>, ctx: &Rc<Ctx>) {
+        if !self.is_live() || !ctx.kept().reads_fields() || self.fields_stay() {
+            return;
+        }
+        let asked = self.ask(crate::observe::clock::now(), &handshake::field_expiry_question());
+        let (lane, ctx, epoch) = (self.clone(), ctx.clone(), self.epoch());
+        tokio::task::spawn_local(async move {
+            // A connection that is lost meanwhile asks anew when it comes up.
+            if let Ok(frame) = asked.await
+                && lane.epoch() == epoch
+            {
+                lane.fields_stay.set(handshake::fields_stay(&ctx.server.borrow(), &frame));
+            }
+        });
+    }
+
     pub(crate) fn caches(&self) -> bool {
         self.uncached.borrow().is_none()
     }
@@ -387,12 +405,16 @@ impl Lane {
     ) {
         let flight = (Rc::from(key), get.read.id.clone());
         self.note_miss(ctx, now);
-        if get.may_join && self.join(ctx, now, session, slot, &flight) {
+        let kept_out = get.keep.is_none();
+        if kept_out && ctx.cache_serves() {
+            self.overtake(ctx, key);
+        }
+        if get.may_join && !kept_out && self.join(ctx, now, session, slot, &flight) {
             return;
         }
-        let token = if self.caches() { ctx.l1.token(key, self.epoch.get()) } else { None };
-        let Some(token) = token else {
-            if self.caches() {
+        let token = if self.caches() && !kept_out { ctx.l1.token(key, self.epoch.get()) } else { None };
+        let (Some(keep), Some(token)) = (get.keep, token) else {
+            if !kept_out && self.caches() {
                 ctx.metrics.bypass.inc(Bypass::Pending);
             }
             let relay = Relay::plain(session.clone(), slot, get.read.form, get.read.resend);
@@ -403,7 +425,7 @@ impl Lane {
             read: get.read,
             token,
             t_sent: now,
-            pattern: get.pattern,
+            keep,
             waiters: RefCell::new(SmallVec::from_buf([(session.clone(), slot)])),
             value: RefCell::new(None),
             denied: Cell::new(false),
@@ -434,11 +456,13 @@ impl Lane {
         self.note_miss(ctx, now);
         let misses = &request.misses;
         let populate = misses.len() <= MGET_POPULATE_MAX && self.caches();
+        let asked = |m: &Miss| populate && m.right.is_some();
         let mut words: Vec<&[u8]> = vec![b"MGET"];
         words.extend(misses.iter().map(|m| &*m.key));
         let mut raw = bytes::BytesMut::new();
         build::command(&mut raw, &words);
-        let ttls: Vec<Vec<u8>> = if populate { misses.iter().map(|m| pttl(&m.key)).collect() } else { Vec::new() };
+        let ttls: Vec<(usize, Vec<u8>)> =
+            misses.iter().enumerate().filter(|(_, m)| asked(m)).map(|(i, m)| (i, pttl(&m.key))).collect();
         let fetch = Rc::new(MgetFetch {
             session: RefCell::new(Some(session.clone())),
             slot: request.slot,
@@ -451,8 +475,8 @@ impl Lane {
         });
         let mut inner = self.inner.borrow_mut();
         self.send(&mut inner, now, &raw, Waiting::Mget(fetch.clone()));
-        for (i, ttl) in ttls.iter().enumerate() {
-            self.send(&mut inner, now, ttl, Waiting::MgetTtl(fetch.clone(), i));
+        for (i, ttl) in &ttls {
+            self.send(&mut inner, now, ttl, Waiting::MgetTtl(fetch.clone(), *i));
         }
     }
 
@@ -522,7 +546,8 @@ impl Lane {
 pub(crate) struct FetchRequest<'a> {
     pub(crate) raw: &'a [u8],
     pub(crate) read: FetchRead,
-    pub(crate) pattern: PatternId,
+    /// None: it is not to be stored.
+    pub(crate) keep: Option<Keep>,
     pub(crate) may_join: bool,
 }
 

@@ -130,7 +130,7 @@ async fn open(ctx: &Rc<Ctx>, lane: &Rc<Lane>) -> Result<LaneLink, Failure> {
     let track = ctx.cache_serves() && ctx.config.coherence.mode.wants_tracking();
     let hello = async {
         let mut link = handshake::lane(stream, &lane.profile, &ctx.name, track).await?;
-        if ctx.config.cache.commands.reads_fields() {
+        if ctx.kept().reads_fields() {
             link.ask_for_field_expiry().await?;
         }
         Ok(link)

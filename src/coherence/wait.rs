@@ -12,7 +12,7 @@ use super::sample::Sample;
 use super::tell::{self, Wrapped};
 use crate::cache::{FormId, StripeId, Token, Value};
 use crate::command::cacheable::Shape;
-use crate::observe::patterns::PatternId;
+use crate::policy::Keep;
 use crate::resp::downgrade::Form;
 use crate::session::Session;
 
@@ -155,7 +155,7 @@ pub(super) struct Fetch {
     pub(super) read: FetchRead,
     pub(super) token: Token,
     pub(super) t_sent: u64,
-    pub(super) pattern: PatternId,
+    pub(super) keep: Keep,
     pub(super) waiters: RefCell<Waiters>,
     pub(super) value: RefCell<Option<Value>>,
     /// The read was answered with NOPERM: then PTTL's NOPERM is about the key, not about the command.
@@ -204,9 +204,8 @@ pub(crate) enum Part {
 
 pub(crate) struct Miss {
     pub(crate) key: Box<[u8]>,
-    /// None: not to be stored (a write is pending, or too many misses).
-    pub(crate) token: Option<Token>,
-    pub(crate) pattern: PatternId,
+    /// How it may be stored, and the right to; none: not at all (its rule says no, or a write is pending).
+    pub(crate) right: Option<(Keep, Token)>,
     pub(crate) value: Option<Value>,
 }
 
@@ -221,6 +220,6 @@ pub(crate) struct Refresh {
 pub(crate) struct RefreshKey {
     pub(crate) key: Box<[u8]>,
     pub(crate) token: Token,
-    pub(crate) pattern: PatternId,
+    pub(crate) keep: Keep,
     pub(crate) value: Option<Value>,
 }

@@ -40,6 +40,7 @@ pub(super) const KEYS: &[&str] = &[
     "cache.eviction",
     "cache.on_write",
     "cache.update_max_bytes",
+    "rules",
     "coherence.mode",
     "coherence.max_staleness",
     "coherence.fence",
@@ -89,16 +90,17 @@ pub(super) fn hint(name: &str) -> String {
 pub(super) fn nearest(name: &str) -> Option<String> {
     let section = parent(name);
     let last = last_word(name);
-    let spelled = siblings(section)
-        .into_iter()
-        .map(|sibling| (distance(last, sibling), sibling))
-        .filter(|(d, sibling)| *d <= near_enough(last.len().min(sibling.len())))
-        .min_by_key(|(d, _)| *d)
-        .map(|(_, sibling)| join(section, sibling));
+    let spelled = near(last, &siblings(section)).map(|sibling| join(section, sibling));
     spelled.or_else(|| {
         let moved = KEYS.iter().find(|key| last_word(key) == last);
         moved.map(|key| (*key).to_owned())
     })
+}
+
+/// The one of `known` that `word` was probably meant to be.
+pub(super) fn near<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
+    let near = known.iter().map(|other| (distance(word, other), *other));
+    near.filter(|(d, other)| *d <= near_enough(word.len().min(other.len()))).min_by_key(|(d, _)| *d).map(|(_, k)| k)
 }
 
 pub(super) fn join(section: &str, word: &str) -> String {

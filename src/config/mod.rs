@@ -9,6 +9,7 @@ mod memory;
 mod print;
 mod resolve;
 mod rollout;
+mod rules;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -24,6 +25,7 @@ use std::{
 
 pub(crate) use print::yaml;
 pub(crate) use rollout::{AutoRollback, Ramp, Rollout, WHOLE};
+pub(crate) use rules::{Rule, RuleMode, Variant, show_percent};
 pub(crate) use settings::Overrides;
 pub(crate) use units::duration;
 pub(crate) use url::{Url, parse as parse_url};
@@ -89,6 +91,8 @@ pub(crate) struct Config {
     pub(crate) admin: Admin,
     pub(crate) workers: usize,
     pub(crate) cache: Cache,
+    /// In the order in which they are asked; none: every key is cached as `cache` says.
+    pub(crate) rules: Vec<Rule>,
     pub(crate) coherence: Coherence,
     pub(crate) commands: Commands,
     pub(crate) http: Http,
@@ -229,6 +233,16 @@ pub(crate) enum OnWrite {
     Invalidate,
 }
 
+impl OnWrite {
+    /// The first word is the default.
+    pub(crate) const ALL: [(&str, OnWrite); 3] =
+        [("update", OnWrite::Update), ("resident", OnWrite::Resident), ("invalidate", OnWrite::Invalidate)];
+
+    pub(crate) fn as_str(self) -> &'static str {
+        Self::ALL[self as usize].0
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Coherence {
     pub(crate) mode: CoherenceMode,
@@ -367,5 +381,12 @@ impl Config {
         let mut overrides = Overrides::default();
         overrides.value("--upstream", "upstream.url", Some(url.to_owned()));
         load_within(&overrides, std::iter::empty(), None).expect("defaults are valid").0
+    }
+
+    /// The same with these rules, a list in YAML's flow style.
+    pub(crate) fn for_tests_with_rules(rules: &str) -> Config {
+        let env = [("NEARSIDE_UPSTREAM__URL", "redis://h"), ("NEARSIDE_RULES", rules)];
+        let env = env.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
+        load_within(&Overrides::default(), env, None).unwrap_or_else(|e| panic!("{rules}: {e}")).0
     }
 }

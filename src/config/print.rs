@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use super::{
-    AdminResp, CacheMode, Canary, Config, Environment, Eviction, LogFormat, OnWrite,
+    AdminResp, CacheMode, Canary, Config, Environment, Eviction, LogFormat,
     file::quoted,
     units::{show_duration, show_size},
 };
@@ -45,7 +45,7 @@ enum Shown {
 /// Every key with its value, in the order of `keys::KEYS` (a test compares the two).
 fn entries(config: &Config) -> Vec<(&'static str, Shown)> {
     let mut out = Entries(Vec::new());
-    let Config { environment, listen, upstream, admin, workers, cache, coherence, commands, http, log } = config;
+    let Config { environment, listen, upstream, admin, workers, cache, rules, coherence, commands, http, log } = config;
     out.value("environment", environment_word(*environment));
     out.listen(listen);
     out.upstream(upstream);
@@ -53,6 +53,7 @@ fn entries(config: &Config) -> Vec<(&'static str, Shown)> {
     out.path("admin.password_file", admin.password_file.as_deref());
     out.value("workers", workers);
     out.cache(cache);
+    out.rules(rules);
     out.coherence(coherence);
     out.value("commands.shutdown", commands.shutdown);
     out.list("http.listen", http.listen.iter().map(ToString::to_string));
@@ -118,8 +119,14 @@ impl Entries {
         self.value("cache.negative_ttl", show_duration(cache.negative_ttl));
         self.value("cache.ttl_buffer", show_duration(cache.ttl_buffer));
         self.value("cache.eviction", eviction_word(cache.eviction));
-        self.value("cache.on_write", on_write_word(cache.on_write));
+        self.value("cache.on_write", cache.on_write.as_str());
         self.size("cache.update_max_bytes", cache.update_max_bytes);
+    }
+
+    /// One rule a line.
+    fn rules(&mut self, rules: &[super::Rule]) {
+        let lines: Vec<String> = rules.iter().map(|rule| format!("\n  - {}", rule.yaml())).collect();
+        self.value("rules", if lines.is_empty() { "[]".to_owned() } else { lines.concat() });
     }
 
     fn coherence(&mut self, coherence: &super::Coherence) {
@@ -183,14 +190,6 @@ fn eviction_word(eviction: Eviction) -> &'static str {
     match eviction {
         Eviction::TinyLfu => "tiny_lfu",
         Eviction::Lru => "lru",
-    }
-}
-
-fn on_write_word(on_write: OnWrite) -> &'static str {
-    match on_write {
-        OnWrite::Update => "update",
-        OnWrite::Resident => "resident",
-        OnWrite::Invalidate => "invalidate",
     }
 }
 

@@ -45,7 +45,7 @@ const WORKERS_MAX: u64 = 64;
 const CACHE_MIN: u64 = MIB;
 
 /// Larger values leave the lane for a connection of their own (`limits::LARGE`), where nothing is cached.
-const VALUE_MAX: u64 = crate::limits::LARGE as u64;
+pub(super) const VALUE_MAX: u64 = crate::limits::LARGE as u64;
 
 /// A client that is given less could not even receive an answer of usual size.
 const OUTPUT_MIN: u64 = 16 * KIB;
@@ -63,7 +63,7 @@ const CHANNEL: &str = "nearside:invalidate";
 const SAMPLES_MAX: u64 = 1000;
 
 /// No entry lives longer in any mode (DESIGN 4): what Redis never signals must end some day.
-const TTL_MAX: Duration = Duration::from_secs(24 * 3600);
+pub(super) const TTL_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// The longest path a unix socket address holds on Linux, without its closing zero.
 const SOCKET_PATH_MAX: usize = 107;
@@ -75,7 +75,7 @@ const CONNECTIONS_MAX: u64 = 1_000_000;
 const PASSWORD_MAX: u64 = 64 * KIB;
 
 pub(super) struct Resolver<'s> {
-    settings: &'s Settings,
+    pub(super) settings: &'s Settings,
     pub(super) problems: Vec<String>,
     pub(super) warnings: Vec<String>,
 }
@@ -87,13 +87,15 @@ impl<'s> Resolver<'s> {
 
     /// The whole configuration; only valid where `problems` is empty afterwards. `memory` is the cgroup's limit.
     pub(super) fn config(&mut self, memory: Option<u64>) -> Config {
+        let cache = self.cache(memory);
         let config = Config {
             environment: self.environment(),
             listen: self.listen(),
             upstream: self.upstream(),
             admin: self.admin(),
             workers: self.workers(),
-            cache: self.cache(memory),
+            rules: self.rules(&cache),
+            cache,
             coherence: self.coherence(),
             commands: Commands { shutdown: self.one("commands.shutdown", false, units::boolean) },
             http: self.http(),
@@ -219,7 +221,7 @@ impl<'s> Resolver<'s> {
             negative_ttl: self.duration("cache.negative_ttl", secs(30), ttl(Duration::ZERO)),
             ttl_buffer: self.duration("cache.ttl_buffer", millis(5), ttl(Duration::ZERO)),
             eviction: self.word("cache.eviction", &[("tiny_lfu", Eviction::TinyLfu), ("lru", Eviction::Lru)]),
-            on_write: self.word("cache.on_write", &ON_WRITE),
+            on_write: self.word("cache.on_write", &OnWrite::ALL),
             update_max_bytes: self.size(
                 "cache.update_max_bytes",
                 (16 * KIB).min(max_value_bytes as u64),
@@ -267,9 +269,6 @@ impl<'s> Resolver<'s> {
 }
 
 /// The first word is the default.
-const ON_WRITE: [(&str, OnWrite); 3] =
-    [("update", OnWrite::Update), ("resident", OnWrite::Resident), ("invalidate", OnWrite::Invalidate)];
-
 const LEVELS: [(&str, tracing::Level); 5] = [
     ("info", tracing::Level::INFO),
     ("error", tracing::Level::ERROR),
@@ -284,6 +283,7 @@ impl Resolver<'_> {
         self.check_addresses(config);
         self.check_sizes(config, memory);
         self.check_pairs(config);
+        self.check_rules(config);
         if !config.listen.protected {
             self.warnings.push(
                 "listen.protected is false: whoever reaches a listening address acts with the sidecar's own rights upstream".to_owned(),
@@ -425,7 +425,7 @@ impl Resolver<'_> {
         (secret, path)
     }
 
-    fn problem(&mut self, key: &str, what: &str) {
+    pub(super) fn problem(&mut self, key: &str, what: &str) {
         self.problems.push(match self.settings.get(key) {
             Some(setting) => format!("{setting}: {key}: {what}"),
             None => format!("{key}: {what}"),
@@ -492,7 +492,7 @@ fn file_mode(text: &str) -> Result<u32, String> {
 }
 
 /// Refused by what the table says of the command, so that nobody waits for hits that cannot come.
-fn kept_command(text: &str) -> Result<Method, String> {
+pub(super) fn kept_command(text: &str) -> Result<Method, String> {
     let shown = shown(&text.to_ascii_uppercase());
     match table::caching(text) {
         Some(Caching::Kept(kept)) => Ok(kept.method),

@@ -10,6 +10,7 @@ use super::client::Local;
 use super::link::{Grant, Link};
 use crate::cache::{self, Entry, Forms, Value};
 use crate::coherence::Vouched;
+use crate::command::cacheable::KeptCommands;
 use crate::command::table::{self, Lookup};
 use crate::command::{Kind, Request};
 use crate::observe::clock;
@@ -32,6 +33,7 @@ struct Batch<'a> {
     local: &'a Local,
     grant: &'a Grant,
     vouched: Vouched,
+    commands: KeptCommands,
     now: u64,
     hits: u64,
     mget: bool,
@@ -54,7 +56,8 @@ pub(super) fn answer(
         Ok(vouched) => vouched,
         Err(_) => return (0, Rest::Unanswered),
     };
-    let mut batch = Batch { local, grant, vouched, now, hits: 0, mget: false };
+    let commands = shared.rules.load().commands();
+    let mut batch = Batch { local, grant, vouched, commands, now, hits: 0, mget: false };
     let before = out.len();
     let mut at = 0;
     let rest = loop {
@@ -82,10 +85,9 @@ impl Batch<'_> {
     /// False: not answered, and nothing written.
     fn request(&mut self, req: &Request<'_>, out: &mut BytesMut) -> bool {
         let Lookup::Known(spec) = table::lookup(req) else { return false };
-        let commands = &self.local.shared.commands;
         let answered = match spec.kind {
-            Kind::Get if req.argc() == 2 && commands.has(Method::Get) => self.get(req.arg(1), out),
-            Kind::Mget if req.argc() >= 2 && commands.has(Method::Mget) => self.mget(req, out),
+            Kind::Get if req.argc() == 2 && self.commands.has(Method::Get) => self.get(req.arg(1), out),
+            Kind::Mget if req.argc() >= 2 && self.commands.has(Method::Mget) => self.mget(req, out),
             _ => false,
         };
         if answered {

@@ -26,9 +26,9 @@ use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
 use crate::cache::L1;
-use crate::command::cacheable::KeptCommands;
 use crate::net::Stream;
 use crate::observe::metrics::Metrics;
+use crate::policy::Current;
 
 pub(crate) use link::{Grant, Link};
 
@@ -42,8 +42,7 @@ pub(crate) struct Shared {
     pub(crate) metrics: Arc<Metrics>,
     /// B, in nanoseconds.
     pub(crate) max_staleness: u64,
-    /// `cache.commands`.
-    pub(crate) commands: KeptCommands,
+    pub(crate) rules: Arc<Current>,
 }
 
 /// The threads beside the data thread.

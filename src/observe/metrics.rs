@@ -4,7 +4,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::counters::{Counter, Gauge, Histogram, Labeled};
-use super::patterns::{Patterns, Row, ShardRows};
+use super::patterns::{PatternId, Patterns, Row, ShardRows};
 use super::reasons::{Bypass, Class, Discard, Dropped, ErrorType, Evict, Flush, Peer, Pin, Reject, Source, Tag, Timed};
 
 /// What a worker other than the data thread counts: hits, which are all it answers. Cells of its own, so that each keeps one
@@ -15,6 +15,14 @@ pub(crate) struct Shard {
     /// Of clients, as far as the data thread has not counted them.
     pub(crate) bytes_in: Counter,
     pub(crate) bytes_out: Counter,
+}
+
+/// Of one family.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) hits: u64,
+    pub(crate) misses: u64,
+    pub(crate) sets: u64,
 }
 
 pub(crate) struct Metrics {
@@ -173,6 +181,12 @@ impl Metrics {
             self.shards.iter().for_each(|shard| sum.absorb(&shard.read_hits));
         }
         sum
+    }
+
+    /// What is counted for one family, by all workers.
+    pub(crate) fn counts_of(&self, id: Option<PatternId>) -> Counts {
+        let Some((id, row)) = id.map(|id| (id, self.patterns.row(id))) else { return Counts::default() };
+        Counts { hits: self.hits_of(usize::from(id.0), row), misses: row.misses.get(), sets: row.sets.get() }
     }
 
     pub(crate) fn misses(&self) -> u64 {

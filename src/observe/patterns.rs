@@ -2,7 +2,8 @@
 //! or a fill, never on a hit. Names are only ever added: a reader of the table takes no lock, and the 100 names of the
 //! first hour are those of the last. Half of the places go to the first families seen, the other half to those with many
 //! requests, so that a scan over unheard-of keys cannot use up all of them. Measured: 17 ns for a known family, 50 for a
-//! number, 120 in a flood of new names. No rules here: a rule's name comes from above.
+//! number, 120 in a flood of new names. A rule's keys are counted under its
+//! name, which comes from above and takes its place before any key is seen.
 
 use std::collections::HashMap;
 use std::hash::BuildHasher;
@@ -144,6 +145,21 @@ impl Patterns {
         }
     }
 
+    /// The family that a rule's keys are counted under: its name, if there is a place left.
+    pub(crate) fn of_rule(&self, name: &str) -> PatternId {
+        if name.len() > NAME_MAX || !name.chars().all(printable) || RESERVED.contains(&name) {
+            return PatternId::OTHER;
+        }
+        let hash = self.hasher.hash_one(name.as_bytes());
+        let _alone = self.newcomers.lock();
+        let free = self.len.load(Ordering::Relaxed) < self.rows.len();
+        match self.find(hash, name.as_bytes()) {
+            Some(id) => id,
+            None if free => self.add(hash, name.as_bytes()),
+            None => PatternId::OTHER,
+        }
+    }
+
     pub(crate) fn hit(&self, id: PatternId) {
         self.row(id).hits.inc();
     }
@@ -210,7 +226,7 @@ impl Patterns {
     }
 
     /// An id of another process, or a made-up one, counts as `_other`.
-    fn row(&self, id: PatternId) -> &Row {
+    pub(super) fn row(&self, id: PatternId) -> &Row {
         self.rows.get(usize::from(id.0)).unwrap_or(&self.rows[0])
     }
 

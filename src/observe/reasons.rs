@@ -120,6 +120,14 @@ words! {
         PausedUpdate = "paused_update",
         /// Upstream lets fields of a hash expire, which it does not signal, or does not say that it does not.
         FieldExpiry = "field_expiry",
+        /// No rule's pattern matches the key.
+        NoRule = "no_rule",
+        /// Its rule says `mode: off`.
+        RuleOff = "rule_off",
+        /// Its rule does not name the command.
+        Command = "command",
+        /// Its rule's rollout leaves the key out, to compare with.
+        Control = "control",
     }
 }
 

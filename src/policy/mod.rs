@@ -1,4 +1,17 @@
-//! What the rules say of a key, as pure functions: nothing here reads a clock, a socket or a file.
+//! What the user's rules say of a key: which of them matches first, and whether and how its replies are kept. Pure: it knows
+//! no connection and no entry. Looked at when a key is missed, written or stored, never on a hit.
 
 pub(crate) mod assign;
+pub(crate) mod glob;
+pub(crate) mod overlap;
+pub(crate) mod pattern;
 pub(crate) mod rollout;
+pub(crate) mod rules;
+pub(crate) mod tag;
+
+use arc_swap::ArcSwap;
+
+pub(crate) use rules::{Judged, Keep, Rule, Rules};
+
+/// The rules in force, for whichever thread asks.
+pub(crate) type Current = ArcSwap<Rules>;

@@ -19,8 +19,8 @@ use crate::command::{Effect, Keys, Kind, Need, Request, Resp2, Spec, Why, keys};
 use crate::config::{Fence, OnWrite};
 use crate::net::drop_front;
 use crate::observe::clock;
-use crate::observe::patterns::PatternId;
 use crate::observe::reasons::{Bypass, Class, Coherence, Dropped, Flush, Method, Peer, Source, Timed};
+use crate::policy::{Judged, Keep};
 use crate::resp::Proto;
 use crate::resp::build;
 use crate::resp::request::{Arg, ProtocolError, Scan};
@@ -29,6 +29,9 @@ use crate::worker::Ctx;
 
 /// A pattern whose values were refreshed so often without being read is only invalidated (decision 5).
 const UPDATES_UNREAD_MAX: u32 = 1000;
+
+/// How the keys of one write are kept, in its order.
+type Keeps = SmallVec<[Keep; 1]>;
 
 /// An MSET with more pairs is not read back.
 const MSET_REFRESH_MAX: usize = 64;
@@ -142,7 +145,7 @@ fn since(lane: &Lane, session: &Session) -> u64 {
 
 /// The part of the router's view that is the same for every GET of one read.
 fn straight(ctx: &Ctx, lane: &Lane, vouched: Result<u64, Bypass>) -> Option<u64> {
-    let keeps = ctx.config.cache.commands.has(Method::Get);
+    let keeps = ctx.kept().has(Method::Get);
     let open = keeps && ctx.cache_serves() && lane.caches() && ctx.large.borrow().is_empty();
     if open { vouched.ok() } else { None }
 }
@@ -437,13 +440,12 @@ impl Session {
             Ok(lane) => lane,
             Err(stop) => return stop,
         };
-        let pattern = self.note_lookup(ctx, b, key, epoch);
-        ctx.metrics.patterns.candidate(pattern, Method::Get);
+        let keep = self.note_lookup(ctx, b, key, Method::Get, epoch);
         let slot = self.slot(mute, self.on_spare.get(), asked(b, epoch));
         let get = FetchRequest {
             raw: req.raw,
             read: FetchRead::GET,
-            pattern,
+            keep,
             may_join: epoch.is_ok() || matches!(epoch, Err(Bypass::Fence | Bypass::Lease)),
         };
         b.lane.note_read(b.now);
@@ -464,17 +466,29 @@ impl Session {
         }
     }
 
-    /// Counts a key that was not served from the L1: a miss where the L1 was asked, else a bypass.
-    pub(super) fn note_lookup(&self, ctx: &Ctx, b: &Batch, key: &[u8], epoch: Result<u64, Bypass>) -> PatternId {
-        let pattern = ctx.metrics.patterns.id(key);
-        match epoch {
-            Ok(_) => ctx.metrics.patterns.miss(pattern),
-            Err(why) => ctx.metrics.bypass.inc(why),
+    /// What the rules say of a key that was not served from the L1, counted: a candidate, and a miss where the L1 was asked
+    /// and could have had it, else a bypass.
+    pub(super) fn note_lookup(
+        &self,
+        ctx: &Ctx,
+        b: &Batch,
+        key: &[u8],
+        method: Method,
+        epoch: Result<u64, Bypass>,
+    ) -> Option<Keep> {
+        let Judged { pattern, keep } = ctx.judge(key, method);
+        // MGET is one request, whatever it names: its caller counts it.
+        if method != Method::Mget {
+            ctx.metrics.patterns.candidate(pattern, method);
+        }
+        match epoch.err().or(keep.as_ref().err().copied()) {
+            Some(why) => ctx.metrics.bypass.inc(why),
+            None => ctx.metrics.patterns.miss(pattern),
         }
         if b.lane.caches() {
             ctx.metrics.patterns.note_read(pattern);
         }
-        pattern
+        keep.ok()
     }
 
     /// MGET: all hits answer at once; else the misses are fetched with one MGET and the hits checked at its reply.
@@ -496,7 +510,7 @@ impl Session {
             b.usable(forms, epoch.ok()?)
         };
         // One request, whatever it names: its first key's family stands for it.
-        let family = || entry(0).map_or_else(|| ctx.metrics.patterns.id(req.arg(1)), |e| e.pattern);
+        let family = || entry(0).map_or_else(|| ctx.judge(req.arg(1), Method::Mget).pattern, |e| e.pattern);
         if (0..found.len()).all(|i| entry(i).is_some()) {
             ctx.metrics.patterns.candidate(family(), Method::Mget);
             self.answer_mget(ctx, mute, (0..found.len()).filter_map(entry));
@@ -526,9 +540,12 @@ impl Session {
                 let generation = ctx.l1.generation(stripe);
                 parts.push(Part::Hit { stripe, generation, deadline: e.deadline, value: e.value.clone() });
             } else {
-                let pattern = self.note_lookup(ctx, b, key, epoch);
-                let token = if b.lane.caches() { ctx.l1.token(key, b.lane.epoch()) } else { None };
-                misses.push(Miss { key: key.into(), token, pattern, value: None });
+                let keep = self.note_lookup(ctx, b, key, Method::Mget, epoch).filter(|_| b.lane.caches());
+                let right = keep.and_then(|keep| Some((keep, ctx.l1.token(key, b.lane.epoch())?)));
+                if right.is_none() {
+                    lane.overtake(ctx, key);
+                }
+                misses.push(Miss { key: key.into(), right, value: None });
                 parts.push(Part::Miss);
             }
         }
@@ -686,7 +703,7 @@ impl Session {
         effect: Effect,
         relay: &mut Relay,
     ) {
-        let refreshes = effect == Effect::Write && self.wants_refresh(ctx, b, req, spec);
+        let refreshes = if effect == Effect::Write { self.wants_refresh(ctx, b, req, spec) } else { None };
         let mut stripes: SmallVec<[StripeId; 4]> = SmallVec::new();
         keys::for_each(spec, req, |key| {
             let stripe = ctx.l1.begin_write(key);
@@ -694,10 +711,10 @@ impl Session {
             self.note_named(stripe);
             stripes.push(stripe);
         });
-        if refreshes {
+        if let Some(keeps) = refreshes {
             // Who has it stored means to read it: the lease is kept young for that, so that the first GET is a hit.
             b.lane.note_read(b.now);
-            relay.refresh = Some(self.refresh(ctx, b, req, spec, &stripes));
+            relay.refresh = Some(self.refresh(ctx, b, req, spec, &stripes, keeps));
         }
         if b.lane.publishes() && !stripes.is_empty() {
             let mut named: SmallVec<[Box<[u8]>; 4]> = SmallVec::new();
@@ -717,46 +734,63 @@ impl Session {
         }
     }
 
-    /// Decision 5: whether the L1 should take upstream's answer right behind this write.
-    fn wants_refresh(&self, ctx: &Ctx, b: &Batch, req: &Request<'_>, spec: &Spec) -> bool {
-        let on_write = ctx.config.cache.on_write;
+    /// Decision 5: how the L1 should keep upstream's answer right behind this write, key by key; none: not at all.
+    fn wants_refresh(&self, ctx: &Ctx, b: &Batch, req: &Request<'_>, spec: &Spec) -> Option<Keeps> {
         // In `pubsub` mode the write's own message would void what is read back.
-        if on_write == OnWrite::Invalidate || !b.lane.caches() || !b.lane.is_live() || b.lane.publishes() {
-            return false;
+        if !b.lane.caches() || !b.lane.is_live() || b.lane.publishes() {
+            return None;
         }
         let size = match spec.kind {
             Kind::Set if spec.name == "set" || spec.name == "getset" => req.arg(2).len(),
             Kind::Set => req.arg(3).len(),
             Kind::Mset if req.argc() % 2 == 1 && req.argc() / 2 <= MSET_REFRESH_MAX => req.raw.len(),
-            _ => return false,
+            _ => return None,
         };
         if size > ctx.config.cache.update_max_bytes {
-            return false;
+            return None;
         }
-        let mut resident = true;
+        let mut keeps = Keeps::new();
+        let mut wanted = true;
         let mut unread = false;
         keys::for_each(spec, req, |key| {
-            resident &= on_write != OnWrite::Resident || ctx.l1.get(key).is_some();
-            let pattern = ctx.metrics.patterns.id(key);
-            unread |= ctx.metrics.patterns.note_update(pattern) > UPDATES_UNREAD_MAX;
+            let Some(keep) = ctx.judge(key, Method::Get).keep.ok() else {
+                wanted = false;
+                return;
+            };
+            wanted &= match keep.terms().on_write {
+                OnWrite::Update => true,
+                OnWrite::Resident => ctx.l1.get(key).is_some(),
+                OnWrite::Invalidate => false,
+            };
+            if wanted {
+                unread |= ctx.metrics.patterns.note_update(keep.pattern) > UPDATES_UNREAD_MAX;
+            }
+            keeps.push(keep);
         });
         if unread {
             ctx.metrics.bypass.inc(Bypass::PausedUpdate);
         }
-        resident && !unread
+        (wanted && !unread).then_some(keeps)
     }
 
     /// The tokens of a refresh, taken right after its own `begin_write`s (R17).
-    fn refresh(&self, ctx: &Ctx, b: &Batch, req: &Request<'_>, spec: &Spec, stripes: &[StripeId]) -> Rc<Refresh> {
-        let mut of_keys = stripes.iter();
+    fn refresh(
+        &self,
+        ctx: &Ctx,
+        b: &Batch,
+        req: &Request<'_>,
+        spec: &Spec,
+        stripes: &[StripeId],
+        keeps: Keeps,
+    ) -> Rc<Refresh> {
+        let mut of_keys = stripes.iter().zip(keeps);
         let mut refreshed: SmallVec<[RefreshKey; 1]> = SmallVec::new();
         keys::for_each(spec, req, |key| {
-            let Some(&stripe) = of_keys.next() else { return };
+            let Some((&stripe, keep)) = of_keys.next() else { return };
             let token = ctx.l1.refresh_token(stripe, b.lane.epoch());
-            let pattern = ctx.metrics.patterns.id(key);
             // `MSET k 1 k 2`: one reading of k is enough.
             if refreshed.iter().all(|r| *r.key != *key) {
-                refreshed.push(RefreshKey { key: key.into(), token, pattern, value: None });
+                refreshed.push(RefreshKey { key: key.into(), token, keep, value: None });
             }
         });
         Refresh::new(b.now, refreshed)

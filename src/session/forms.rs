@@ -21,7 +21,7 @@ pub(super) fn kept(ctx: &Ctx, req: &Request<'_>, spec: &Spec) -> Option<Kept> {
     let Caching::Kept(kept) = spec.caching else { return None };
     // EXISTS counts the keys it names: of several it is no read of one.
     let one = spec.kind == Kind::Mget || !matches!(spec.keys, Keys::Range { last: -1, .. }) || req.argc() == 2;
-    (one && ctx.config.cache.commands.has(kept.method)).then_some(kept)
+    (one && ctx.kept().has(kept.method)).then_some(kept)
 }
 
 impl Session {
@@ -51,7 +51,7 @@ impl Session {
     /// module answers is not converted (decision 1).
     fn reads_json(&self, ctx: &Ctx, req: &Request<'_>) -> bool {
         req.is(0, table::JSON_GET.name)
-            && ctx.config.cache.commands.has(Method::JsonGet)
+            && ctx.kept().has(Method::JsonGet)
             && ctx.cache_serves()
             && self.proto() == Proto::Resp3
     }
@@ -83,8 +83,7 @@ impl Session {
             Ok(lane) => lane,
             Err(stop) => return stop,
         };
-        let pattern = self.note_lookup(ctx, b, key, epoch);
-        ctx.metrics.patterns.candidate(pattern, method);
+        let keep = self.note_lookup(ctx, b, key, method, epoch);
         if matches!(epoch, Err(Bypass::CacheOff | Bypass::TrackingRefused | Bypass::FieldExpiry)) {
             return self.forward(ctx, b, req, spec, mute, None);
         }
@@ -97,7 +96,7 @@ impl Session {
         };
         let may_join = epoch.is_ok() || matches!(epoch, Err(Bypass::Fence | Bypass::Lease));
         b.lane().note_read(b.now);
-        lane.fetch(ctx, b.now, self, slot, key, FetchRequest { raw: req.raw, read, pattern, may_join });
+        lane.fetch(ctx, b.now, self, slot, key, FetchRequest { raw: req.raw, read, keep, may_join });
         self.note_named(ctx.l1.stripe(key));
         None
     }
@@ -132,8 +131,13 @@ impl Session {
         match spec.caching {
             _ if kept(ctx, req, spec).is_some() => String::new(),
             Caching::Never(never) => never.why().to_owned(),
-            Caching::Kept(kept) if !ctx.config.cache.commands.has(kept.method) => {
-                format!("{} is not in cache.commands", kept.method.as_str())
+            Caching::Kept(kept) if !ctx.kept().has(kept.method) => {
+                let named = if ctx.rules().load().list().is_empty() {
+                    "is not in cache.commands"
+                } else {
+                    "is named by no rule"
+                };
+                format!("{} {named}", kept.method.as_str())
             }
             Caching::Kept(_) => crate::command::cacheable::Never::Several.why().to_owned(),
         }

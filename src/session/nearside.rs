@@ -2,15 +2,19 @@
 
 use std::fmt::Write;
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::BytesMut;
 
 use super::Session;
 use super::dispatch::Batch;
 use crate::cache::{Entry, FormEntry, Value};
-use crate::command::{Effect, Request, keys};
-use crate::config::{AdminResp, CacheMode};
-use crate::observe::reasons::{Bypass, Coherence};
+use crate::command::cacheable::Caching;
+use crate::command::{Effect, Request, Spec, keys};
+use crate::config::{AdminResp, CacheMode, Variant, show_percent};
+use crate::observe::reasons::{Bypass, Coherence, Method};
+use crate::policy::Rule;
+use crate::policy::tag::TagTemplate;
 use crate::resp::reply;
 use crate::resp::{Proto, build};
 use crate::router;
@@ -39,6 +43,8 @@ const HELP: &[&str] = &[
     "    takes it, REGEX finds its expression anywhere in the key. Returns how many they were here.",
     "MODE [serve|off]",
     "    Print the cache's mode, or change it until the next start.",
+    "RULES",
+    "    The rules in force, in the order in which they are asked, each with its settings and counts.",
     "STATS",
     "    The dozen figures one looks at first.",
 ];
@@ -62,6 +68,7 @@ impl Session {
             }),
             (b"stats", 2) => self.answer(mute, |out| build::bulk(out, stats(ctx, now).as_bytes())),
             (b"info", 2) => self.answer(mute, |out| build::bulk(out, self.own_section(ctx, now).as_bytes())),
+            (b"rules", 2) => self.rules(ctx, mute),
             (b"mode", 2) => self.answer(mute, |out| build::bulk(out, ctx.mode_word().as_bytes())),
             (b"explain", 3..) => self.explain(ctx, req, mute),
             (b"entry", 3) => self.entry(ctx, now, req.arg(2), mute),
@@ -90,6 +97,20 @@ impl Session {
         };
         ctx.set_mode(mode);
         self.answer(mute, |out| build::simple(out, "OK"));
+    }
+
+    /// Empty where every key is cached as `cache` says.
+    fn rules(&self, ctx: &Ctx, mute: bool) {
+        let rules = ctx.rules().load();
+        let proto = self.proto();
+        self.answer(mute, |out| {
+            build::array(out, rules.list().len());
+            for rule in rules.list() {
+                let fields = rule_fields(ctx, rule);
+                build::map_or_array(out, proto, fields.len());
+                pairs(out, &fields);
+            }
+        });
     }
 
     pub(super) fn may_change(&self, ctx: &Ctx) -> Result<(), Refusal> {
@@ -142,6 +163,7 @@ impl Session {
         }
         let effect = spec.map_or(Effect::Opaque, |s| s.effect);
         let lane = self.lane(ctx);
+        let (rule, rule_says) = named.first().map_or_else(Default::default, |key| rule_of(ctx, key, spec));
         let fields = [
             ("command", name.to_owned()),
             ("route", route.as_str().to_owned()),
@@ -149,6 +171,8 @@ impl Session {
             ("effect", format!("{effect:?}").to_ascii_lowercase()),
             ("may_be_sent_again", yes(spec.is_some_and(|s| s.resend))),
             ("in_l1", yes(spec.is_some_and(|spec| self.holds(ctx, lane.id, &asked, spec)))),
+            ("rule", rule),
+            ("rule_says", rule_says),
             ("not_kept_because", Session::why_not_kept(ctx, &asked, spec)),
             ("not_stored_because", lane.uncached().unwrap_or_default()),
         ];
@@ -217,6 +241,50 @@ impl Session {
             }
         });
     }
+}
+
+/// One row of NEARSIDE RULES. Counts are those of the key pattern that has the rule's name.
+fn rule_fields(ctx: &Ctx, rule: &Rule) -> Vec<(&'static str, String)> {
+    let terms = &rule.terms;
+    let ms = |d: Duration| d.as_millis().to_string();
+    let list = |words: Vec<&str>| words.join(" ");
+    let counts = ctx.metrics.counts_of(rule.label);
+    let variant = |v: &Variant| format!("{}:{}", v.name, v.ttl.as_millis());
+    vec![
+        ("name", terms.name.clone()),
+        ("pattern", terms.pattern.text().to_owned()),
+        ("mode", terms.mode.as_str().to_owned()),
+        ("commands", list(terms.commands.iter().map(Method::as_str).collect())),
+        ("ttl_ms", ms(terms.ttl)),
+        ("negative_ttl_ms", ms(terms.negative_ttl)),
+        ("max_value_bytes", terms.max_value_bytes.to_string()),
+        ("on_write", terms.on_write.as_str().to_owned()),
+        ("rollout_percent", show_percent(terms.rollout.share)),
+        ("variants_ms", terms.variants.iter().map(variant).collect::<Vec<_>>().join(" ")),
+        ("tags", list(terms.tags.iter().map(TagTemplate::text).collect())),
+        ("hits", counts.hits.to_string()),
+        ("misses", counts.misses.to_string()),
+        ("stored", counts.sets.to_string()),
+    ]
+}
+
+/// The rule of a key, and what it says of this command.
+fn rule_of(ctx: &Ctx, key: &[u8], spec: Option<&Spec>) -> (String, String) {
+    let rules = ctx.rules().load();
+    let name = rules.find(key).map_or_else(String::new, |rule| rule.terms.name.clone());
+    let method = match spec.map(|spec| spec.caching) {
+        Some(Caching::Kept(kept)) => kept.method,
+        // Of other commands it is of interest what a GET would find.
+        _ => Method::Get,
+    };
+    let says = match ctx.judge(key, method).keep {
+        Err(why) => why.as_str().to_owned(),
+        Ok(keep) => {
+            let variant = keep.variant_name().map_or_else(String::new, |name| format!(", variant {name}"));
+            format!("{} for {} ms{variant}", method.as_str(), keep.ttl().as_millis())
+        }
+    };
+    (name, says)
 }
 
 fn pairs(out: &mut BytesMut, fields: &[(&str, String)]) {

@@ -163,11 +163,20 @@ const FIELD_EXPIRY: [&[u8]; 3] = [b"HEXPIRE", b"EXPIREMEMBER", b"FIELDEXPIRE"];
 impl LaneLink {
     /// Asks what reads of hashes need to know. The version alone would not do: Valkey can be told to say it were Redis 7.2.
     pub(crate) async fn ask_for_field_expiry(&mut self) -> Result<(), HandshakeError> {
-        let words: Vec<&[u8]> = [&b"COMMAND"[..], b"INFO"].into_iter().chain(FIELD_EXPIRY).collect();
-        let frame = self.link.ask(&words).await?;
-        self.fields_stay = self.info.predates_field_expiry() && knows_none(&frame, FIELD_EXPIRY.len());
+        let frame = self.link.ask(&field_expiry_question()).await?;
+        self.fields_stay = fields_stay(&self.info, &frame);
         Ok(())
     }
+}
+
+/// What upstream is asked about the expiry of fields.
+pub(crate) fn field_expiry_question() -> Vec<&'static [u8]> {
+    [&b"COMMAND"[..], b"INFO"].into_iter().chain(FIELD_EXPIRY).collect()
+}
+
+/// What its answer means.
+pub(crate) fn fields_stay(info: &ServerInfo, answer: &[u8]) -> bool {
+    info.predates_field_expiry() && knows_none(answer, FIELD_EXPIRY.len())
 }
 
 fn knows_none(command_info: &[u8], asked: usize) -> bool {

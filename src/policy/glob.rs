@@ -3,7 +3,7 @@
 //! Redis's own recursion needed a limit: each token but `*` takes one byte, so only the last `*` is ever gone back to.
 
 /// Whether the whole of `text` matches `pattern`.
-pub(super) fn matches(pattern: &[u8], text: &[u8]) -> bool {
+pub(crate) fn matches(pattern: &[u8], text: &[u8]) -> bool {
     // KEYS and SCAN do not even look at it. Otherwise Redis's glob finds nothing in an empty name.
     if pattern == b"*" {
         return true;
@@ -48,7 +48,7 @@ pub(super) fn matches(pattern: &[u8], text: &[u8]) -> bool {
 }
 
 /// The length of the token at the start of `pattern`, which is no `*`, if it matches `byte`.
-fn one(pattern: &[u8], byte: u8) -> Option<usize> {
+pub(super) fn one(pattern: &[u8], byte: u8) -> Option<usize> {
     match pattern {
         [b'?', ..] => Some(1),
         [b'[', ..] => class(pattern, byte),

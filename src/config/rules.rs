@@ -1,0 +1,505 @@
+//! `rules`: what is cached of which keys, from the list of maps to checked values. Each problem names the line, the rule and
+//! its key. What a rule leaves out is the `cache` section's.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use super::file::{Node, Value};
+use super::resolve::{Resolver, TTL_MAX, VALUE_MAX, kept_command};
+use super::settings::Setting;
+use super::units::{self, shown};
+use super::{Cache, CoherenceMode, Config, OnWrite, Rollout, WHOLE, keys, rollout};
+use crate::command::cacheable::KeptCommands;
+use crate::policy::overlap;
+use crate::policy::pattern::Pattern;
+use crate::policy::tag::TagTemplate;
+
+/// Each costs a few hundred bytes, and 1 µs of a miss where none of them begins with a text of its own.
+const RULES_MAX: usize = 4096;
+
+/// A rule's name is a metric label.
+const NAME_MAX: usize = 64;
+
+/// Variants of one rule: an experiment with more would never come to an end.
+const VARIANTS_MAX: usize = 16;
+
+/// Tags of one rule; each takes a place in the index for every key.
+const TAGS_MAX: usize = 8;
+
+/// What is cached of the keys that a pattern matches. Complete: what was not given has come from `cache`.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Rule {
+    pub(crate) name: String,
+    pub(crate) pattern: Pattern,
+    pub(crate) commands: KeptCommands,
+    pub(crate) ttl: Duration,
+    /// Zero: what is absent is not cached.
+    pub(crate) negative_ttl: Duration,
+    pub(crate) max_value_bytes: usize,
+    pub(crate) on_write: OnWrite,
+    pub(crate) mode: RuleMode,
+    /// A hit that comes so shortly before the entry's end has it read again; less than every `ttl` of the rule.
+    pub(crate) refresh_ahead: Option<Duration>,
+    /// How long an entry is served beyond its `ttl` while it is read again.
+    pub(crate) stale_while_revalidate: Duration,
+    pub(crate) rollout: Rollout,
+    /// Empty: all keys have `ttl`.
+    pub(crate) variants: Vec<Variant>,
+    pub(crate) tags: Vec<TagTemplate>,
+    /// Of `cache.max_bytes`, in hundredths of a percent.
+    pub(crate) max_share: Option<u16>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RuleMode {
+    Serve,
+    /// Its keys pass through.
+    Off,
+}
+
+/// A part of a rule's cached keys, with a TTL of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Variant {
+    pub(crate) name: String,
+    pub(crate) ttl: Duration,
+}
+
+const RULE_KEYS: &[&str] = &[
+    "name",
+    "pattern",
+    "commands",
+    "ttl",
+    "negative_ttl",
+    "max_value_bytes",
+    "on_write",
+    "mode",
+    "refresh_ahead",
+    "stale_while_revalidate",
+    "rollout",
+    "variants",
+    "tags",
+    "max_share",
+];
+
+/// One map of the file: reads its keys, and finds those that nobody knows.
+pub(super) struct Fields<'a> {
+    /// `rules: sessions`, as it stands in messages.
+    what: String,
+    line: u64,
+    pairs: &'a [(Node, Node)],
+    setting: &'a Setting,
+    problems: &'a mut Vec<String>,
+}
+
+impl<'a> Fields<'a> {
+    /// None where `node` is no map; that is a problem then.
+    pub(super) fn new(
+        what: String,
+        node: &'a Node,
+        setting: &'a Setting,
+        problems: &'a mut Vec<String>,
+    ) -> Option<Fields<'a>> {
+        match &node.value {
+            Value::Map(pairs) => Some(Fields { what, line: node.line, pairs, setting, problems }),
+            _ => {
+                problems.push(format!("{}: {what}: keys and values are wanted here", setting.place(node.line)));
+                None
+            }
+        }
+    }
+
+    /// Names the keys that are none of `known`, and what was probably meant.
+    pub(super) fn only(&mut self, known: &[&str]) {
+        for (key, _) in self.pairs {
+            let word = match &key.value {
+                Value::Text(word) if known.contains(&word.as_str()) => continue,
+                Value::Text(word) => word.as_str(),
+                _ => "",
+            };
+            let hint = match keys::near(word, known) {
+                Some(near) => format!("did you mean {near}?"),
+                None => format!("known keys here: {}", known.join(", ")),
+            };
+            self.problem_at(key.line, &format!("{}: unknown key; {hint}", shown(word)));
+        }
+    }
+
+    /// `null` and the empty text count as not given.
+    pub(super) fn node(&self, key: &str) -> Option<&'a Node> {
+        let found = self.pairs.iter().find(|(k, _)| k.value == Value::Text(key.to_owned()))?;
+        let empty = matches!(&found.1.value, Value::Null) || found.1.value == Value::Text(String::new());
+        (!empty).then_some(&found.1)
+    }
+
+    pub(super) fn one<T>(&mut self, key: &str, read: impl Fn(&str) -> Result<T, String>) -> Option<T> {
+        let node = self.node(key)?;
+        let result = match &node.value {
+            Value::Text(text) => read(text),
+            _ => Err("one value is wanted here, not a list or a map".to_owned()),
+        };
+        self.take(key, node.line, result)
+    }
+
+    pub(super) fn list<T>(&mut self, key: &str, read: impl Fn(&str) -> Result<T, String>) -> Option<Vec<T>> {
+        let node = self.node(key)?;
+        let Value::List(items) = &node.value else {
+            self.problem_at(node.line, &format!("{key}: a list is wanted here, for example [\"a\", \"b\"]"));
+            return None;
+        };
+        let mut out = Vec::new();
+        for item in items {
+            let result = match &item.value {
+                Value::Text(text) => read(text),
+                _ => Err("has an element that is not a plain value".to_owned()),
+            };
+            out.extend(self.take(key, item.line, result));
+        }
+        Some(out)
+    }
+
+    pub(super) fn duration(&mut self, key: &str, range: RangeInclusive<Duration>) -> Option<Duration> {
+        self.one(key, |text| units::duration(text, range.clone()))
+    }
+
+    /// The map below `key`, as one of its own.
+    pub(super) fn map(&mut self, key: &str) -> Option<Fields<'_>> {
+        let node = self.node(key)?;
+        Fields::new(format!("{}: {key}", self.what), node, self.setting, self.problems)
+    }
+
+    fn take<T>(&mut self, key: &str, line: u64, result: Result<T, String>) -> Option<T> {
+        result.map_err(|what| self.problem_at(line, &format!("{key}: {what}"))).ok()
+    }
+
+    pub(super) fn problem(&mut self, what: &str) {
+        self.problem_at(self.line, what);
+    }
+
+    pub(super) fn problem_at(&mut self, line: u64, what: &str) {
+        self.problems.push(format!("{}: {}: {what}", self.setting.place(line), self.what));
+    }
+}
+
+impl Resolver<'_> {
+    pub(super) fn rules(&mut self, cache: &Cache) -> Vec<Rule> {
+        let Some(setting) = self.settings.get("rules") else { return Vec::new() };
+        let Value::List(items) = &setting.node.value else {
+            self.problem("rules", "a list of rules is wanted here, for example [{pattern: \"session:*\", ttl: 5m}]");
+            return Vec::new();
+        };
+        if items.len() > RULES_MAX {
+            self.problem("rules", &format!("{} rules are more than {RULES_MAX}", items.len()));
+            return Vec::new();
+        }
+        let mut rules: Vec<Rule> = Vec::new();
+        let mut lines: Vec<u64> = Vec::new();
+        for (i, item) in items.iter().enumerate() {
+            let what = match title(item) {
+                Some(title) => format!("rules: {title}"),
+                None => format!("rules: rule {}", i + 1),
+            };
+            let Some(mut fields) = Fields::new(what, item, setting, &mut self.problems) else { continue };
+            let Some(rule) = rule(&mut fields, cache) else { continue };
+            if let Some(other) = rules.iter().position(|other| other.name == rule.name) {
+                let place = setting.place(lines[other]);
+                fields.problem(&format!("name: {} is taken by the rule at {place}", shown(&rule.name)));
+            }
+            rules.push(rule);
+            lines.push(item.line);
+        }
+        rules
+    }
+
+    /// What must agree between rules, and between them and the rest.
+    pub(super) fn check_rules(&mut self, config: &Config) {
+        let shares: u32 = config.rules.iter().filter_map(|rule| rule.max_share).map(u32::from).sum();
+        if shares > u32::from(WHOLE) {
+            let named: Vec<&str> =
+                config.rules.iter().filter(|rule| rule.max_share.is_some()).map(|rule| rule.name.as_str()).collect();
+            self.problem(
+                "rules",
+                &format!(
+                    "the max_share of {} come to {} of cache.max_bytes; 1 is all of it",
+                    named.join(", "),
+                    show_fraction(shares)
+                ),
+            );
+        }
+        self.warn_of_shadows(&config.rules);
+        self.warn_of_caps(config);
+        if !config.rules.is_empty() && config.rules.iter().all(|rule| rule.pattern.text() != "*") {
+            self.warnings.push(
+                "rules: keys that match no rule pass through uncached; end with {pattern: \"*\"} to keep the defaults for them"
+                    .to_owned(),
+            );
+        }
+    }
+
+    fn warn_of_shadows(&mut self, rules: &[Rule]) {
+        for (i, rule) in rules.iter().enumerate() {
+            let Some(first) = rules[..i].iter().find(|first| overlap::covers(&first.pattern, &rule.pattern)) else {
+                continue;
+            };
+            let same = first.pattern.text() == rule.pattern.text();
+            let what = if same { "contradicts it" } else { "is never asked" };
+            self.warnings.push(format!(
+                "rules: {} ({}) {what}: every key it matches is taken by {} ({}) before it",
+                rule.name,
+                rule.pattern.text(),
+                first.name,
+                first.pattern.text()
+            ));
+        }
+    }
+
+    /// DESIGN 6: no entry outlives its mode's cap. Under `auto` that is the cap of the best mode: what a fallback costs is
+    /// said when it happens.
+    fn warn_of_caps(&mut self, config: &Config) {
+        let cap = &config.coherence.ttl_cap;
+        let (mode, cap) = match config.coherence.mode {
+            CoherenceMode::Auto | CoherenceMode::Tracking => (CoherenceMode::Tracking, cap.tracking),
+            CoherenceMode::Pubsub => (CoherenceMode::Pubsub, cap.pubsub),
+            CoherenceMode::Ttl => (CoherenceMode::Ttl, cap.ttl),
+        };
+        for rule in config.rules.iter().filter(|rule| rule.longest_ttl() > cap) {
+            self.warnings.push(format!(
+                "rules: {} has a ttl of {}, and coherence.ttl_cap.{} ends its entries after {}",
+                rule.name,
+                units::show_duration(rule.longest_ttl()),
+                mode.as_str(),
+                units::show_duration(cap)
+            ));
+        }
+    }
+}
+
+impl Rule {
+    /// What holds for every key where no rules are written.
+    pub(crate) fn of_cache(cache: &Cache) -> Rule {
+        Rule {
+            name: String::new(),
+            pattern: Pattern::all(),
+            commands: cache.commands,
+            ttl: cache.default_ttl,
+            negative_ttl: cache.negative_ttl,
+            max_value_bytes: cache.max_value_bytes,
+            on_write: cache.on_write,
+            mode: RuleMode::Serve,
+            refresh_ahead: None,
+            stale_while_revalidate: Duration::ZERO,
+            rollout: Rollout::ALL,
+            variants: Vec::new(),
+            tags: Vec::new(),
+            max_share: None,
+        }
+    }
+
+    fn ttls(&self) -> impl Iterator<Item = Duration> {
+        let own = self.variants.is_empty().then_some(self.ttl);
+        self.variants.iter().map(|variant| variant.ttl).chain(own)
+    }
+
+    fn longest_ttl(&self) -> Duration {
+        self.ttls().max().unwrap_or(self.ttl)
+    }
+
+    /// As a map in one line of YAML that reads back as the same rule.
+    pub(super) fn yaml(&self) -> String {
+        let quoted = |text: &str| super::file::quoted(text);
+        let mut out = vec![
+            format!("name: {}", quoted(&self.name)),
+            format!("pattern: {}", quoted(self.pattern.text())),
+            format!("commands: [{}]", self.commands.iter().map(|m| quoted(m.as_str())).collect::<Vec<_>>().join(", ")),
+            format!("ttl: {}", units::show_duration(self.ttl)),
+            format!("negative_ttl: {}", units::show_duration(self.negative_ttl)),
+            format!("max_value_bytes: {}", units::show_size(self.max_value_bytes as u64)),
+            format!("on_write: {}", self.on_write.as_str()),
+            format!("mode: {}", self.mode.as_str()),
+            format!("rollout: {}", self.rollout.yaml()),
+            format!("stale_while_revalidate: {}", units::show_duration(self.stale_while_revalidate)),
+        ];
+        out.extend(self.refresh_ahead.map(|d| format!("refresh_ahead: {}", units::show_duration(d))));
+        if !self.variants.is_empty() {
+            let variant = |v: &Variant| format!("{}: {{ttl: {}}}", quoted(&v.name), units::show_duration(v.ttl));
+            out.push(format!("variants: {{{}}}", self.variants.iter().map(variant).collect::<Vec<_>>().join(", ")));
+        }
+        if !self.tags.is_empty() {
+            let tags: Vec<String> = self.tags.iter().map(|tag| quoted(tag.text())).collect();
+            out.push(format!("tags: [{}]", tags.join(", ")));
+        }
+        out.extend(self.max_share.map(|share| format!("max_share: {}", show_fraction(share.into()))));
+        format!("{{{}}}", out.join(", "))
+    }
+}
+
+impl RuleMode {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            RuleMode::Serve => "serve",
+            RuleMode::Off => "off",
+        }
+    }
+}
+
+/// What a problem calls the rule by.
+fn title(item: &Node) -> Option<String> {
+    let Value::Map(pairs) = &item.value else { return None };
+    let of = |key: &str| {
+        pairs.iter().find_map(|(k, v)| match (&k.value, &v.value) {
+            (Value::Text(k), Value::Text(v)) if k == key => Some(v.chars().take(NAME_MAX).collect::<String>()),
+            _ => None,
+        })
+    };
+    of("name").or_else(|| of("pattern"))
+}
+
+fn rule(fields: &mut Fields<'_>, cache: &Cache) -> Option<Rule> {
+    fields.only(RULE_KEYS);
+    if fields.node("pattern").is_none() {
+        fields.problem("pattern is missing: which keys is it for? For example pattern: \"session:*\"");
+        return None;
+    }
+    let pattern = fields.one("pattern", |text| Pattern::parse(text).map_err(|e| format!("{} {e}", shown(text))))?;
+    let name = match fields.one("name", rule_name) {
+        Some(name) => name,
+        // A pattern that is no name counts as `_other`; it still is what the rule is called.
+        None => pattern.text().to_owned(),
+    };
+    let commands = fields.list("commands", kept_command).map_or(cache.commands, |list| list.into_iter().collect());
+    let ttl = fields.duration("ttl", Duration::from_millis(1)..=TTL_MAX).unwrap_or(cache.default_ttl);
+    let rule = Rule {
+        name,
+        commands,
+        ttl,
+        negative_ttl: fields.duration("negative_ttl", Duration::ZERO..=TTL_MAX).unwrap_or(cache.negative_ttl),
+        max_value_bytes: max_value_bytes(fields, cache),
+        on_write: fields.one("on_write", |text| units::word(text, &OnWrite::ALL)).unwrap_or(cache.on_write),
+        mode: fields.one("mode", rule_mode).unwrap_or(RuleMode::Serve),
+        refresh_ahead: fields.duration("refresh_ahead", Duration::from_millis(1)..=TTL_MAX),
+        stale_while_revalidate: fields.duration("stale_while_revalidate", Duration::ZERO..=TTL_MAX).unwrap_or_default(),
+        rollout: rollout::read(fields).unwrap_or(Rollout::ALL),
+        variants: variants(fields),
+        tags: tags(fields, &pattern),
+        max_share: fields.one("max_share", fraction),
+        pattern,
+    };
+    check_rule(fields, &rule);
+    Some(rule)
+}
+
+fn check_rule(fields: &mut Fields<'_>, rule: &Rule) {
+    if let Some(ahead) = rule.refresh_ahead
+        && let Some(shortest) = rule.ttls().min().filter(|shortest| ahead >= *shortest)
+    {
+        let line = fields.node("refresh_ahead").map_or(fields.line, |node| node.line);
+        let what = format!(
+            "refresh_ahead: {} is not less than the rule's ttl of {}: every hit would have the key read again",
+            units::show_duration(ahead),
+            units::show_duration(shortest)
+        );
+        fields.problem_at(line, &what);
+    }
+    if rule.commands.iter().next().is_none() {
+        fields.problem("commands: names no command; write mode: off for keys that shall pass through");
+    }
+}
+
+fn max_value_bytes(fields: &mut Fields<'_>, cache: &Cache) -> usize {
+    let most = VALUE_MAX.min(cache.max_bytes);
+    let bytes = fields.one("max_value_bytes", |text| units::size(text, 1..=most));
+    bytes.map_or(cache.max_value_bytes, |bytes| bytes as usize)
+}
+
+/// It stands in metrics and in JSON; `_` is where the names begin that are nobody's.
+fn rule_name(text: &str) -> Result<String, String> {
+    let plain = text.chars().all(|c| !c.is_control()) && text.len() <= NAME_MAX && !text.starts_with('_');
+    if plain {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("{} is no name: 1 to {NAME_MAX} printable bytes, no _ in front", shown(text)))
+    }
+}
+
+fn rule_mode(text: &str) -> Result<RuleMode, String> {
+    units::word(text, &[("serve", RuleMode::Serve), ("off", RuleMode::Off)])
+}
+
+fn variants(fields: &mut Fields<'_>) -> Vec<Variant> {
+    let Some(map) = fields.map("variants") else { return Vec::new() };
+    let names: Vec<String> = map
+        .pairs
+        .iter()
+        .filter_map(|(key, _)| match &key.value {
+            Value::Text(name) => Some(name.clone()),
+            _ => None,
+        })
+        .collect();
+    if !(2..=VARIANTS_MAX).contains(&names.len()) {
+        fields.problem(&format!(
+            "variants: {} of them; 2 to {VARIANTS_MAX} share the cached keys, for example {{short: {{ttl: 5m}}, long: {{ttl: 1h}}}}",
+            names.len()
+        ));
+    }
+    let mut variants = Vec::new();
+    for name in names {
+        let Some(mut all) = fields.map("variants") else { continue };
+        let Some(mut one) = all.map(&name) else { continue };
+        one.only(&["ttl"]);
+        let ttl = one.duration("ttl", Duration::from_millis(1)..=TTL_MAX);
+        if one.node("ttl").is_none() {
+            one.problem("ttl is missing");
+        }
+        match (ttl, rule_name(&name)) {
+            (Some(ttl), Ok(name)) => variants.push(Variant { name, ttl }),
+            (_, Err(what)) => one.problem(&what),
+            (None, Ok(_)) => {}
+        }
+    }
+    variants
+}
+
+fn tags(fields: &mut Fields<'_>, pattern: &Pattern) -> Vec<TagTemplate> {
+    let read = |text: &str| TagTemplate::parse(text, pattern).map_err(|e| format!("{}: {e}", shown(text)));
+    let tags = fields.list("tags", read).unwrap_or_default();
+    if tags.len() > TAGS_MAX {
+        fields.problem(&format!("tags: {} are more than {TAGS_MAX}", tags.len()));
+    }
+    tags
+}
+
+/// 0 to 100 with at most two decimals, in hundredths of a percent.
+pub(super) fn percent(text: &str) -> Result<u16, String> {
+    decimal(text, 2).filter(|n| *n <= WHOLE).ok_or_else(|| {
+        format!("{} is not a share of the keys; use 0 to 100 percent, for example 25 or 0.5", shown(text))
+    })
+}
+
+/// More than 0 and at most 1, with at most four decimals, in the same unit.
+fn fraction(text: &str) -> Result<u16, String> {
+    decimal(text, 4).filter(|n| (1..=WHOLE).contains(n)).ok_or_else(|| {
+        format!("{} is not a share of cache.max_bytes; use more than 0 up to 1, for example 0.25", shown(text))
+    })
+}
+
+/// `text` times 10^`places`, where it has no more decimals than that.
+pub(super) fn decimal(text: &str, places: usize) -> Option<u16> {
+    let (whole, part) = text.split_once('.').unwrap_or((text, ""));
+    let digits = |s: &str| s.bytes().all(|b| b.is_ascii_digit());
+    if whole.is_empty() || !digits(whole) || !digits(part) || part.len() > places {
+        return None;
+    }
+    let padded = format!("{whole}{part:0<places$}");
+    padded.parse::<u32>().ok().and_then(|n| u16::try_from(n).ok())
+}
+
+pub(crate) fn show_percent(share: u16) -> String {
+    trimmed(format!("{}.{:02}", share / 100, share % 100))
+}
+
+fn show_fraction(share: u32) -> String {
+    trimmed(format!("{}.{:04}", share / u32::from(WHOLE), share % u32::from(WHOLE)))
+}
+
+pub(super) fn trimmed(text: String) -> String {
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
