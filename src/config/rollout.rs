@@ -289,10 +289,7 @@ mod tests {
     #[test]
     fn bad_input_is_named_with_what_would_be_right() {
         for (rule, words) in [
-            (
-                "rollout: 120",
-                "NEARSIDE_RULES: rules[0] (a:*): rollout: \"120\" is not a share of the keys; use 0 to 100",
-            ),
+            ("rollout: 120", "NEARSIDE_RULES: rules: a:*: rollout: \"120\" is not a share of the keys; use 0 to 100"),
             ("rollout: {percent: 25, rampe: 1}", "did you mean ramp?"),
             ("rollout: {percent: 25, ramp: true}", "percent: the steps of ramp say it; keep one of the two"),
             (
@@ -303,7 +300,7 @@ mod tests {
             ("rollout: {ramp: {steps: [10]}}", "2 to 16 percentages"),
             ("rollout: {ramp: {steps: [0, 10]}}", "above 0"),
             ("rollout: {ramp: {steps: [1, 120]}}", "\"120\" is not a share of the keys"),
-            ("rollout: {ramp: {hold: 0}}", "rollout: ramp: hold: \"0\" is less than 1s"),
+            ("rollout: {ramp: {hold: 0}}", "rollout: ramp: hold: \"0\" is too small; at least 1s"),
             (
                 "rollout: {ramp: {hold: 90s}, auto_rollback: true}",
                 "shorter than two windows of auto_rollback (1m each)",
@@ -314,11 +311,18 @@ mod tests {
                 "\"2\" is not a share of the requests; use 0 to 1",
             ),
             ("rollout: {percent: 25, auto_rollback: {latency: 0.5}}", "use 1 to 100, for example 1.5"),
-            ("rollout: {percent: 25, auto_rollback: {min_requests: 1}}", "min_requests: \"1\" is less than 50"),
-            ("rollout: {percent: 25, auto_rollback: {window: 0}}", "window: \"0\" is less than 1s"),
+            (
+                "rollout: {percent: 25, auto_rollback: {min_requests: 1}}",
+                "min_requests: \"1\" is too small; at least 50",
+            ),
+            ("rollout: {percent: 25, auto_rollback: {window: 0}}", "window: \"0\" is too small; at least 1s"),
             (
                 "rollout: {percent: 25, auto_rollback: maybe}",
                 "auto_rollback: \"maybe\" is not true or false, and not a map",
+            ),
+            (
+                "variants: {control: {ttl: 5m}, long: {ttl: 1h}}",
+                "control: is what the keys are called that are not cached",
             ),
             ("variants: {short: {ttl: 5m}, long: {}}", "variants: long: ttl is missing"),
             ("variants: {short: {ttl: 5m}, long: {ttl: 1h, max: 1}}", "\"max\": unknown key; known keys here: ttl"),

@@ -10,6 +10,7 @@ use super::settings::Setting;
 use super::units::{self, shown};
 use super::{Cache, CoherenceMode, Config, OnWrite, Rollout, WHOLE, keys, rollout};
 use crate::command::cacheable::KeptCommands;
+use crate::observe::arms::ARMS_MAX;
 use crate::policy::overlap;
 use crate::policy::pattern::Pattern;
 use crate::policy::tag::TagTemplate;
@@ -22,6 +23,9 @@ const NAME_MAX: usize = 64;
 
 /// Variants of one rule: an experiment with more would never come to an end.
 const VARIANTS_MAX: usize = 16;
+
+/// The arm of the keys that are not cached, as it is shown.
+const CONTROL: &str = "control";
 
 /// Tags of one rule; each takes a place in the index for every key.
 const TAGS_MAX: usize = 8;
@@ -225,6 +229,16 @@ impl Resolver<'_> {
                 ),
             );
         }
+        let arms: usize = config.rules.iter().map(Rule::arms).sum();
+        if arms > ARMS_MAX {
+            self.problem(
+                "rules",
+                &format!(
+                    "the rollouts and variants make {arms} groups of keys; {ARMS_MAX} are measured at once: end some of them \
+                     (rollout: 100 without variants, or mode: off)"
+                ),
+            );
+        }
         self.warn_of_shadows(&config.rules);
         self.warn_of_caps(config);
         if !config.rules.is_empty() && config.rules.iter().all(|rule| rule.pattern.text() != "*") {
@@ -292,6 +306,20 @@ impl Rule {
             tags: Vec::new(),
             max_share: None,
         }
+    }
+
+    /// Its keys are in arms that are compared: not all of them are cached, or not all alike.
+    pub(crate) fn is_experiment(&self) -> bool {
+        let plan = &self.rollout;
+        self.mode == RuleMode::Serve && (plan.has_control() || plan.ramp.is_some() || !self.variants.is_empty())
+    }
+
+    /// How many arms that makes.
+    fn arms(&self) -> usize {
+        if !self.is_experiment() {
+            return 0;
+        }
+        self.variants.len().max(1) + usize::from(self.rollout.has_control())
     }
 
     fn ttls(&self) -> impl Iterator<Item = Duration> {
@@ -448,6 +476,9 @@ fn variants(fields: &mut Fields<'_>) -> Vec<Variant> {
         let ttl = one.duration("ttl", Duration::from_millis(1)..=TTL_MAX);
         if one.node("ttl").is_none() {
             one.problem("ttl is missing");
+        }
+        if name == CONTROL {
+            one.problem("is what the keys are called that are not cached; choose another name");
         }
         match (ttl, rule_name(&name)) {
             (Some(ttl), Ok(name)) => variants.push(Variant { name, ttl }),

@@ -160,15 +160,6 @@ pub(crate) enum Window {
 impl Window {
     pub(crate) const ALL: [Window; 4] = [Window::Minute, Window::Quarter, Window::Hour, Window::Start];
 
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Window::Minute => "1m",
-            Window::Quarter => "15m",
-            Window::Hour => "60m",
-            Window::Start => "start",
-        }
-    }
-
     /// The minutes it covers at `now`: the running one and as many complete ones as it is long, so that it never shows less
     /// than its name says, and at most a minute more. None: all since the start.
     fn minutes(self, now: u64) -> Option<RangeInclusive<u64>> {
@@ -260,7 +251,8 @@ impl Rolling {
         self.minute = minute;
     }
 
-    /// What was seen in the window that ends at `now`.
+    /// What was seen in the window that ends at `now`, where nobody else waits for the ring; else see `part`.
+    #[cfg(test)]
     pub(crate) fn over(&self, now: u64, window: Window) -> Seen {
         let mut seen = Seen::default();
         steps(now, window).for_each(|step| self.part(step).add_to(&mut seen));

@@ -89,6 +89,14 @@ impl Course {
         &self.stage
     }
 
+    /// When the present stage began, where that is known.
+    pub(crate) fn since(&self) -> Option<u64> {
+        match &self.stage {
+            Stage::Settled => None,
+            Stage::Ramping { since, .. } | Stage::RolledBack { since, .. } => Some(*since),
+        }
+    }
+
     /// Windows judged since the share last changed, and what the last one showed, if it regressed.
     pub(crate) fn judged(&self) -> (u64, Option<Regression>) {
         (self.watch.judged, self.watch.last)
@@ -114,8 +122,9 @@ impl Course {
         self.plan.ramp.as_ref()?.steps.get(step).copied()
     }
 
-    /// `look` says what the cached arm and the control arm have seen since the window began.
-    pub(crate) fn tick(&mut self, now: u64, look: impl FnOnce() -> (Seen, Seen)) -> Act {
+    /// `look` says what the cached arm and the control arm have seen since the window began, unless one of them has seen
+    /// fewer requests than it is given.
+    pub(crate) fn tick(&mut self, now: u64, look: impl FnOnce(u64) -> Option<(Seen, Seen)>) -> Act {
         let judged = self.judge_window(now, look);
         if let Act::RollBack(why) = judged {
             self.stage = Stage::RolledBack { since: now, why };
@@ -124,15 +133,12 @@ impl Course {
         self.climb(now).map_or(judged, Act::Step)
     }
 
-    fn judge_window(&mut self, now: u64, look: impl FnOnce() -> (Seen, Seen)) -> Act {
+    fn judge_window(&mut self, now: u64, look: impl FnOnce(u64) -> Option<(Seen, Seen)>) -> Act {
         let Some(rule) = self.guard().copied() else { return Act::Nothing };
         if u128::from(now.saturating_sub(self.watch.since)) < rule.window.as_nanos() {
             return Act::Nothing;
         }
-        let (cached, control) = look();
-        if cached.count().min(control.count()) < rule.min_requests {
-            return Act::Nothing;
-        }
+        let Some((cached, control)) = look(rule.min_requests) else { return Act::Nothing };
         let found = judge(&rule, &cached, &control);
         let regressions = if found.is_some() { self.watch.regressions + 1 } else { 0 };
         self.watch = Watch { since: now, regressions, judged: self.watch.judged + 1, last: found };

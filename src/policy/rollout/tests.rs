@@ -41,10 +41,15 @@ impl Dice {
     }
 }
 
+/// As an arm's place answers: nothing while there is too little.
+fn enough((cached, control): (Seen, Seen), least: u64) -> Option<(Seen, Seen)> {
+    (cached.count().min(control.count()) >= least).then_some((cached, control))
+}
+
 /// One window after the other of these, until it is rolled back; how many it took.
 fn rolled_back_after(windows: u64, mut arms: impl FnMut() -> (Seen, Seen)) -> Option<(u64, Regression)> {
     let mut course = Course::new(&plan(2_500, &[]), 0);
-    (1..=windows).find_map(|i| match course.tick(i * MINUTE, &mut arms) {
+    (1..=windows).find_map(|i| match course.tick(i * MINUTE, |least| enough(arms(), least)) {
         Act::RollBack(why) => Some((i, why)),
         Act::NextWindow => None,
         other => panic!("{other:?}"),
@@ -102,7 +107,8 @@ fn bad(dice: &mut Dice) -> (Seen, Seen) {
 fn one_bad_window_between_good_ones_is_chance() {
     let (mut dice, mut course) = (Dice(1), Course::new(&plan(2_500, &[]), 0));
     for i in 0..6 {
-        let act = course.tick((i + 1) * MINUTE, || if i % 2 == 0 { bad(&mut dice) } else { good(&mut dice) });
+        let act = course
+            .tick((i + 1) * MINUTE, |least| enough(if i % 2 == 0 { bad(&mut dice) } else { good(&mut dice) }, least));
         assert_eq!(act, Act::NextWindow, "window {i}");
         assert_eq!(course.judged().1.is_some(), i % 2 == 0);
     }
@@ -112,26 +118,29 @@ fn one_bad_window_between_good_ones_is_chance() {
 #[test]
 fn a_window_lasts_until_both_arms_have_enough() {
     let (mut dice, mut course) = (Dice(1), Course::new(&plan(2_500, &[]), 0));
-    assert_eq!(course.tick(MINUTE - 1, || panic!("too early")), Act::Nothing);
+    assert_eq!(course.tick(MINUTE - 1, |_| panic!("too early")), Act::Nothing);
     let few = dice.arm(499, 100_000.0, 1.0);
     let many = dice.arm(500, 300_000.0, 0.0);
     for minute in 1..5 {
-        assert_eq!(course.tick(minute * MINUTE, || (few.clone(), many.clone())), Act::Nothing);
+        assert_eq!(course.tick(minute * MINUTE, |least| enough((few.clone(), many.clone()), least)), Act::Nothing);
     }
-    let enough = dice.arm(500, 100_000.0, 1.0);
-    assert_eq!(course.tick(5 * MINUTE, || (enough.clone(), many.clone())), Act::NextWindow);
-    assert!(matches!(course.tick(6 * MINUTE, || (enough.clone(), many.clone())), Act::RollBack(_)));
+    let plenty = dice.arm(500, 100_000.0, 1.0);
+    assert_eq!(course.tick(5 * MINUTE, |least| enough((plenty.clone(), many.clone()), least)), Act::NextWindow);
+    assert!(matches!(course.tick(6 * MINUTE, |least| enough((plenty.clone(), many.clone()), least)), Act::RollBack(_)));
 }
 
 #[test]
 fn rolled_back_stays_rolled_back() {
     let (mut dice, mut course) = (Dice(1), Course::new(&plan(2_500, &[]), 0));
-    course.tick(MINUTE, || bad(&mut dice));
-    assert!(matches!(course.tick(2 * MINUTE, || bad(&mut dice)), Act::RollBack(Regression::Errors { .. })));
+    course.tick(MINUTE, |least| enough(bad(&mut dice), least));
+    assert!(matches!(
+        course.tick(2 * MINUTE, |least| enough(bad(&mut dice), least)),
+        Act::RollBack(Regression::Errors { .. })
+    ));
     assert_eq!(course.share(), 0);
     assert!(matches!(course.stage(), Stage::RolledBack { since, .. } if *since == 2 * MINUTE));
     for minute in 3..100 {
-        assert_eq!(course.tick(minute * MINUTE, || panic!("nothing to see")), Act::Nothing);
+        assert_eq!(course.tick(minute * MINUTE, |_| panic!("nothing to see")), Act::Nothing);
     }
 }
 
@@ -141,37 +150,37 @@ fn a_ramp_climbs_when_it_is_time_and_its_step_was_seen_to_be_good() {
     let mut course = Course::new(&plan(100, &[100, 1_000, WHOLE]), 0);
     assert_eq!((course.share(), course.waits()), (100, true));
     // Not seen: however late it is.
-    let few = || (Dice(2).arm(3, 100_000.0, 0.0), Dice(3).arm(600, 100_000.0, 0.0));
+    let few = |least| enough((Dice(2).arm(3, 100_000.0, 0.0), Dice(3).arm(600, 100_000.0, 0.0)), least);
     assert_eq!(course.tick(30 * MINUTE, few), Act::Nothing);
-    assert_eq!(course.tick(31 * MINUTE, || good(&mut dice)), Act::Step(1_000));
+    assert_eq!(course.tick(31 * MINUTE, |least| enough(good(&mut dice), least)), Act::Step(1_000));
     assert_eq!(course.share(), 1_000);
     // Good, but not long enough.
-    assert_eq!(course.tick(33 * MINUTE, || good(&mut dice)), Act::NextWindow);
+    assert_eq!(course.tick(33 * MINUTE, |least| enough(good(&mut dice), least)), Act::NextWindow);
     assert!(!course.waits());
     // Regressed once: the step waits for the next window.
-    assert_eq!(course.tick(41 * MINUTE, || bad(&mut dice)), Act::NextWindow);
+    assert_eq!(course.tick(41 * MINUTE, |least| enough(bad(&mut dice), least)), Act::NextWindow);
     assert!(course.waits());
-    assert_eq!(course.tick(42 * MINUTE, || good(&mut dice)), Act::Step(WHOLE));
+    assert_eq!(course.tick(42 * MINUTE, |least| enough(good(&mut dice), least)), Act::Step(WHOLE));
     // All are cached: there is nothing to compare with, and nothing more to do.
     assert_eq!((course.share(), course.stage(), course.guard()), (WHOLE, &Stage::Settled, None));
-    assert_eq!(course.tick(90 * MINUTE, || panic!("no control arm")), Act::Nothing);
+    assert_eq!(course.tick(90 * MINUTE, |_| panic!("no control arm")), Act::Nothing);
 }
 
 #[test]
 fn a_ramp_is_rolled_back_from_any_step() {
     let mut dice = Dice(1);
     let mut course = Course::new(&plan(100, &[100, 1_000, 5_000]), 0);
-    assert_eq!(course.tick(10 * MINUTE, || good(&mut dice)), Act::Step(1_000));
-    assert_eq!(course.tick(11 * MINUTE, || bad(&mut dice)), Act::NextWindow);
-    assert!(matches!(course.tick(12 * MINUTE, || bad(&mut dice)), Act::RollBack(_)));
+    assert_eq!(course.tick(10 * MINUTE, |least| enough(good(&mut dice), least)), Act::Step(1_000));
+    assert_eq!(course.tick(11 * MINUTE, |least| enough(bad(&mut dice), least)), Act::NextWindow);
+    assert!(matches!(course.tick(12 * MINUTE, |least| enough(bad(&mut dice), least)), Act::RollBack(_)));
     assert_eq!(course.share(), 0);
-    assert_eq!(course.tick(60 * MINUTE, || panic!("nothing to see")), Act::Nothing);
+    assert_eq!(course.tick(60 * MINUTE, |_| panic!("nothing to see")), Act::Nothing);
 }
 
 #[test]
 fn a_ramp_without_a_guard_goes_by_time_alone() {
     let mut course = Course::new(&Rollout { auto_rollback: None, ..plan(100, &[100, 1_000, 5_000]) }, 7);
-    let mut tick = |now: u64| course.tick(now, || panic!("nobody watches"));
+    let mut tick = |now: u64| course.tick(now, |_| panic!("nobody watches"));
     assert_eq!(tick(10 * MINUTE), Act::Nothing);
     assert_eq!(tick(10 * MINUTE + 7), Act::Step(1_000));
     assert_eq!(tick(10 * MINUTE + 8), Act::Nothing);
