@@ -12,6 +12,8 @@ mod clients;
 mod config;
 /// The documents say what the tree has.
 mod docs;
+/// What experiments report is true, and rollouts grow and are taken back by themselves.
+mod experiments;
 /// Links, servers and the sidecar itself fail; what clients read stays within what is promised.
 mod faults;
 /// A harness that lies would make every other test worthless.
