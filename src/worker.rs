@@ -127,6 +127,7 @@ impl Ctx {
         let mut rules = Rules::new(&config.rules, &config.cache, &metrics.patterns);
         let mut experiments = Experiments::default();
         experiments.adopt(clock::now(), None, &mut rules, &metrics.arms);
+        experiments.settle(&rules, &metrics.arms);
         let samples = Samples::new(config.coherence.sample_per_second, clock::now());
         Rc::new(Ctx {
             default_profile: Profile { db: up.db, credential: credential.clone() },
@@ -248,7 +249,7 @@ impl Ctx {
         let sweep = self.l1.sweep(vec![Matcher::Rules { old, next }]);
         self.lanes.borrow().values().for_each(|lane| lane.asks_for_field_expiry(self));
         let dropped = sweep.finish(&self.l1).await;
-        self.experiments.borrow().release(&self.rules.load(), arms);
+        self.experiments.borrow().settle(&self.rules.load(), arms);
         dropped
     }
 

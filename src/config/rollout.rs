@@ -273,6 +273,25 @@ mod tests {
     }
 
     #[test]
+    fn no_more_is_measured_than_there_are_places() {
+        let rules = |n: usize| -> String {
+            let rule = |i: usize| format!("{{name: r{i}, pattern: '{i}:*', rollout: 50}}");
+            format!("[{}]", (0..n).map(rule).collect::<Vec<_>>().join(", "))
+        };
+        let env = |rules: String| {
+            let env = [("NEARSIDE_UPSTREAM__URL", "redis://h".to_owned()), ("NEARSIDE_RULES", rules)];
+            env.into_iter().map(|(name, value)| (name.to_owned(), value))
+        };
+        let loaded = |n: usize| load_within(&Overrides::default(), env(rules(n)), None);
+        assert!(loaded(32).is_ok());
+        let said = loaded(33).err().expect("66 groups").to_string();
+        assert!(
+            said.contains("rules: the rollouts and variants make 66 groups of keys; 64 are measured at once"),
+            "{said}"
+        );
+    }
+
+    #[test]
     fn what_is_printed_reads_back() {
         for rollout in [
             "25",

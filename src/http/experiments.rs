@@ -262,8 +262,10 @@ fn hits(seen: &Seen) -> Share {
 
 impl Interval {
     fn of(estimate: Estimate, unit: f64) -> Interval {
-        let high = estimate.high / unit;
-        Interval { value: estimate.value / unit, low: estimate.low / unit, high: Some(high).filter(|h| h.is_finite()) }
+        // A nanosecond, or one in a million.
+        let figure = |value: f64| (value / unit * 1e6).round() / 1e6;
+        let high = Some(figure(estimate.high)).filter(|high| high.is_finite());
+        Interval { value: figure(estimate.value), low: figure(estimate.low), high }
     }
 }
 

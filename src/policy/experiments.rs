@@ -33,7 +33,7 @@ pub(crate) struct Change {
 
 impl Experiments {
     /// Tells rules that are not in force yet how much of them is cached, and where their keys count. `old`: the rules in
-    /// force, none at start. The arms of both have places until `release`.
+    /// force, none at start. The arms of both have places until `settle`.
     pub(crate) fn adopt(&mut self, now: u64, old: Option<&Rules>, next: &mut Rules, arms: &Arms) {
         if let Some(old) = old {
             self.release(old, arms);
@@ -48,13 +48,23 @@ impl Experiments {
             rule.arms.all().for_each(|arm| arms.watch(arm, course.guard().is_some()));
             self.courses.insert(rule.terms.name.clone(), course);
         }
-        self.show(next, arms);
     }
 
-    /// Gives up all arms but those of the rules in force. Afterwards no entry may carry another one.
-    pub(crate) fn release(&self, in_force: &Rules, arms: &Arms) {
+    /// The change is complete, no entry is left that carries an arm of other rules than these: so it is shown, and the
+    /// other arms are given up.
+    pub(crate) fn settle(&self, in_force: &Rules, arms: &Arms) {
+        self.show(in_force, arms);
+        self.release(in_force, arms);
+    }
+
+    fn release(&self, in_force: &Rules, arms: &Arms) {
         let in_use: Vec<ArmId> = in_force.list().iter().flat_map(|rule| rule.arms.all()).collect();
         arms.keep_only(&in_use);
+    }
+
+    /// Whether `tick` has anything to look at.
+    pub(crate) fn move_by_themselves(&self) -> bool {
+        self.courses.values().any(Course::moves)
     }
 
     /// Time has passed. What is returned has happened in here; the rules have to follow, by way of `adopt`.
@@ -75,7 +85,8 @@ impl Experiments {
                 changes.push(Change { rule: rule.terms.name.clone(), act });
             }
         }
-        if judged {
+        // A change is shown when it is complete.
+        if judged && changes.is_empty() {
             self.show(rules, arms);
         }
         changes
@@ -179,7 +190,7 @@ mod tests {
             let config = Config::for_tests_with_rules(yaml);
             let mut next = Rules::new(&config.rules, &config.cache, &self.patterns);
             self.experiments.adopt(now, self.rules.as_ref(), &mut next, &self.arms);
-            self.experiments.release(&next, &self.arms);
+            self.experiments.settle(&next, &self.arms);
             self.rules = Some(next);
         }
 
@@ -252,6 +263,7 @@ mod tests {
         world.window(2 * SECOND, true);
         let changes = world.tick(4 * SECOND);
         assert!(matches!(&changes[..], [Change { act: Act::RollBack(_), .. }]), "{changes:?}");
+        assert_eq!(world.shown().state, RolloutState::Steady, "it is shown when no entry is left");
         world.load(4 * SECOND, GUARDED);
         assert_eq!(world.cached(1000), 0);
         assert_eq!((world.shown().state, world.shown().since), (RolloutState::RolledBack, Some(4 * SECOND)));

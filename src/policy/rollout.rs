@@ -8,7 +8,8 @@
 //! duration is more than `latency` times the control's (the lower end of Welch's interval for the one minus that many times
 //! the other is above zero); its p99 is (the lower end of its interval is above that many times the upper end of the
 //! control's). Two regressed windows in a row roll the rule back to 0 %, until its rollout is written anew or the process
-//! starts again. One could be chance: 1 in 40 where the truth lies just at a limit, two in a row 1 in 1,600.
+//! starts again. One could be chance: where the truth lies just at one of the limits, 1 window in 40 says so, and two in a
+//! row 1 in 1,600; the smaller the difference really is, the rarer.
 //!
 //! A ramp's step lasts `hold`. With `auto_rollback` the next one also needs a window of this step that has not regressed: a
 //! step that nobody has seen is no reason for a larger one.
@@ -116,6 +117,11 @@ impl Course {
     pub(crate) fn guard(&self) -> Option<&AutoRollback> {
         let guarded = !matches!(self.stage, Stage::RolledBack { .. }) && (1..WHOLE).contains(&self.share());
         self.plan.auto_rollback.as_ref().filter(|_| guarded)
+    }
+
+    /// Whether time changes anything: a ramp goes on, or a guard watches.
+    pub(crate) fn moves(&self) -> bool {
+        matches!(self.stage, Stage::Ramping { .. }) || self.guard().is_some()
     }
 
     fn step(&self, step: usize) -> Option<u16> {

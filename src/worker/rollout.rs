@@ -13,9 +13,13 @@ use crate::policy::{Act, Change, Rules};
 /// A guard's window and a ramp's step last a second at least; this is how late they may end.
 const TICK: Duration = Duration::from_millis(250);
 
+/// Without a ramp or guard there is nothing to be late for; a reload may bring one.
+const REST: Duration = Duration::from_secs(2);
+
 pub(crate) async fn run(ctx: Rc<Ctx>) {
     loop {
-        tokio::time::sleep(TICK).await;
+        let moves = ctx.experiments.borrow().move_by_themselves();
+        tokio::time::sleep(if moves { TICK } else { REST }).await;
         tick(&ctx).await;
     }
 }

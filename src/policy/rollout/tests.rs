@@ -137,7 +137,7 @@ fn rolled_back_stays_rolled_back() {
         course.tick(2 * MINUTE, |least| enough(bad(&mut dice), least)),
         Act::RollBack(Regression::Errors { .. })
     ));
-    assert_eq!(course.share(), 0);
+    assert_eq!((course.share(), course.moves()), (0, false));
     assert!(matches!(course.stage(), Stage::RolledBack { since, .. } if *since == 2 * MINUTE));
     for minute in 3..100 {
         assert_eq!(course.tick(minute * MINUTE, |_| panic!("nothing to see")), Act::Nothing);
@@ -163,6 +163,7 @@ fn a_ramp_climbs_when_it_is_time_and_its_step_was_seen_to_be_good() {
     assert_eq!(course.tick(42 * MINUTE, |least| enough(good(&mut dice), least)), Act::Step(WHOLE));
     // All are cached: there is nothing to compare with, and nothing more to do.
     assert_eq!((course.share(), course.stage(), course.guard()), (WHOLE, &Stage::Settled, None));
+    assert!(!course.moves());
     assert_eq!(course.tick(90 * MINUTE, |_| panic!("no control arm")), Act::Nothing);
 }
 
