@@ -28,7 +28,7 @@ use crate::observe::metrics::Metrics;
 use crate::observe::reasons::{Mode, Reject, Source};
 use crate::observe::status::Status;
 use crate::session::{self, Peering, Session};
-use crate::worker::Ctx;
+use crate::worker::{self, Ctx};
 
 /// What a connection beyond the clients needs of open files: lanes, the side port, logs, and some air.
 const SPARE_FILES: u64 = 128;
@@ -126,6 +126,7 @@ async fn run(
     let mut interrupt = signal(SignalKind::interrupt()).map_err(AppError::Runtime)?;
     Channel::spawn(&ctx);
     tokio::task::spawn_local(take_orders(ctx.clone(), inbox));
+    tokio::task::spawn_local(worker::rollout::run(ctx.clone()));
     let lane = ctx.lane(&ctx.default_profile);
     let _ = timeout(FIRST_CONTACT, ctx.await_lane(&lane)).await;
     let mut shown = Vec::new();

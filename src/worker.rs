@@ -1,6 +1,8 @@
 //! What one data thread owns: its lanes, its pinned connections, its sessions, and the few things they share. Everything in
 //! here is single-threaded; only `l1`, `metrics` and `status` are shared with other threads.
 
+pub(crate) mod rollout;
+
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -20,7 +22,7 @@ use crate::observe::clock;
 use crate::observe::metrics::Metrics;
 use crate::observe::reasons::{Coherence, Dropped, Flush, Method, Mode};
 use crate::observe::status::Status;
-use crate::policy::{Current, Judged, Rules};
+use crate::policy::{Current, Experiments, Judged, Rules};
 use crate::router::Stranger;
 use crate::session::Session;
 use crate::upstream::handshake::{self, Learned, ServerInfo};
@@ -71,6 +73,8 @@ pub(crate) struct Ctx {
     pub(crate) now: Cell<u64>,
     mode: Cell<CacheMode>,
     rules: Arc<Current>,
+    /// How far their rollouts have come.
+    experiments: RefCell<Experiments>,
     /// What any rule keeps: asked of every read.
     kept: Cell<KeptCommands>,
     /// Any rule has writes refresh the L1: asked of every write.
@@ -122,7 +126,10 @@ impl Ctx {
             name: name.clone(),
         });
         let max_staleness = u64::try_from(config.coherence.max_staleness.as_nanos()).unwrap_or(u64::MAX);
-        let rules = Rules::new(&config.rules, &config.cache, &metrics.patterns);
+        let mut rules = Rules::new(&config.rules, &config.cache, &metrics.patterns);
+        let mut experiments = Experiments::default();
+        experiments.adopt(clock::now(), None, &mut rules, &metrics.arms);
+        experiments.settle(&rules, &metrics.arms);
         let samples = Samples::new(config.coherence.sample_per_second, clock::now());
         Rc::new(Ctx {
             default_profile: Profile { db: up.db, credential: credential.clone() },
@@ -130,6 +137,7 @@ impl Ctx {
             kept: Cell::new(rules.commands()),
             refreshes: Cell::new(rules.refresh()),
             rules: Arc::new(Current::from_pointee(rules)),
+            experiments: RefCell::new(experiments),
             config,
             l1,
             metrics,
@@ -239,14 +247,19 @@ impl Ctx {
     /// The argument. Between the change and the sweep's beginning nothing else runs on this thread, the only one that
     /// stores. What is being fetched under the old rules has a token from before the sweep, and is not stored. What is
     /// stored already the sweep finds. Whatever is judged from here on is judged by the new rules.
-    pub(crate) async fn set_rules(self: &Rc<Self>, next: Rules) -> usize {
+    /// Rollouts that read as before go on where they were.
+    pub(crate) async fn set_rules(self: &Rc<Self>, mut next: Rules) -> usize {
+        let arms = &self.metrics.arms;
+        self.experiments.borrow_mut().adopt(clock::now(), Some(&self.rules.load()), &mut next, arms);
         let next = Arc::new(next);
         let old = self.rules.swap(next.clone());
         self.kept.set(next.commands());
         self.refreshes.set(next.refresh());
         let sweep = self.l1.sweep(vec![Matcher::Rules { old, next }]);
         self.lanes.borrow().values().for_each(|lane| lane.asks_for_field_expiry(self));
-        sweep.finish(&self.l1).await
+        let dropped = sweep.finish(&self.l1).await;
+        self.experiments.borrow().settle(&self.rules.load(), arms);
+        dropped
     }
 
     // ---- lanes ----

@@ -7,6 +7,7 @@ use smallvec::SmallVec;
 
 use super::form::FormEntry;
 use crate::mutation::{self, Rule};
+use crate::observe::arms::ArmId;
 use crate::observe::patterns::PatternId;
 
 /// One profile's reading of one key.
@@ -26,6 +27,8 @@ pub(crate) struct Entry {
     /// When the command that read it was sent.
     pub(crate) t_sent: u64,
     pub(crate) pattern: PatternId,
+    /// The part of its rule's experiment that it counts in.
+    pub(crate) arm: ArmId,
     pub(crate) value: Value,
 }
 

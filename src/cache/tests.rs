@@ -61,6 +61,7 @@ pub(super) fn entry(l1: &L1, lane: u32, text: &[u8]) -> Entry {
         expires: u64::MAX,
         t_sent: now,
         pattern: PatternId::PLAIN,
+        arm: crate::observe::arms::ArmId::NONE,
         value: Value::Bulk(frame[..].into()),
     }
 }

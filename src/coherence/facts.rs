@@ -144,6 +144,7 @@ mod tests {
             expires: u64::MAX,
             t_sent: 1,
             pattern: PatternId::PLAIN,
+            arm: crate::observe::arms::ArmId::NONE,
             value: Value::Nil,
         };
         l1.insert(key, &token, entry).expect("stored");

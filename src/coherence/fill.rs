@@ -122,6 +122,7 @@ impl Lane {
             expires,
             t_sent: read.t_sent,
             pattern: read.keep.pattern,
+            arm: read.keep.arm(),
             value: read.value,
         };
         match read.id {

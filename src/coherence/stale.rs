@@ -93,6 +93,7 @@ mod tests {
             expires: 2_001,
             t_sent: 500,
             pattern: PatternId::PLAIN,
+            arm: crate::observe::arms::ArmId::NONE,
             value: Value::Bulk((*b"$1\r\nv\r\n").into()),
         }
     }

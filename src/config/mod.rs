@@ -8,6 +8,7 @@ mod keys;
 mod memory;
 mod print;
 mod resolve;
+mod rollout;
 mod rules;
 mod settings;
 #[cfg(test)]
@@ -23,7 +24,8 @@ use std::{
 };
 
 pub(crate) use print::yaml;
-pub(crate) use rules::{Rule, RuleMode, Variant, WHOLE};
+pub(crate) use rollout::{AutoRollback, Ramp, Rollout, WHOLE};
+pub(crate) use rules::{Rule, RuleMode, Variant, show_percent};
 pub(crate) use settings::Overrides;
 pub(crate) use units::duration;
 pub(crate) use url::{Url, parse as parse_url};

@@ -8,8 +8,9 @@ use super::file::{Node, Value};
 use super::resolve::{Resolver, TTL_MAX, VALUE_MAX, kept_command};
 use super::settings::Setting;
 use super::units::{self, shown};
-use super::{Cache, CoherenceMode, Config, OnWrite, keys};
+use super::{Cache, CoherenceMode, Config, OnWrite, Rollout, WHOLE, keys, rollout};
 use crate::command::cacheable::KeptCommands;
+use crate::observe::arms::ARMS_MAX;
 use crate::policy::overlap;
 use crate::policy::pattern::Pattern;
 use crate::policy::tag::TagTemplate;
@@ -23,11 +24,11 @@ const NAME_MAX: usize = 64;
 /// Variants of one rule: an experiment with more would never come to an end.
 const VARIANTS_MAX: usize = 16;
 
+/// The arm of the keys that are not cached, as it is shown.
+const CONTROL: &str = "control";
+
 /// Tags of one rule; each takes a place in the index for every key.
 const TAGS_MAX: usize = 8;
-
-/// Whole of what is dealt out, in hundredths of a percent.
-pub(crate) const WHOLE: u16 = 10_000;
 
 /// What is cached of the keys that a pattern matches. Complete: what was not given has come from `cache`.
 #[derive(Clone, Debug, PartialEq)]
@@ -58,13 +59,6 @@ pub(crate) enum RuleMode {
     Serve,
     /// Its keys pass through.
     Off,
-}
-
-/// Which keys of a rule are cached; the others are its control group.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Rollout {
-    /// Hundredths of a percent, at most `WHOLE`.
-    pub(crate) share: u16,
 }
 
 /// A part of a rule's cached keys, with a TTL of its own.
@@ -235,6 +229,16 @@ impl Resolver<'_> {
                 ),
             );
         }
+        let arms: usize = config.rules.iter().map(Rule::arms).sum();
+        if arms > ARMS_MAX {
+            self.problem(
+                "rules",
+                &format!(
+                    "the rollouts and variants make {arms} groups of keys; {ARMS_MAX} are measured at once: end some of them \
+                     (rollout: 100 without variants, or mode: off)"
+                ),
+            );
+        }
         self.warn_of_shadows(&config.rules);
         self.warn_of_caps(config);
         if !config.rules.is_empty() && config.rules.iter().all(|rule| rule.pattern.text() != "*") {
@@ -304,6 +308,20 @@ impl Rule {
         }
     }
 
+    /// Its keys are in arms that are compared: not all of them are cached, or not all alike.
+    pub(crate) fn is_experiment(&self) -> bool {
+        let plan = &self.rollout;
+        self.mode == RuleMode::Serve && (plan.has_control() || plan.ramp.is_some() || !self.variants.is_empty())
+    }
+
+    /// How many arms that makes.
+    fn arms(&self) -> usize {
+        if !self.is_experiment() {
+            return 0;
+        }
+        self.variants.len().max(1) + usize::from(self.rollout.has_control())
+    }
+
     fn ttls(&self) -> impl Iterator<Item = Duration> {
         let own = self.variants.is_empty().then_some(self.ttl);
         self.variants.iter().map(|variant| variant.ttl).chain(own)
@@ -351,18 +369,6 @@ impl RuleMode {
     }
 }
 
-impl Rollout {
-    pub(crate) const ALL: Rollout = Rollout { share: WHOLE };
-
-    pub(crate) fn percent(&self) -> String {
-        show_percent(self.share)
-    }
-
-    fn yaml(&self) -> String {
-        self.percent()
-    }
-}
-
 /// What a problem calls the rule by.
 fn title(item: &Node) -> Option<String> {
     let Value::Map(pairs) = &item.value else { return None };
@@ -399,7 +405,7 @@ fn rule(fields: &mut Fields<'_>, cache: &Cache) -> Option<Rule> {
         mode: fields.one("mode", rule_mode).unwrap_or(RuleMode::Serve),
         refresh_ahead: fields.duration("refresh_ahead", Duration::from_millis(1)..=TTL_MAX),
         stale_while_revalidate: fields.duration("stale_while_revalidate", Duration::ZERO..=TTL_MAX).unwrap_or_default(),
-        rollout: rollout(fields).unwrap_or(Rollout::ALL),
+        rollout: rollout::read(fields).unwrap_or(Rollout::ALL),
         variants: variants(fields),
         tags: tags(fields, &pattern),
         max_share: fields.one("max_share", fraction),
@@ -446,15 +452,6 @@ fn rule_mode(text: &str) -> Result<RuleMode, String> {
     units::word(text, &[("serve", RuleMode::Serve), ("off", RuleMode::Off)])
 }
 
-fn rollout(fields: &mut Fields<'_>) -> Option<Rollout> {
-    if !matches!(fields.node("rollout")?.value, Value::Map(_)) {
-        return fields.one("rollout", percent).map(|share| Rollout { share });
-    }
-    let mut map = fields.map("rollout")?;
-    map.only(&["percent"]);
-    Some(Rollout { share: map.one("percent", percent).unwrap_or(WHOLE) })
-}
-
 fn variants(fields: &mut Fields<'_>) -> Vec<Variant> {
     let Some(map) = fields.map("variants") else { return Vec::new() };
     let names: Vec<String> = map
@@ -480,6 +477,9 @@ fn variants(fields: &mut Fields<'_>) -> Vec<Variant> {
         if one.node("ttl").is_none() {
             one.problem("ttl is missing");
         }
+        if name == CONTROL {
+            one.problem("is what the keys are called that are not cached; choose another name");
+        }
         match (ttl, rule_name(&name)) {
             (Some(ttl), Ok(name)) => variants.push(Variant { name, ttl }),
             (_, Err(what)) => one.problem(&what),
@@ -499,7 +499,7 @@ fn tags(fields: &mut Fields<'_>, pattern: &Pattern) -> Vec<TagTemplate> {
 }
 
 /// 0 to 100 with at most two decimals, in hundredths of a percent.
-fn percent(text: &str) -> Result<u16, String> {
+pub(super) fn percent(text: &str) -> Result<u16, String> {
     decimal(text, 2).filter(|n| *n <= WHOLE).ok_or_else(|| {
         format!("{} is not a share of the keys; use 0 to 100 percent, for example 25 or 0.5", shown(text))
     })
@@ -513,7 +513,7 @@ fn fraction(text: &str) -> Result<u16, String> {
 }
 
 /// `text` times 10^`places`, where it has no more decimals than that.
-fn decimal(text: &str, places: usize) -> Option<u16> {
+pub(super) fn decimal(text: &str, places: usize) -> Option<u16> {
     let (whole, part) = text.split_once('.').unwrap_or((text, ""));
     let digits = |s: &str| s.bytes().all(|b| b.is_ascii_digit());
     if whole.is_empty() || !digits(whole) || !digits(part) || part.len() > places {
@@ -523,7 +523,7 @@ fn decimal(text: &str, places: usize) -> Option<u16> {
     padded.parse::<u32>().ok().and_then(|n| u16::try_from(n).ok())
 }
 
-fn show_percent(share: u16) -> String {
+pub(crate) fn show_percent(share: u16) -> String {
     trimmed(format!("{}.{:02}", share / 100, share % 100))
 }
 
@@ -531,6 +531,6 @@ fn show_fraction(share: u32) -> String {
     trimmed(format!("{}.{:04}", share / u32::from(WHOLE), share % u32::from(WHOLE)))
 }
 
-fn trimmed(text: String) -> String {
+pub(super) fn trimmed(text: String) -> String {
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }

@@ -13,6 +13,7 @@ use crate::coherence::Vouched;
 use crate::command::cacheable::KeptCommands;
 use crate::command::table::{self, Lookup};
 use crate::command::{Kind, Request};
+use crate::observe::arms::{Common, Hits};
 use crate::observe::clock;
 use crate::observe::reasons::Method;
 use crate::resp::build;
@@ -36,6 +37,8 @@ struct Batch<'a> {
     commands: KeptCommands,
     now: u64,
     hits: u64,
+    /// Of these, those of experiments.
+    arms: Hits,
     mget: bool,
 }
 
@@ -57,7 +60,7 @@ pub(super) fn answer(
         Err(_) => return (0, Rest::Unanswered),
     };
     let commands = shared.rules.load().commands();
-    let mut batch = Batch { local, grant, vouched, commands, now, hits: 0, mget: false };
+    let mut batch = Batch { local, grant, vouched, commands, now, hits: 0, arms: Hits::default(), mget: false };
     let before = out.len();
     let mut at = 0;
     let rest = loop {
@@ -97,17 +100,18 @@ impl Batch<'_> {
         answered
     }
 
-    fn get(&self, key: &[u8], out: &mut BytesMut) -> bool {
+    fn get(&mut self, key: &[u8], out: &mut BytesMut) -> bool {
         let Some(forms) = self.local.shared.l1.get(key) else { return false };
         let Some(entry) = self.usable(&forms) else { return false };
         self.count(entry);
+        self.arms.one(entry.arm);
         self.local.shared.metrics.patterns.candidate_in(&self.local.shard().rows, entry.pattern, Method::Get);
         self.write(entry, out);
         true
     }
 
     /// R8, second half: all entries must have been there at one moment.
-    fn mget(&self, req: &Request<'_>, out: &mut BytesMut) -> bool {
+    fn mget(&mut self, req: &Request<'_>, out: &mut BytesMut) -> bool {
         let keys = req.args[1..].iter().map(|arg| &req.raw[arg.range()]);
         let Some(found) = self.local.shared.l1.at_one_moment(keys, |forms| self.usable(forms).is_some()) else {
             return false;
@@ -115,10 +119,14 @@ impl Batch<'_> {
         let entries: SmallVec<[&Entry; 16]> =
             found.iter().filter_map(|forms: &Arc<Forms>| self.usable(forms)).collect();
         build::array(out, entries.len());
+        let mut common = Common::NoKey;
         for entry in &entries {
             self.count(entry);
+            self.arms.key(entry.arm);
+            common = common.and(entry.arm);
             self.write(entry, out);
         }
+        self.arms.request(common.arm());
         if let Some(first) = entries.first() {
             self.local.shared.metrics.patterns.candidate_in(&self.local.shard().rows, first.pattern, Method::Mget);
         }
@@ -148,6 +156,8 @@ impl Batch<'_> {
         let Some(hits) = std::num::NonZeroU64::new(self.hits) else { return };
         self.grant.facts.note_read(self.now);
         link.note_hit(self.now, self.mget);
-        shard.read_hits.observe_n(clock::now().saturating_sub(self.now) / hits, self.hits);
+        let each = clock::now().saturating_sub(self.now) / hits;
+        shard.read_hits.observe_n(each, self.hits);
+        self.arms.count(&self.local.shared.metrics.arms, self.now, each);
     }
 }

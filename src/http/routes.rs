@@ -13,6 +13,7 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 
 use super::change::{Change, Order, POST_ONLY};
+use super::experiments::Experiments;
 use super::{HttpConfig, stamp};
 use crate::config::Secret;
 use crate::observe::status::{LaneStatus, Status};
@@ -33,6 +34,7 @@ enum Page {
     Startup,
     Health,
     Cache,
+    Experiments,
 }
 
 pub(super) struct Routes {
@@ -106,6 +108,7 @@ impl Routes {
             "/health/ready" => Page::Ready,
             "/health/startup" => Page::Startup,
             "/health" => Page::Health,
+            "/api/v1/experiments" => Page::Experiments,
             "/internal/cache" if !self.production => Page::Cache,
             _ => return None,
         })
@@ -149,6 +152,7 @@ impl Routes {
             Page::Startup => json(code(status.started()), Plain { status: phase(status) }),
             Page::Health => json(code(status.ready()), Health::of(status)),
             Page::Cache => json(StatusCode::OK, Cache::of(&self.view)),
+            Page::Experiments => json(StatusCode::OK, Experiments::of(&self.view.metrics.arms)),
         }
     }
 

@@ -72,6 +72,8 @@ const FAMILIES: &[Family] = &[
         |v, out| by_word(out, &v.metrics.evictions)),
     family!(Counter "nearside_flushes_total" ["reason"] "Times the whole local cache was dropped.",
         |v, out| by_word(out, &v.metrics.flushes)),
+    family!(Counter "nearside_rollout_changes_total" ["change"] "Times the share of a rule's keys that is cached changed by itself.",
+        |v, out| by_word(out, &v.metrics.rollout)),
     family!(Gauge "nearside_l1_entries" [] "Entries in the local cache.",
         |v, out| out.push(&[], v.metrics.entries.get() as f64)),
     family!(Gauge "nearside_l1_bytes" [] "Bytes in the local cache, overhead included.",

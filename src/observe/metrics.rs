@@ -3,9 +3,12 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::arms::Arms;
 use super::counters::{Counter, Gauge, Histogram, Labeled};
 use super::patterns::{PatternId, Patterns, Row, ShardRows};
-use super::reasons::{Bypass, Class, Discard, Dropped, ErrorType, Evict, Flush, Peer, Pin, Reject, Source, Tag, Timed};
+use super::reasons::{
+    Bypass, Class, Discard, Dropped, ErrorType, Evict, Flush, Peer, Pin, Reject, RolloutChange, Source, Tag, Timed,
+};
 
 /// What a worker other than the data thread counts: hits, which are all it answers. Cells of its own, so that each keeps one
 /// writer; added up when somebody asks.
@@ -36,6 +39,7 @@ pub(crate) struct Metrics {
     pub(crate) invalidations: Labeled<{ Source::COUNT }>,
     pub(crate) evictions: Labeled<{ Evict::COUNT }>,
     pub(crate) flushes: Labeled<{ Flush::COUNT }>,
+    pub(crate) rollout: Labeled<{ RolloutChange::COUNT }>,
     /// Messages on the sidecars' channel that were not understood.
     pub(crate) malformed: Counter,
     pub(crate) entries: Gauge,
@@ -75,6 +79,9 @@ pub(crate) struct Metrics {
     pub(crate) bytes_in: Labeled<{ Peer::COUNT }>,
     pub(crate) bytes_out: Labeled<{ Peer::COUNT }>,
 
+    /// What the arms of experiments see.
+    pub(crate) arms: Arms,
+
     /// One for each worker beside the data thread.
     pub(crate) shards: Box<[Shard]>,
 
@@ -108,6 +115,7 @@ impl Metrics {
             invalidations: Labeled::new(Source::WORDS),
             evictions: Labeled::new(Evict::WORDS),
             flushes: Labeled::new(Flush::WORDS),
+            rollout: Labeled::new(RolloutChange::WORDS),
             malformed: Counter::default(),
             entries: Gauge::default(),
             bytes: Gauge::default(),
@@ -133,6 +141,7 @@ impl Metrics {
             protocol_errors: Labeled::new(Peer::WORDS),
             bytes_in: Labeled::new(Peer::WORDS),
             bytes_out: Labeled::new(Peer::WORDS),
+            arms: Arms::default(),
             started_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64()),
         }
     }

@@ -3,9 +3,12 @@
 //! data path all the time, read by the side port's thread when somebody asks. Decides nothing and imports nothing from
 //! above; the text that Prometheus scrapes is built in `families`, at scrape time only.
 
+pub(crate) mod arms;
 pub(crate) mod clock;
 pub(crate) mod counters;
 pub(crate) mod families;
+pub(crate) mod interval;
+pub(crate) mod latency;
 pub(crate) mod metrics;
 pub(crate) mod patterns;
 mod process;

@@ -37,6 +37,25 @@ words! {
 }
 
 words! {
+    /// How far a rule's rollout has come.
+    RolloutState {
+        /// The share is what it shall be.
+        Steady = "steady",
+        Ramping = "ramping",
+        RolledBack = "rolled_back",
+    }
+}
+
+words! {
+    /// What a rollout does by itself.
+    RolloutChange {
+        /// The next share of its ramp.
+        Step = "step",
+        RollBack = "roll_back",
+    }
+}
+
+words! {
     /// The commands that `cache_candidate_requests` counts: those the cache could answer.
     Method {
         Get = "GET",

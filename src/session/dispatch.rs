@@ -18,6 +18,7 @@ use crate::command::table;
 use crate::command::{Effect, Keys, Kind, Need, Request, Resp2, Spec, Why, keys};
 use crate::config::{Fence, OnWrite};
 use crate::net::drop_front;
+use crate::observe::arms::{ArmId, Common, Hits};
 use crate::observe::clock;
 use crate::observe::reasons::{Bypass, Class, Coherence, Dropped, Flush, Method, Peer, Source, Timed};
 use crate::policy::{Judged, Keep};
@@ -107,6 +108,8 @@ pub(super) struct Batch {
     since: u64,
     flush_gen: u64,
     hits: u64,
+    /// Of these, those of experiments.
+    arms: Hits,
     /// There are more requests behind the present one.
     more: bool,
 }
@@ -119,7 +122,8 @@ impl Batch {
         let vouched = vouched(ctx, &lane, session, now);
         let straight = straight(ctx, &lane, vouched);
         let since = since(&lane, session);
-        Batch { now, lane, vouched, straight, since, flush_gen: ctx.l1.flush_gen(), hits: 0, more: false }
+        let arms = Hits::default();
+        Batch { now, lane, vouched, straight, since, flush_gen: ctx.l1.flush_gen(), hits: 0, arms, more: false }
     }
 
     fn usable<'f>(&self, forms: &'f Forms, epoch: u64) -> Option<&'f cache::Entry> {
@@ -215,8 +219,10 @@ impl Batch {
         (epoch, self.flush_gen, self.now)
     }
 
-    pub(super) fn count_hit(&mut self) {
+    /// A request for one key was answered from the L1.
+    pub(super) fn count_hit(&mut self, arm: ArmId) {
         self.hits += 1;
+        self.arms.one(arm);
     }
 
     /// A local command may have changed the profile: what stands behind it in the same read belongs on another lane, and
@@ -240,6 +246,7 @@ impl Batch {
         self.lane.note_read(self.now);
         let each = clock::now().saturating_sub(self.now) / hits;
         ctx.metrics.request_n(Timed::ReadHit, each, self.hits);
+        self.arms.count(&ctx.metrics.arms, self.now, each);
     }
 }
 
@@ -429,7 +436,7 @@ impl Session {
             && let Some(forms) = ctx.l1.get(key)
             && let Some(entry) = b.usable(&forms, epoch)
         {
-            b.hits += 1;
+            b.count_hit(entry.arm);
             ctx.metrics.patterns.hit(entry.pattern);
             ctx.metrics.patterns.note_read(entry.pattern);
             ctx.metrics.patterns.candidate(entry.pattern, Method::Get);
@@ -440,12 +447,12 @@ impl Session {
             Ok(lane) => lane,
             Err(stop) => return stop,
         };
-        let keep = self.note_lookup(ctx, b, key, Method::Get, epoch);
-        let slot = self.slot(mute, self.on_spare.get(), asked(b, epoch));
+        let Judged { arm, keep, .. } = self.note_lookup(ctx, b, key, Method::Get, epoch);
+        let slot = self.slot(mute, self.on_spare.get(), asked(b, epoch).of(arm));
         let get = FetchRequest {
             raw: req.raw,
             read: FetchRead::GET,
-            keep,
+            keep: keep.ok(),
             may_join: epoch.is_ok() || matches!(epoch, Err(Bypass::Fence | Bypass::Lease)),
         };
         b.lane.note_read(b.now);
@@ -475,20 +482,25 @@ impl Session {
         key: &[u8],
         method: Method,
         epoch: Result<u64, Bypass>,
-    ) -> Option<Keep> {
-        let Judged { pattern, keep } = ctx.judge(key, method);
+    ) -> Judged {
+        let Judged { pattern, arm, keep } = ctx.judge(key, method);
         // MGET is one request, whatever it names: its caller counts it.
         if method != Method::Mget {
             ctx.metrics.patterns.candidate(pattern, method);
         }
         match epoch.err().or(keep.as_ref().err().copied()) {
             Some(why) => ctx.metrics.bypass.inc(why),
-            None => ctx.metrics.patterns.miss(pattern),
+            None => {
+                ctx.metrics.patterns.miss(pattern);
+                ctx.metrics.arms.looked_up(arm, b.now, 0, 1);
+            }
         }
         if b.lane.caches() {
             ctx.metrics.patterns.note_read(pattern);
         }
-        keep.ok()
+        // What is off is no experiment; a lane that cannot serve for a moment is part of what one is about.
+        let arm = if ctx.cache_serves() { arm } else { ArmId::NONE };
+        Judged { pattern, arm, keep }
     }
 
     /// MGET: all hits answer at once; else the misses are fetched with one MGET and the hits checked at its reply.
@@ -513,8 +525,10 @@ impl Session {
         let family = || entry(0).map_or_else(|| ctx.judge(req.arg(1), Method::Mget).pattern, |e| e.pattern);
         if (0..found.len()).all(|i| entry(i).is_some()) {
             ctx.metrics.patterns.candidate(family(), Method::Mget);
-            self.answer_mget(ctx, mute, (0..found.len()).filter_map(entry));
+            let arms = self.answer_mget(ctx, mute, (0..found.len()).filter_map(entry));
             b.hits += 1;
+            let common = arms.into_iter().inspect(|arm| b.arms.key(*arm)).fold(Common::NoKey, Common::and);
+            b.arms.request(common.arm());
             return None;
         }
         let lane = match self.carrier(b, req, spec, mute) {
@@ -529,6 +543,7 @@ impl Session {
         }
         let mut parts = Vec::with_capacity(found.len());
         let mut misses = Vec::new();
+        let mut common = Common::NoKey;
         for i in 0..found.len() {
             let key = req.arg(i + 1);
             let stripe = ctx.l1.stripe(key);
@@ -537,10 +552,14 @@ impl Session {
             if let Some(e) = entry(i).filter(|_| !b.more) {
                 self.halted.set(true);
                 ctx.metrics.patterns.hit(e.pattern);
+                ctx.metrics.arms.looked_up(e.arm, b.now, 1, 0);
+                common = common.and(e.arm);
                 let generation = ctx.l1.generation(stripe);
                 parts.push(Part::Hit { stripe, generation, deadline: e.deadline, value: e.value.clone() });
             } else {
-                let keep = self.note_lookup(ctx, b, key, Method::Mget, epoch).filter(|_| b.lane.caches());
+                let Judged { arm, keep, .. } = self.note_lookup(ctx, b, key, Method::Mget, epoch);
+                common = common.and(arm);
+                let keep = keep.ok().filter(|_| b.lane.caches());
                 let right = keep.and_then(|keep| Some((keep, ctx.l1.token(key, b.lane.epoch())?)));
                 if right.is_none() {
                     lane.overtake(ctx, key);
@@ -549,14 +568,21 @@ impl Session {
                 parts.push(Part::Miss);
             }
         }
-        let slot = self.outbox.borrow_mut().reserve(self.proto(), mute, false, asked(b, epoch));
+        let asked = asked(b, epoch).of(common.arm());
+        let slot = self.outbox.borrow_mut().reserve(self.proto(), mute, false, asked);
         b.lane.note_read(b.now);
         let request = MgetRequest { slot, raw: req.raw.into(), parts, misses, epoch: b.lane.epoch() };
         lane.mget(ctx, b.now, self, request);
         None
     }
 
-    fn answer_mget<'e>(&self, ctx: &Ctx, mute: bool, entries: impl Iterator<Item = &'e cache::Entry>) {
+    /// Says which arm each key counts in.
+    fn answer_mget<'e>(
+        &self,
+        ctx: &Ctx,
+        mute: bool,
+        entries: impl Iterator<Item = &'e cache::Entry>,
+    ) -> SmallVec<[ArmId; 16]> {
         let proto = self.proto();
         let entries: SmallVec<[&cache::Entry; 16]> = entries.collect();
         self.answer(mute, |out| {
@@ -569,6 +595,7 @@ impl Session {
                 }
             }
         });
+        entries.iter().map(|entry| entry.arm).collect()
     }
 
     /// The connection that takes this command: the lane, or its spare while it is held up (decision 9). R18: what is

@@ -11,7 +11,7 @@ use crate::command::cacheable::{Caching, Kept};
 use crate::command::table::{self, Lookup};
 use crate::command::{Kind, Request, Spec, keys};
 use crate::observe::reasons::{Bypass, Method};
-use crate::policy::explain;
+use crate::policy::{Judged, explain};
 use crate::resp::Proto;
 use crate::resp::downgrade;
 use crate::router::Stranger;
@@ -70,7 +70,7 @@ impl Session {
             && let Some(forms) = ctx.l1.get(key)
             && let Some(entry) = forms.usable(method, req, b.at(epoch)).filter(|e| b.is_recent(e))
         {
-            b.count_hit();
+            b.count_hit(entry.arm);
             ctx.metrics.patterns.hit(entry.pattern);
             ctx.metrics.patterns.note_read(entry.pattern);
             ctx.metrics.patterns.candidate(entry.pattern, method);
@@ -81,11 +81,11 @@ impl Session {
             Ok(lane) => lane,
             Err(stop) => return stop,
         };
-        let keep = self.note_lookup(ctx, b, key, method, epoch);
+        let Judged { arm, keep, .. } = self.note_lookup(ctx, b, key, method, epoch);
         if matches!(epoch, Err(Bypass::CacheOff | Bypass::TrackingRefused | Bypass::FieldExpiry)) {
             return self.forward(ctx, b, req, spec, mute, None);
         }
-        let slot = self.slot(mute, self.on_spare.get(), asked(b, epoch));
+        let slot = self.slot(mute, self.on_spare.get(), asked(b, epoch).of(arm));
         let read = FetchRead {
             id: Some(FormId::of(method, req)),
             shape: kept.shape(req),
@@ -94,7 +94,7 @@ impl Session {
         };
         let may_join = epoch.is_ok() || matches!(epoch, Err(Bypass::Fence | Bypass::Lease));
         b.lane().note_read(b.now);
-        lane.fetch(ctx, b.now, self, slot, key, FetchRequest { raw: req.raw, read, keep, may_join });
+        lane.fetch(ctx, b.now, self, slot, key, FetchRequest { raw: req.raw, read, keep: keep.ok(), may_join });
         self.note_named(ctx.l1.stripe(key));
         None
     }

@@ -175,7 +175,12 @@ impl Session {
     fn completed(self: &Rc<Self>, ctx: &Ctx, done: Option<outbox::Completed>) {
         let Some(done) = done else { return };
         let timed = if done.failed { done.asked.failed } else { done.asked.ok };
-        ctx.metrics.request(timed, ctx.now.get().saturating_sub(done.asked.at));
+        let now = ctx.now.get();
+        let took = now.saturating_sub(done.asked.at);
+        ctx.metrics.request(timed, took);
+        if done.asked.arm.is_some() {
+            ctx.metrics.arms.answered(done.asked.arm, now, took, done.failed);
+        }
         if done.unblocked {
             self.blockers.set(self.blockers.get() - 1);
         }

@@ -10,7 +10,10 @@ use super::Session;
 use super::dispatch::{Batch, STRANGER};
 use crate::cache::{Entry, FormEntry, Value};
 use crate::command::{Effect, Request};
-use crate::config::{AdminResp, CacheMode, Variant};
+use crate::config::{AdminResp, CacheMode, Variant, show_percent};
+use crate::observe::arms::ArmId;
+use crate::observe::clock;
+use crate::observe::latency::Window;
 use crate::observe::reasons::{Bypass, Coherence, Method};
 use crate::policy::Rule;
 use crate::policy::explain::explain;
@@ -245,6 +248,7 @@ fn rule_fields(ctx: &Ctx, rule: &Rule) -> Vec<(&'static str, String)> {
     let ms = |d: Duration| d.as_millis().to_string();
     let list = |words: Vec<&str>| words.join(" ");
     let counts = ctx.metrics.counts_of(rule.label);
+    let (state, reason, arms) = experiment_of(ctx, rule);
     let variant = |v: &Variant| format!("{}:{}", v.name, v.ttl.as_millis());
     vec![
         ("name", terms.name.clone()),
@@ -255,13 +259,35 @@ fn rule_fields(ctx: &Ctx, rule: &Rule) -> Vec<(&'static str, String)> {
         ("negative_ttl_ms", ms(terms.negative_ttl)),
         ("max_value_bytes", terms.max_value_bytes.to_string()),
         ("on_write", terms.on_write.as_str().to_owned()),
-        ("rollout_percent", terms.rollout.percent()),
+        ("rollout_percent", show_percent(rule.share)),
+        ("rollout_state", state.to_owned()),
+        ("rollout_reason", reason),
+        ("arms", arms),
         ("variants_ms", terms.variants.iter().map(variant).collect::<Vec<_>>().join(" ")),
         ("tags", list(terms.tags.iter().map(TagTemplate::text).collect())),
         ("hits", counts.hits.to_string()),
         ("misses", counts.misses.to_string()),
         ("stored", counts.sets.to_string()),
     ]
+}
+
+/// How far the rollout of a rule has come, why it was taken back, and what its arms have seen since the start. Empty where it
+/// has no experiment.
+fn experiment_of(ctx: &Ctx, rule: &Rule) -> (&'static str, String, String) {
+    let arms = &ctx.metrics.arms;
+    let shown = arms.shown();
+    let Some(found) = shown.iter().find(|shown| shown.rule == rule.terms.name) else { return Default::default() };
+    let control = found.control.map(|arm| ("control", arm));
+    let cached = found.cached.iter().map(|(name, arm)| (name.as_str(), *arm));
+    let one = |(name, arm): (&str, ArmId)| {
+        let (seen, _) = arms.seen(arm, clock::now(), Window::Start);
+        let mean = seen.moments().map_or(0.0, |moments| moments.mean / 1e6);
+        let (requests, hits, misses, errors) = (seen.count(), seen.hits, seen.misses, seen.errors);
+        format!("{name}:requests={requests},hits={hits},misses={misses},errors={errors},mean_ms={mean:.3}")
+    };
+    let arms: Vec<String> = control.into_iter().chain(cached).map(one).collect();
+    let reason = found.why.as_ref().map_or_else(String::new, |why| why.sentence.clone());
+    (found.state.as_str(), reason, arms.join(" "))
 }
 
 fn pairs(out: &mut BytesMut, fields: &[(&str, String)]) {

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 
 use bytes::BytesMut;
 
+use crate::observe::arms::ArmId;
 use crate::observe::reasons::Timed;
 use crate::resp::Proto;
 use crate::resp::downgrade::{self, Form};
@@ -38,19 +39,25 @@ pub(super) struct Asked {
     pub(super) at: u64,
     pub(super) ok: Timed,
     pub(super) failed: Timed,
+    /// Of which part of an experiment.
+    pub(super) arm: ArmId,
 }
 
 impl Asked {
     pub(super) fn read(at: u64, ok: Timed) -> Asked {
-        Asked { at, ok, failed: Timed::ReadError }
+        Asked { at, ok, failed: Timed::ReadError, arm: ArmId::NONE }
     }
 
     pub(super) fn write(at: u64) -> Asked {
-        Asked { at, ok: Timed::WriteOk, failed: Timed::WriteError }
+        Asked { at, ok: Timed::WriteOk, failed: Timed::WriteError, arm: ArmId::NONE }
     }
 
     pub(super) fn other(at: u64) -> Asked {
-        Asked { at, ok: Timed::OtherOk, failed: Timed::OtherError }
+        Asked { at, ok: Timed::OtherOk, failed: Timed::OtherError, arm: ArmId::NONE }
+    }
+
+    pub(super) fn of(self, arm: ArmId) -> Asked {
+        Asked { arm, ..self }
     }
 }
 

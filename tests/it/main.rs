@@ -14,6 +14,8 @@ mod config;
 mod docs;
 /// The example configurations do what they say.
 mod examples;
+/// What experiments report is true, and rollouts grow and are taken back by themselves.
+mod experiments;
 /// Links, servers and the sidecar itself fail; what clients read stays within what is promised.
 mod faults;
 /// A harness that lies would make every other test worthless.
