@@ -16,7 +16,6 @@
 
 mod entry;
 mod form;
-mod glob;
 mod large;
 mod snapshot;
 mod sweep;

@@ -19,12 +19,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
+use crate::glob;
 use crate::sync::Mutex;
 use moka::sync::Cache;
 use regex::bytes::{Regex, RegexBuilder};
 use tokio::sync::mpsc;
 
-use super::{Forms, Key, L1, Stripe, glob};
+use super::{Forms, Key, L1, Stripe};
 
 /// Sweeps that wait for the walk under way. One more and the L1 is flushed instead, which is more than was asked for.
 const WAITING_MAX: usize = 64;

@@ -50,6 +50,11 @@ pub(super) const KEYS: &[&str] = &[
     "coherence.ttl_cap.ttl",
     "coherence.pubsub_atomic",
     "coherence.canary",
+    "commands.deny",
+    "commands.allow",
+    "commands.enforce",
+    "commands.overrides",
+    "commands.rate",
     "commands.shutdown",
     "http.listen",
     "http.allowed_hosts",
@@ -99,6 +104,13 @@ pub(super) fn nearest(name: &str) -> Option<String> {
         let moved = KEYS.iter().find(|key| last_word(key) == last);
         moved.map(|key| (*key).to_owned())
     })
+}
+
+/// Which of `words` was probably meant, by its spelling.
+pub(super) fn nearest_of<'w>(name: &str, words: impl Iterator<Item = &'w str>) -> Option<&'w str> {
+    let near = words.map(|word| (distance(name, word), word));
+    let near = near.filter(|(d, word)| *d <= near_enough(name.len().min(word.len())));
+    near.min_by_key(|(d, _)| *d).map(|(_, word)| word)
 }
 
 pub(super) fn join(section: &str, word: &str) -> String {

@@ -2,6 +2,7 @@
 //! reply. It reads what `observe` holds; the few changes it takes are handed to the data thread (`change`). No TLS.
 
 mod change;
+mod policy;
 mod routes;
 mod server;
 mod stamp;

@@ -13,6 +13,7 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 
 use super::change::{Change, Order, POST_ONLY};
+use super::policy::Policy;
 use super::{HttpConfig, stamp};
 use crate::config::Secret;
 use crate::observe::status::{LaneStatus, Status};
@@ -33,6 +34,7 @@ enum Page {
     Startup,
     Health,
     Cache,
+    Policy,
 }
 
 pub(super) struct Routes {
@@ -106,6 +108,10 @@ impl Routes {
             "/health/ready" => Page::Ready,
             "/health/startup" => Page::Startup,
             "/health" => Page::Health,
+            "/api/v1/dashboard/policy"
+            | "/api/v1/dashboard/policy-stats"
+            | "/api/m1/dashboard/policy"
+            | "/api/m1/dashboard/policy-stats" => Page::Policy,
             "/internal/cache" if !self.production => Page::Cache,
             _ => return None,
         })
@@ -148,6 +154,7 @@ impl Routes {
             Page::Ready => json(code(status.ready()), Ready::of(status)),
             Page::Startup => json(code(status.started()), Plain { status: phase(status) }),
             Page::Health => json(code(status.ready()), Health::of(status)),
+            Page::Policy => json(StatusCode::OK, Policy::of(&self.view.metrics)),
             Page::Cache => json(StatusCode::OK, Cache::of(&self.view)),
         }
     }

@@ -8,6 +8,7 @@ pub(crate) mod counters;
 pub(crate) mod families;
 pub(crate) mod metrics;
 pub(crate) mod patterns;
+pub(crate) mod policy;
 mod process;
 pub(crate) mod reasons;
 pub(crate) mod status;

@@ -17,7 +17,7 @@ const LAYERS: &[&[&str]] = &[
     &["cache", "upstream", "local", "outage"],
     &["policy", "command", "config"],
     &["resp", "net"],
-    &["observe", "limits", "error", "wake", "mutation", "sync"],
+    &["observe", "limits", "error", "wake", "mutation", "sync", "glob"],
 ];
 
 /// The layer whose members do not know each other.

@@ -215,6 +215,7 @@ impl Pin {
                 self.watching &= frame.starts_with(b"-ERR EXEC without MULTI");
             }
             What::Discard => self.watching &= failed,
+            What::Aborted(_) if !failed => self.watching = false,
             What::Unwatch => self.watching &= failed,
             What::Watch if !failed => self.watching = true,
             What::Monitor if !failed => self.monitor = true,
@@ -234,9 +235,9 @@ impl Pin {
                 // The other database may have a lane.
                 self.sticky = false;
             }
-            What::Refused(why) => {
+            What::Aborted(why) | What::Refused(why) => {
                 let mut own = BytesMut::new();
-                build::error(&mut own, why);
+                build::error(&mut own, &why);
                 self.deliver(expect.mute, &own);
                 return Ok(hold);
             }
@@ -267,6 +268,7 @@ impl Pin {
             state.name = name;
         }
         drop(state);
+        client.session.changed_identity();
         let mut own = BytesMut::new();
         match ServerInfo::parse(frame) {
             Some(info) => crate::session::local::hello_reply(&mut own, &info, proto, client.session.id),
