@@ -272,9 +272,7 @@ fn category(name: &str) -> Result<Word, String> {
         Some(near) => format!("did you mean @{near}?"),
         None => format!("there are @all, @{}", Categories::names().collect::<Vec<_>>().join(", @")),
     };
-    // Not by `shown`, which takes an @ for the end of a password.
-    let name: String = name.chars().filter(|c| !c.is_control()).take(40).collect();
-    Err(format!("\"@{name}\" is no category; {hint}"))
+    Err(format!("\"@{}\" is no category; {hint}", shown(name).trim_matches('"')))
 }
 
 fn command(text: &str) -> Result<Word, String> {

@@ -458,8 +458,129 @@ fn shown(spec: Result<&'static Spec, Stranger>, req: &Request<'_>) -> std::borro
         Ok(spec) => spec.name.into(),
         Err(_) => {
             let name = req.arg(0);
+            let sub = req.args.get(1).filter(|_| table::is_container(name)).map(|arg| &req.raw[arg.range()]);
             // No name is that long; the error cuts it further.
-            String::from_utf8_lossy(&name[..name.len().min(256)]).to_ascii_lowercase().into()
+            let text = |word: &[u8]| String::from_utf8_lossy(&word[..word.len().min(256)]).to_ascii_lowercase();
+            sub.map_or_else(|| text(name), |sub| format!("{}|{}", text(name), text(sub))).into()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::task::LocalSet;
+
+    use super::*;
+    use crate::cache::{Bounds, L1};
+    use crate::config::{Commands, Config};
+    use crate::observe::metrics::Metrics;
+    use crate::observe::reasons::Mode;
+    use crate::observe::status::Status;
+    use crate::policy::commands::{Override, Rate, Who, Word};
+    use crate::session::Probe;
+
+    fn ctx() -> Rc<Ctx> {
+        let config = Config::for_tests("unix:///nowhere");
+        let metrics = Arc::new(Metrics::new(":", 100));
+        let l1 = Arc::new(L1::new(Bounds { max_bytes: 1 << 20, max_entries: None, lru: false }, metrics.clone()));
+        Ctx::new(Arc::new(config), l1, metrics, Arc::new(Status::new("upstream", Mode::Serve)))
+    }
+
+    fn policy(ctx: &Ctx, change: impl FnOnce(&mut Commands)) -> Arc<Policy> {
+        let mut commands = ctx.config.commands.clone();
+        change(&mut commands);
+        Arc::new(Policy::new(&commands))
+    }
+
+    /// Sends an inline command, and gives back what it is answered.
+    fn ask(ctx: &Rc<Ctx>, probe: &mut Probe, line: &str) -> String {
+        probe.feed(ctx, format!("{line}\r\n").as_bytes());
+        String::from_utf8_lossy(&probe.output()).into_owned()
+    }
+
+    fn in_a_world(test: impl FnOnce(&Rc<Ctx>, &mut Probe)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        LocalSet::new().block_on(&runtime, async {
+            let ctx = ctx();
+            let mut probe = Probe::new(&ctx, &ctx.default_profile);
+            ctx.sessions.borrow_mut().insert(probe.session().id, probe.session().clone());
+            test(&ctx, &mut probe);
+        });
+    }
+
+    #[test]
+    fn another_policy_holds_for_the_next_command_of_a_session_that_was_judged_before() {
+        in_a_world(|ctx, probe| {
+            let getname = || Word::Command("client|getname".to_owned());
+            assert!(ask(ctx, probe, "CLIENT ID").starts_with(':'));
+            ctx.set_policy(policy(ctx, |c| c.deny.push(getname())));
+            assert!(ask(ctx, probe, "CLIENT GETNAME").starts_with("-NOPERM nearside policy: "));
+            let who = Who { client: Some("ann".to_owned()), ..Who::default() };
+            let of_ann = Override { who, deny: Some(Vec::new()), ..Override::default() };
+            ctx.set_policy(policy(ctx, |c| {
+                c.deny.push(getname());
+                c.overrides.push(of_ann.clone());
+            }));
+            assert!(ask(ctx, probe, "CLIENT GETNAME").starts_with("-NOPERM"));
+            assert_eq!(ask(ctx, probe, "CLIENT SETNAME ann"), "+OK\r\n");
+            assert_eq!(ask(ctx, probe, "CLIENT GETNAME"), "$3\r\nann\r\n");
+            // The override that was found for it is another's now.
+            ctx.set_policy(policy(ctx, |c| {
+                c.deny.push(getname());
+                c.overrides = vec![Override { deny: Some(vec![Word::All]), ..of_ann.clone() }];
+            }));
+            assert!(ask(ctx, probe, "CLIENT ID").contains("(commands.overrides[0].deny: @all)"));
+            ctx.set_policy(Arc::new(Policy::open()));
+            assert_eq!(ask(ctx, probe, "CLIENT GETNAME"), "$3\r\nann\r\n");
+        });
+    }
+
+    #[test]
+    fn another_policy_ends_what_a_session_waits_for() {
+        in_a_world(|ctx, probe| {
+            let rate = |per_second| Rate {
+                who: Who::default(),
+                per_second,
+                burst: 1,
+                on_limit: OnLimit::Wait,
+                scope: Scope::Shared,
+            };
+            ctx.set_policy(policy(ctx, |c| c.rate.push(rate(1))));
+            let session = probe.session().clone();
+            assert_eq!(session.pace(ctx), None);
+            assert_eq!(session.spend(ctx, None), None);
+            let due = session.pace(ctx).expect("no token is left");
+            // It is asked again and again, and takes no second one.
+            assert_eq!((session.pace(ctx), session.pace(ctx)), (Some(due), Some(due)));
+            assert_eq!(ctx.metrics.policy.limited.get(Limited::Wait), 1);
+            ctx.set_policy(policy(ctx, |c| c.rate.push(rate(1000))));
+            assert_eq!(session.pace(ctx), None);
+        });
+    }
+
+    #[test]
+    fn whoever_answers_for_the_session_may_do_so_only_where_nothing_depends_on_it() {
+        in_a_world(|ctx, probe| {
+            let session = probe.session().clone();
+            let freely = |change: &dyn Fn(&mut Commands)| {
+                ctx.set_policy(policy(ctx, change));
+                (session.gets_freely(ctx), session.reads_freely(ctx))
+            };
+            let word = |name: &str| Word::Command(name.to_owned());
+            assert_eq!(freely(&|_| {}), (true, true));
+            assert_eq!(freely(&|c| c.deny.push(word("set"))), (true, true));
+            assert_eq!(freely(&|c| c.deny.push(word("mget"))), (true, false));
+            assert_eq!(freely(&|c| c.deny.push(word("get"))), (false, false));
+            assert_eq!(freely(&|c| c.deny.push(Word::Key("x".to_owned()))), (false, false));
+            assert_eq!(freely(&|c| c.allow = Some(vec![Word::Category("write".to_owned())])), (false, false));
+            let rate = Rate {
+                who: Who::default(),
+                per_second: 1,
+                burst: 1,
+                on_limit: OnLimit::Error,
+                scope: Scope::Shared,
+            };
+            assert_eq!(freely(&|c| c.rate.push(rate.clone())), (true, false));
+        });
     }
 }

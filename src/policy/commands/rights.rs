@@ -233,7 +233,12 @@ impl Rights {
 
     fn not_listed(&self, what: What) -> Denial {
         let place = self.allow.as_ref().map_or("commands.allow", |list| &list.place);
-        Denial { what, by: format!("not in {place}") }
+        let why = match what {
+            What::Command => "not named",
+            What::Key => "no pattern matches",
+            What::Hidden => "has patterns of keys",
+        };
+        Denial { what, by: format!("{place}: {why}") }
     }
 }
 

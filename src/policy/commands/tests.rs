@@ -93,9 +93,9 @@ fn whatever_allow_does_not_name() {
         ("GET k", "-"),
         ("SET k v", "-"),
         ("CLIENT SETNAME x", "-"),
-        ("CLIENT GETNAME", "not in commands.allow"),
-        ("DEL k", "not in commands.allow"),
-        ("MULTI", "not in commands.allow"),
+        ("CLIENT GETNAME", "commands.allow: not named"),
+        ("DEL k", "commands.allow: not named"),
+        ("MULTI", "commands.allow: not named"),
     ]);
     // deny decides first.
     assert_refused(&["keys"], Some(&["@read"]), &[("KEYS *", "commands.deny: keys"), ("GET k", "-")]);
@@ -130,18 +130,18 @@ fn keys_that_deny_matches() {
 
 #[test]
 fn keys_that_allow_does_not_match() {
-    let out = "not in commands.allow";
+    let out = "commands.allow: no pattern matches";
     assert_refused(&[], Some(&["~app:*", "~shared"]), &[
         ("GET app:1", "-"),
         ("SET shared v", "-"),
         ("GET other", out),
         ("MGET app:1 other", out),
         ("PING", "-"),
-        ("NEARSIDE DELETE PATTERN x", out),
+        ("NEARSIDE DELETE PATTERN x", "commands.allow: has patterns of keys"),
     ]);
     assert_refused(&["~app:secret"], Some(&["~app:*", "@read"]), &[
         ("GET app:1", "-"),
-        ("SET app:1 v", out),
+        ("SET app:1 v", "commands.allow: not named"),
         ("GET app:secret", "commands.deny: ~app:secret"),
     ]);
 }
@@ -183,10 +183,10 @@ fn a_command_that_the_table_does_not_have() {
     assert_eq!(told(&["@write"], None, "json.set", write, none), by("commands.deny: @write"));
     assert_eq!(told(&["@write"], None, "json.get", read, none), None);
     assert_eq!(told(&[], Some(&["@read"]), "json.get", read, none), None);
-    assert_eq!(told(&[], Some(&["@read"]), "nonsense", Categories::NONE, none), by("not in commands.allow"));
+    assert_eq!(told(&[], Some(&["@read"]), "nonsense", Categories::NONE, none), by("commands.allow: not named"));
     // A container's new subcommand: the worst for deny, nothing for allow.
     assert_eq!(told(&["@dangerous"], None, "client|new", read, none), by("commands.deny: @dangerous"));
-    assert_eq!(told(&[], Some(&["@dangerous"]), "client|new", read, none), by("not in commands.allow"));
+    assert_eq!(told(&[], Some(&["@dangerous"]), "client|new", read, none), by("commands.allow: not named"));
     assert_eq!(told(&["client"], None, "client|new", read, none), by("commands.deny: client"));
     // Keys.
     assert_eq!(told(&["~s"], None, "json.get", read, UnlistedKeys::One(b"s")), by("commands.deny: ~s"));
@@ -229,7 +229,7 @@ fn the_first_override_that_fits_decides_as_far_as_it_says() {
     let by = |number, line| refusal(policy.rights(number), line).expect(line).rsplit_once('(').expect("a rule").1.to_owned();
     // What it does not give is as in commands.
     assert_eq!(by(2, "FLUSHALL"), "commands.deny: flushall)");
-    assert_eq!(by(2, "SET k v"), "not in commands.overrides[1].allow)");
+    assert_eq!(by(2, "SET k v"), "commands.overrides[1].allow: not named)");
     assert_eq!(by(3, "FLUSHALL"), "commands.deny: flushall)");
     assert!(policy.rights(2).enforces() && !policy.rights(3).enforces());
     assert_eq!(policy.mode(), PolicyMode::Enforce);

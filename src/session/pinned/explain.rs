@@ -65,8 +65,9 @@ impl Pin {
     }
 }
 
-fn is_new(ctx: &Ctx, req: &Request<'_>) -> bool {
-    !ctx.policy.is_open()
+/// Its name is not known, and has to be.
+pub(super) fn is_new(ctx: &Ctx, req: &Request<'_>) -> bool {
+    ctx.policy.judges()
         && req.argc() > 0
         && matches!(table::lookup(req), Lookup::Unknown)
         && matches!(ctx.learned(req.arg(0)), Err(Stranger::New))

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use bytes::Buf;
 
 use super::upload::Upload;
-use super::{Broken, CHUNK, End, Pin, begin_all, flush};
+use super::{Broken, CHUNK, End, Pin, begin_all, flush, is_new};
 use crate::coherence::Message;
 use crate::command::table::{self, Lookup};
 use crate::command::{Effect, Kind, Need, Request, Spec, keys};
@@ -104,6 +104,16 @@ impl Pin {
         });
         match refused {
             Some(why) => self.refuse(session, req, why),
+            None => self.take(ctx, client, req),
+        }
+    }
+
+    /// The request that the connection was taken for. It has been judged, unless nobody could say what it is: there is no lane.
+    pub(super) fn first(&mut self, ctx: &Rc<Ctx>, client: &Client, req: &Request<'_>) {
+        let refused =
+            if is_new(ctx, req) { client.session.judge(ctx, Err(Stranger::New), req) } else { None };
+        match refused {
+            Some(why) => self.refuse(&client.session, req, why),
             None => self.take(ctx, client, req),
         }
     }

@@ -191,6 +191,7 @@ impl Pin {
         let hold = settle(ctx, &expect) && !nothing;
         let mut hold = hold | (!nothing && self.tell(&expect));
         let session = &client.session;
+        let aborted = matches!(expect.what, What::Aborted(_));
         match expect.what {
             What::Multi if failed => self.queue = None,
             What::Queued(queued) if frame.starts_with(b"+QUEUED") => {
@@ -215,7 +216,6 @@ impl Pin {
                 self.watching &= frame.starts_with(b"-ERR EXEC without MULTI");
             }
             What::Discard => self.watching &= failed,
-            What::Aborted(_) if !failed => self.watching = false,
             What::Unwatch => self.watching &= failed,
             What::Watch if !failed => self.watching = true,
             What::Monitor if !failed => self.monitor = true,
@@ -236,6 +236,8 @@ impl Pin {
                 self.sticky = false;
             }
             What::Aborted(why) | What::Refused(why) => {
+                // DISCARD ends the WATCH as well.
+                self.watching &= failed || !aborted;
                 let mut own = BytesMut::new();
                 build::error(&mut own, &why);
                 self.deliver(expect.mute, &own);

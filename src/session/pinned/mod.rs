@@ -12,7 +12,7 @@ mod from_upstream;
 mod redo;
 mod upload;
 
-use explain::Asked;
+use explain::{Asked, is_new};
 use upload::Upload;
 
 use std::collections::VecDeque;
@@ -251,7 +251,7 @@ impl Client {
         // A client may redirect to itself.
         pin.show(self);
         match first {
-            First::Request(first) => pin.take(ctx, self, &first.request()),
+            First::Request(first) => pin.first(ctx, self, &first.request()),
             First::Large => pin.upload = Some(Upload::new(ctx, self)),
             First::Nothing => {}
         }
