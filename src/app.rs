@@ -299,7 +299,8 @@ async fn accept_unix(ctx: Rc<Ctx>, workers: Rc<Workers>, listener: UnixListener,
             Ok((stream, _)) => {
                 // As Redis shows a client on its unix socket.
                 let name = format!("{path}:0");
-                let peering = Peering { addr: name.clone(), laddr: name, near: true, unix: true, listener: None, link: None };
+                let peering =
+                    Peering { addr: name.clone(), laddr: name, near: true, unix: true, listener: None, link: None };
                 admit(&ctx, &workers, Stream::Unix(stream), peering);
             }
             Err(e) => pause(&e).await,

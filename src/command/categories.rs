@@ -144,14 +144,8 @@ const LISTS: [(&str, &str); 20] = [
         "append decr decrby get getdel getex getrange getset incr incrby incrbyfloat lcs mget mset msetnx psetex \
          set setex setnx setrange strlen substr",
     ),
-    (
-        "bitmap",
-        "bitcount bitfield bitfield_ro bitop bitpos getbit setbit",
-    ),
-    (
-        "hyperloglog",
-        "pfadd pfcount pfdebug pfmerge pfselftest",
-    ),
+    ("bitmap", "bitcount bitfield bitfield_ro bitop bitpos getbit setbit"),
+    ("hyperloglog", "pfadd pfcount pfdebug pfmerge pfselftest"),
     (
         "geo",
         "geoadd geodist geohash geopos georadius georadius_ro georadiusbymember georadiusbymember_ro geosearch \
@@ -193,10 +187,7 @@ const LISTS: [(&str, &str); 20] = [
          multi unwatch watch publish spublish auth echo hello ping quit reset select dbsize lastsave lolwut role \
          swapdb time asking readonly readwrite",
     ),
-    (
-        "blocking",
-        "waitaof blmove blmpop blpop brpop brpoplpush bzmpop bzpopmax bzpopmin xread xreadgroup",
-    ),
+    ("blocking", "waitaof blmove blmpop blpop brpop brpoplpush bzmpop bzpopmax bzpopmin xread xreadgroup"),
     (
         "dangerous",
         "keys migrate restore sort sort_ro pfdebug pfselftest client|kill client|list client|no-evict \
@@ -220,10 +211,7 @@ const LISTS: [(&str, &str); 20] = [
          command|count command|docs command|getkeys command|getkeysandflags command|help command|info \
          command|list asking readonly readwrite",
     ),
-    (
-        "transaction",
-        "discard exec multi unwatch watch",
-    ),
+    ("transaction", "discard exec multi unwatch watch"),
     (
         "scripting",
         "eval eval_ro evalsha evalsha_ro fcall fcall_ro function|delete function|dump function|flush \
@@ -255,7 +243,12 @@ mod tests {
         assert!(known.len() > 350, "{}", known.len());
         for row in table::all().filter(|row| known.iter().any(|name| *name == row.name)) {
             for (category, members) in &lists {
-                assert_eq!(Categories::of(row.name).has(category), members.contains(row.name), "{} {category}", row.name);
+                assert_eq!(
+                    Categories::of(row.name).has(category),
+                    members.contains(row.name),
+                    "{} {category}",
+                    row.name
+                );
             }
         }
     }

@@ -105,8 +105,10 @@ impl<'s> Resolver<'s> {
             match &word.value {
                 Value::Text(text) if known.contains(&text.as_str()) => {}
                 Value::Text(text) => {
-                    let hint = keys::nearest_of(text, known.iter().copied())
-                        .map_or_else(|| format!("known keys here: {}", known.join(", ")), |near| format!("did you mean {near}?"));
+                    let hint = keys::nearest_of(text, known.iter().copied()).map_or_else(
+                        || format!("known keys here: {}", known.join(", ")),
+                        |near| format!("did you mean {near}?"),
+                    );
                     let what = format!("unknown key {}; {hint}", shown(text));
                     self.problem_at(key, &entry.name, word.line, &what);
                 }
@@ -255,7 +257,9 @@ fn word(text: &str) -> Result<Word, String> {
     match text.chars().next() {
         Some('~') => a_glob(&text[1..]).map(Word::Key),
         Some('@') => category(&text[1..]),
-        Some('+' | '-') => Err(format!("{}: write the command without + or -; deny and allow say which it is", shown(text))),
+        Some('+' | '-') => {
+            Err(format!("{}: write the command without + or -; deny and allow say which it is", shown(text)))
+        }
         Some('%' | '&') => Err(format!("{}: only ~pattern, for reading and writing, is known here", shown(text))),
         _ => command(text),
     }
@@ -293,7 +297,9 @@ fn command(text: &str) -> Result<Word, String> {
 
 /// A glob as KEYS takes it. Redis reads broken ones in its own way; here they are a slip.
 fn a_glob(text: &str) -> Result<String, String> {
-    let bad = |what: &str| Err(format!("{} is not a pattern: {what}; write it as for KEYS, for example session:*", shown(text)));
+    let bad = |what: &str| {
+        Err(format!("{} is not a pattern: {what}; write it as for KEYS, for example session:*", shown(text)))
+    };
     if text.is_empty() {
         return bad("it is empty");
     }
@@ -333,7 +339,8 @@ pub(super) fn rates_yaml(rates: &[Rate]) -> String {
         let mut fields = who_yaml(&rate.who);
         fields.push(format!("per_second: {}", rate.per_second));
         fields.push(format!("burst: {}", rate.burst));
-        fields.extend(ON_LIMIT.iter().find(|(_, on)| *on == rate.on_limit).map(|(word, _)| format!("on_limit: {word}")));
+        fields
+            .extend(ON_LIMIT.iter().find(|(_, on)| *on == rate.on_limit).map(|(word, _)| format!("on_limit: {word}")));
         fields.extend(SCOPE.iter().find(|(_, on)| *on == rate.scope).map(|(word, _)| format!("scope: {word}")));
         format!("{{{}}}", fields.join(", "))
     };

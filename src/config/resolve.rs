@@ -11,8 +11,8 @@ use std::{
 };
 
 use super::{
-    Admin, AdminResp, Cache, CacheMode, Canary, Coherence, CoherenceMode, Config, Environment, Eviction,
-    Fence, Http, Listen, Log, LogFormat, OnWrite, Retry, Secret, TtlCap, Upstream, cpu,
+    Admin, AdminResp, Cache, CacheMode, Canary, Coherence, CoherenceMode, Config, Environment, Eviction, Fence, Http,
+    Listen, Log, LogFormat, OnWrite, Retry, Secret, TtlCap, Upstream, cpu,
     file::{Node, Value},
     settings::Settings,
     units::{self, DURATION_MAX, SIZE_MAX, shown},

@@ -192,7 +192,10 @@ fn words_of_a_policy_that_are_none() {
         ("gett", "deny: \"gett\" is no command that Nearside knows; did you mean get?"),
         ("client|kil", "deny: \"client|kil\" is no command that Nearside knows; did you mean client|kill?"),
         ("'@dangerus'", "deny: \"@dangerus\" is no category; did you mean @dangerous?"),
-        ("'~a[b'", "deny: \"a[b\" is not a pattern: a [ is not closed by ]; write it as for KEYS, for example session:*"),
+        (
+            "'~a[b'",
+            "deny: \"a[b\" is not a pattern: a [ is not closed by ]; write it as for KEYS, for example session:*",
+        ),
         ("'~'", "deny: \"\" is not a pattern: it is empty; write it as for KEYS, for example session:*"),
         ("+get", "deny: \"+get\": write the command without + or -; deny and allow say which it is"),
         ("'%R~a'", "deny: \"%R~a\": only ~pattern, for reading and writing, is known here"),
@@ -214,14 +217,37 @@ fn words_of_a_policy_that_are_none() {
 fn entries_of_a_policy_that_are_none() {
     let one = |key: &str, entry: &str| wrong(key, &format!("[{entry}]"));
     for (entry, what) in [
-        ("{cleint: a, deny: [get]}", &["overrides[0]: unknown key \"cleint\"; did you mean client?",
-            "overrides[0]: does not say for whom it is; give client, user, listener"][..]),
+        (
+            "{cleint: a, deny: [get]}",
+            &[
+                "overrides[0]: unknown key \"cleint\"; did you mean client?",
+                "overrides[0]: does not say for whom it is; give client, user, listener",
+            ][..],
+        ),
         ("{client: a}", &["overrides[0]: says nothing; give deny, allow or enforce"]),
-        ("{client: a, allow: []}", &["overrides[0].allow: an empty list would refuse every command; null allows all, else name what is allowed"]),
-        ("{client: a, deny: [gte]}", &["overrides[0].deny: \"gte\" is no command that Nearside knows; did you mean get?"]),
+        (
+            "{client: a, allow: []}",
+            &[
+                "overrides[0].allow: an empty list would refuse every command; null allows all, else name what is allowed",
+            ],
+        ),
+        (
+            "{client: a, deny: [gte]}",
+            &["overrides[0].deny: \"gte\" is no command that Nearside knows; did you mean get?"],
+        ),
         ("{client: a, deny: get}", &["overrides[0].deny: a list is wanted here, for example [\"@dangerous\"]"]),
-        ("{client: 'a[', deny: [get]}", &["overrides[0].client: \"a[\" is not a pattern: a [ is not closed by ]; write it as for KEYS, for example session:*"]),
-        ("{listener: '10.0.0.1:1', deny: [get]}", &["overrides[0].listener: \"10.0.0.1:1\" is not tcp, unix or one of listen.tcp (127.0.0.1:6380, [::1]:6380)"]),
+        (
+            "{client: 'a[', deny: [get]}",
+            &[
+                "overrides[0].client: \"a[\" is not a pattern: a [ is not closed by ]; write it as for KEYS, for example session:*",
+            ],
+        ),
+        (
+            "{listener: '10.0.0.1:1', deny: [get]}",
+            &[
+                "overrides[0].listener: \"10.0.0.1:1\" is not tcp, unix or one of listen.tcp (127.0.0.1:6380, [::1]:6380)",
+            ],
+        ),
         ("{client: a, enforce: perhaps}", &["overrides[0].enforce: \"perhaps\" is not true or false"]),
         ("get", &["overrides: each element is a map here, for example [{client: \"batch-*\", deny: [\"@write\"]}]"]),
     ] {
@@ -242,7 +268,10 @@ fn entries_of_a_policy_that_are_none() {
         problems("commands:\n  rate:\n    - {per_second: 1}\n    - per_second: 0\n      burst: 1\n"),
         ["x.yaml:4: commands.rate[1].per_second: \"0\" is too small; at least 1"]
     );
-    assert_eq!(wrong("rate", "{per_second: 1}"), ["rate: a list of maps is wanted here, for example [{client: \"batch-*\", per_second: 1000}]"]);
+    assert_eq!(
+        wrong("rate", "{per_second: 1}"),
+        ["rate: a list of maps is wanted here, for example [{client: \"batch-*\", per_second: 1000}]"]
+    );
 }
 
 #[test]

@@ -6,7 +6,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::counters::{Counter, Gauge, Histogram, Labeled};
 use super::patterns::{Patterns, Row, ShardRows};
 use super::policy::PolicyCounts;
-use super::reasons::{Action, Bypass, Class, Discard, Decision, Dropped, ErrorType, Evict, Flush, Peer, Pin, Reject, Source, Tag, Timed};
+use super::reasons::{
+    Action, Bypass, Class, Decision, Discard, Dropped, ErrorType, Evict, Flush, Peer, Pin, Reject, Source, Tag, Timed,
+};
 
 /// What a worker other than the data thread counts: hits, which are all it answers. Cells of its own, so that each keeps one
 /// writer; added up when somebody asks.

@@ -148,7 +148,15 @@ impl Session {
         }
         let number = policy.rights_of(&caller);
         let free = |name: &[u8]| table::by_name(name).is_some_and(|spec| policy.rights(number).leaves_free(spec));
-        Gate { get: free(b"get"), mget: free(b"mget"), rights: number, limits, own, stale: Cell::new(false), policy: policy.clone() }
+        Gate {
+            get: free(b"get"),
+            mget: free(b"mget"),
+            rights: number,
+            limits,
+            own,
+            stale: Cell::new(false),
+            policy: policy.clone(),
+        }
     }
 
     /// The client's name or user is another one now.
@@ -192,8 +200,7 @@ impl Session {
         let gate = self.gate(ctx);
         let judged = gate.look(ctx, spec, req);
         let shown = shown(spec, req);
-        self.decide(ctx, &gate, judged, &shown)
-            .map(|text| if is_exec(spec) { aborted(&text) } else { text })
+        self.decide(ctx, &gate, judged, &shown).map(|text| if is_exec(spec) { aborted(&text) } else { text })
     }
 
     /// Counts what was found; the error where it forbids the command.
@@ -279,7 +286,8 @@ impl Session {
             if !spec.is_some_and(is_always_answered) {
                 ctx.metrics.policy.limited.inc(Limited::Error);
                 let per_second = gate.policy.rate(rate).per_second;
-                let text = format!("NEARSIDE rate limit: more than {per_second} commands a second (commands.rate[{rate}])");
+                let text =
+                    format!("NEARSIDE rate limit: more than {per_second} commands a second (commands.rate[{rate}])");
                 return Some(if spec.is_some_and(|s| s.kind == Kind::Exec) { aborted(&text) } else { text });
             }
         }
@@ -298,9 +306,10 @@ impl Gate {
     /// The limits of one kind that hold for the session: their numbers and buckets.
     fn buckets(&self, on_limit: OnLimit) -> impl Iterator<Item = (usize, &Bucket)> {
         let of = move |limit: &&Limit| self.policy.rate(limit.rate).on_limit == on_limit;
-        self.limits.iter().filter(of).map(|limit| {
-            (limit.rate, limit.own.as_deref().unwrap_or_else(|| self.policy.bucket(limit.rate)))
-        })
+        self.limits
+            .iter()
+            .filter(of)
+            .map(|limit| (limit.rate, limit.own.as_deref().unwrap_or_else(|| self.policy.bucket(limit.rate))))
     }
 
     fn look(&self, ctx: &Ctx, spec: Result<&'static Spec, Stranger>, req: &Request<'_>) -> Judged {
@@ -354,7 +363,8 @@ impl Gate {
         if let Some(spec) = table::by_name(name.as_bytes()) {
             return self.look_known(spec, req);
         }
-        let siblings = || table::all().filter(|s| s.name.strip_prefix(container).is_some_and(|rest| rest.starts_with('|')));
+        let siblings =
+            || table::all().filter(|s| s.name.strip_prefix(container).is_some_and(|rest| rest.starts_with('|')));
         let all = || siblings().map(|spec| Categories::of(spec.name));
         let keys = siblings().any(|spec| spec.keys != Keys::None);
         self.look_unlisted(&Unlisted {
@@ -573,13 +583,8 @@ mod tests {
             assert_eq!(freely(&|c| c.deny.push(word("get"))), (false, false));
             assert_eq!(freely(&|c| c.deny.push(Word::Key("x".to_owned()))), (false, false));
             assert_eq!(freely(&|c| c.allow = Some(vec![Word::Category("write".to_owned())])), (false, false));
-            let rate = Rate {
-                who: Who::default(),
-                per_second: 1,
-                burst: 1,
-                on_limit: OnLimit::Error,
-                scope: Scope::Shared,
-            };
+            let rate =
+                Rate { who: Who::default(), per_second: 1, burst: 1, on_limit: OnLimit::Error, scope: Scope::Shared };
             assert_eq!(freely(&|c| c.rate.push(rate.clone())), (true, false));
         });
     }

@@ -429,7 +429,8 @@ impl Client {
         session.waiting.set(!may_read || ctx.draining.get());
         let rest = session.rests(ctx, may_read && self.rbuf.is_empty(), &self.rd);
         // Who is held back is not idle.
-        let idle = ctx.config.listen.idle_timeout.filter(|_| self.paced.is_none()).map(|limit| session.idle_left(limit));
+        let idle =
+            ctx.config.listen.idle_timeout.filter(|_| self.paced.is_none()).map(|limit| session.idle_left(limit));
         // In order, without drawing lots: whatever is ready here, `serve` looks at everything next.
         let go_on = tokio::select! {
             biased;

@@ -21,7 +21,14 @@ impl Probe {
     /// Must be called inside a tokio runtime.
     pub(crate) fn new(ctx: &Ctx, profile: &Profile) -> Probe {
         let (ours, peer) = Peer::new();
-        let peering = Peering { addr: "test".to_owned(), laddr: "test".to_owned(), near: true, unix: true, listener: None, link: None };
+        let peering = Peering {
+            addr: "test".to_owned(),
+            laddr: "test".to_owned(),
+            near: true,
+            unix: true,
+            listener: None,
+            link: None,
+        };
         let (session, rd) = Session::new(ctx, ours, peering);
         session.state.borrow_mut().db = profile.db;
         session.state.borrow_mut().credential = profile.credential.clone();

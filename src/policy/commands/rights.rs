@@ -73,7 +73,12 @@ pub(crate) enum UnlistedKeys<'a> {
 impl Rights {
     pub(super) fn new(place: &str, enforce: bool, deny: &[Word], allow: Option<&[Word]>) -> Rights {
         let list = |which: &str, words: &[Word]| List { place: format!("{place}.{which}"), words: words.to_vec() };
-        Rights { enforce, deny: list("deny", deny), allow: allow.map(|words| list("allow", words)), rows: Box::default() }
+        Rights {
+            enforce,
+            deny: list("deny", deny),
+            allow: allow.map(|words| list("allow", words)),
+            rows: Box::default(),
+        }
     }
 
     /// The same, but for what an override gives.
@@ -247,7 +252,9 @@ impl Word {
     fn covers(&self, name: &str, categories: Categories) -> bool {
         match self {
             Word::All => true,
-            Word::Command(word) => name.strip_prefix(word.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('|')),
+            Word::Command(word) => {
+                name.strip_prefix(word.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('|'))
+            }
             Word::Category(word) => categories.has(word),
             Word::Key(_) => false,
         }

@@ -53,17 +53,21 @@ fn nothing_is_refused_by_default() {
 #[test]
 fn names_subcommands_and_categories() {
     let dangerous = "commands.deny: @dangerous";
-    assert_refused(&["@dangerous", "client|kill", "object"], None, &[
-        ("FLUSHALL", dangerous),
-        ("keys *", dangerous),
-        ("CONFIG GET x", dangerous),
-        ("CLIENT KILL 1", dangerous),
-        ("CLIENT GETNAME", "-"),
-        ("OBJECT ENCODING k", "commands.deny: object"),
-        ("OBJECT HELP", "commands.deny: object"),
-        ("GET k", "-"),
-        ("MULTI", "-"),
-    ]);
+    assert_refused(
+        &["@dangerous", "client|kill", "object"],
+        None,
+        &[
+            ("FLUSHALL", dangerous),
+            ("keys *", dangerous),
+            ("CONFIG GET x", dangerous),
+            ("CLIENT KILL 1", dangerous),
+            ("CLIENT GETNAME", "-"),
+            ("OBJECT ENCODING k", "commands.deny: object"),
+            ("OBJECT HELP", "commands.deny: object"),
+            ("GET k", "-"),
+            ("MULTI", "-"),
+        ],
+    );
     assert_refused(&["client|kill"], None, &[("CLIENT KILL 1", "commands.deny: client|kill"), ("CLIENT LIST", "-")]);
     assert_refused(&["@all"], None, &[("PING", "commands.deny: @all"), ("GET k", "commands.deny: @all")]);
     // Not a prefix of letters: `get` is not `getset`.
@@ -80,23 +84,27 @@ fn the_way_in_and_our_own_are_refused_only_by_name() {
     let rows = [("AUTH p", "-"), ("HELLO 3", "-"), ("QUIT", "-"), ("RESET", "-"), ("NEARSIDE STATS", "-")];
     assert_refused(&["@all"], None, &rows);
     assert_refused(&["@connection"], Some(&["get"]), &rows);
-    assert_refused(&["reset", "nearside"], None, &[
-        ("RESET", "commands.deny: reset"),
-        ("NEARSIDE STATS", "commands.deny: nearside"),
-        ("QUIT", "-"),
-    ]);
+    assert_refused(
+        &["reset", "nearside"],
+        None,
+        &[("RESET", "commands.deny: reset"), ("NEARSIDE STATS", "commands.deny: nearside"), ("QUIT", "-")],
+    );
 }
 
 #[test]
 fn whatever_allow_does_not_name() {
-    assert_refused(&[], Some(&["@read", "set", "client|setname"]), &[
-        ("GET k", "-"),
-        ("SET k v", "-"),
-        ("CLIENT SETNAME x", "-"),
-        ("CLIENT GETNAME", "commands.allow: not named"),
-        ("DEL k", "commands.allow: not named"),
-        ("MULTI", "commands.allow: not named"),
-    ]);
+    assert_refused(
+        &[],
+        Some(&["@read", "set", "client|setname"]),
+        &[
+            ("GET k", "-"),
+            ("SET k v", "-"),
+            ("CLIENT SETNAME x", "-"),
+            ("CLIENT GETNAME", "commands.allow: not named"),
+            ("DEL k", "commands.allow: not named"),
+            ("MULTI", "commands.allow: not named"),
+        ],
+    );
     // deny decides first.
     assert_refused(&["keys"], Some(&["@read"]), &[("KEYS *", "commands.deny: keys"), ("GET k", "-")]);
     assert_refused(&[], Some(&["@all"]), &[("SHUTDOWN", "-")]);
@@ -105,45 +113,57 @@ fn whatever_allow_does_not_name() {
 #[test]
 fn keys_that_deny_matches() {
     let by = "commands.deny: ~secret:*";
-    assert_refused(&["~secret:*"], None, &[
-        ("GET secret:1", by),
-        ("GET open:1", "-"),
-        ("MGET a b secret:2", by),
-        ("MSET a secret:1 secret:2 x", by),
-        ("MSET a secret:1", "-"),
-        ("EVAL x 2 a secret:1", by),
-        ("EVAL x 1 a secret:1", "-"),
-        ("XREAD STREAMS a secret:s 0 0", by),
-        ("SORT k STORE secret:d", by),
-        ("SORT k BY nosort GET #", "-"),
-        ("SORT k BY w_*", by),
-        ("SORT_RO k GET data_*", by),
-        ("COPY a secret:b", by),
-        ("OBJECT ENCODING secret:1", by),
-        ("MIGRATE h 1 '' 0 5 KEYS a secret:1", by),
-        ("NEARSIDE DELETE PATTERN *", by),
-        ("NEARSIDE ENTRY secret:1", "-"),
-        ("FLUSHALL", "-"),
-        ("KEYS secret:*", "-"),
-    ]);
+    assert_refused(
+        &["~secret:*"],
+        None,
+        &[
+            ("GET secret:1", by),
+            ("GET open:1", "-"),
+            ("MGET a b secret:2", by),
+            ("MSET a secret:1 secret:2 x", by),
+            ("MSET a secret:1", "-"),
+            ("EVAL x 2 a secret:1", by),
+            ("EVAL x 1 a secret:1", "-"),
+            ("XREAD STREAMS a secret:s 0 0", by),
+            ("SORT k STORE secret:d", by),
+            ("SORT k BY nosort GET #", "-"),
+            ("SORT k BY w_*", by),
+            ("SORT_RO k GET data_*", by),
+            ("COPY a secret:b", by),
+            ("OBJECT ENCODING secret:1", by),
+            ("MIGRATE h 1 '' 0 5 KEYS a secret:1", by),
+            ("NEARSIDE DELETE PATTERN *", by),
+            ("NEARSIDE ENTRY secret:1", "-"),
+            ("FLUSHALL", "-"),
+            ("KEYS secret:*", "-"),
+        ],
+    );
 }
 
 #[test]
 fn keys_that_allow_does_not_match() {
     let out = "commands.allow: no pattern matches";
-    assert_refused(&[], Some(&["~app:*", "~shared"]), &[
-        ("GET app:1", "-"),
-        ("SET shared v", "-"),
-        ("GET other", out),
-        ("MGET app:1 other", out),
-        ("PING", "-"),
-        ("NEARSIDE DELETE PATTERN x", "commands.allow: has patterns of keys"),
-    ]);
-    assert_refused(&["~app:secret"], Some(&["~app:*", "@read"]), &[
-        ("GET app:1", "-"),
-        ("SET app:1 v", "commands.allow: not named"),
-        ("GET app:secret", "commands.deny: ~app:secret"),
-    ]);
+    assert_refused(
+        &[],
+        Some(&["~app:*", "~shared"]),
+        &[
+            ("GET app:1", "-"),
+            ("SET shared v", "-"),
+            ("GET other", out),
+            ("MGET app:1 other", out),
+            ("PING", "-"),
+            ("NEARSIDE DELETE PATTERN x", "commands.allow: has patterns of keys"),
+        ],
+    );
+    assert_refused(
+        &["~app:secret"],
+        Some(&["~app:*", "@read"]),
+        &[
+            ("GET app:1", "-"),
+            ("SET app:1 v", "commands.allow: not named"),
+            ("GET app:secret", "commands.deny: ~app:secret"),
+        ],
+    );
 }
 
 #[test]
@@ -162,8 +182,10 @@ fn errors_are_worded_as_clients_know_them() {
         told("SORT k BY a_*"),
         "NOPERM nearside policy: no permissions to run the 'sort' command, whose keys are not known (commands.deny: ~s*)"
     );
-    let what = Unlisted { name: "x", categories: Categories::NONE, surely: Categories::NONE, keys: UnlistedKeys::Unknown };
-    let text = policy.rights(0).refuses_unlisted(&what).expect("hidden keys").text(&("x\r\n".to_owned() + &"y".repeat(100)));
+    let what =
+        Unlisted { name: "x", categories: Categories::NONE, surely: Categories::NONE, keys: UnlistedKeys::Unknown };
+    let text =
+        policy.rights(0).refuses_unlisted(&what).expect("hidden keys").text(&("x\r\n".to_owned() + &"y".repeat(100)));
     assert!(text.starts_with("NOPERM nearside policy: no permissions to run the 'x\\r\\nyyy"), "{text}");
     assert!(text.len() < 200, "{text}");
 }
@@ -226,7 +248,8 @@ fn the_first_override_that_fits_decides_as_far_as_it_says() {
     assert_eq!(number("x", "ops", Some(tcp)), 3);
     assert_eq!(number("x", "ops", "127.0.0.1:1".parse().ok()), 0);
     assert_eq!(refusal(policy.rights(1), "FLUSHALL"), None);
-    let by = |number, line| refusal(policy.rights(number), line).expect(line).rsplit_once('(').expect("a rule").1.to_owned();
+    let by =
+        |number, line| refusal(policy.rights(number), line).expect(line).rsplit_once('(').expect("a rule").1.to_owned();
     // What it does not give is as in commands.
     assert_eq!(by(2, "FLUSHALL"), "commands.deny: flushall)");
     assert_eq!(by(2, "SET k v"), "commands.overrides[1].allow: not named)");

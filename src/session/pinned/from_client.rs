@@ -99,9 +99,9 @@ impl Pin {
     /// One request of the client's, if it may run.
     pub(super) fn request(&mut self, ctx: &Rc<Ctx>, client: &Client, req: &Request<'_>) {
         let session = &client.session;
-        let refused = session.spend(ctx, Some(req)).or_else(|| {
-            if ctx.policy.is_open() { None } else { session.judge(ctx, known(ctx, req), req) }
-        });
+        let refused = session
+            .spend(ctx, Some(req))
+            .or_else(|| if ctx.policy.is_open() { None } else { session.judge(ctx, known(ctx, req), req) });
         match refused {
             Some(why) => self.refuse(session, req, why),
             None => self.take(ctx, client, req),
@@ -110,8 +110,7 @@ impl Pin {
 
     /// The request that the connection was taken for. It has been judged, unless nobody could say what it is: there is no lane.
     pub(super) fn first(&mut self, ctx: &Rc<Ctx>, client: &Client, req: &Request<'_>) {
-        let refused =
-            if is_new(ctx, req) { client.session.judge(ctx, Err(Stranger::New), req) } else { None };
+        let refused = if is_new(ctx, req) { client.session.judge(ctx, Err(Stranger::New), req) } else { None };
         match refused {
             Some(why) => self.refuse(&client.session, req, why),
             None => self.take(ctx, client, req),

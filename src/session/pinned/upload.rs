@@ -150,7 +150,9 @@ impl Upload {
                 // Of a container the next argument says which command it is.
                 (0, None) if self.argc > 1 && table::is_container(&self.name) => {}
                 (0, spec) => judge.named(ctx, spec, &[arg.unwrap_or(&self.name)]),
-                (1, spec) if table::is_container(&self.name) => judge.named(ctx, spec, &[&self.name, arg.unwrap_or_default()]),
+                (1, spec) if table::is_container(&self.name) => {
+                    judge.named(ctx, spec, &[&self.name, arg.unwrap_or_default()])
+                }
                 (_, Some(spec)) => judge.passed(spec, self.argc, i, arg),
                 (_, None) => {}
             }

@@ -68,7 +68,9 @@ fn under_policy(name: &str) {
     let overrides = json!([{"client": "nobody", "deny": ["@all"]}, {"user": "*", "deny": ["graph.query"]}]);
     let rate = json!([{"per_second": 1_000_000, "burst": 1_000_000}, {"per_second": 1_000_000, "on_limit": "error"}]);
     hold(name, &[], "tracking", &[false, true], |b| {
-        b.set("commands.allow", json!(["@all"])).set("commands.overrides", overrides.clone()).set("commands.rate", rate.clone())
+        b.set("commands.allow", json!(["@all"]))
+            .set("commands.overrides", overrides.clone())
+            .set("commands.rate", rate.clone())
     });
 }
 

@@ -89,7 +89,8 @@ fn a_refused_exec_discards_as_redis_does() {
     let direct = Redis::start();
     direct.cmd(&["ACL", "SETUSER", "default", "-exec"]);
     let proxy = denying(&direct, &["exec"]).start();
-    let lines = ["EXEC", "WATCH w", "MULTI", "SET a 1", "EXEC", "EXISTS a", "MULTI", "SET a 1", "EXEC", "PING", "DISCARD"];
+    let lines =
+        ["EXEC", "WATCH w", "MULTI", "SET a 1", "EXEC", "EXISTS a", "MULTI", "SET a 1", "EXEC", "PING", "DISCARD"];
     let mut client = proxy.client();
     let told = transcript(&mut client, &lines);
     let own = transcript(&mut redis.client(), &lines);
@@ -200,7 +201,8 @@ fn a_refused_read_is_not_answered_from_the_cache() {
 
 #[test]
 fn renamed_commands_are_judged_by_what_they_are() {
-    let redis = Redis::builder().args(&["--rename-command", "FLUSHALL", "WIPE", "--rename-command", "CONFIG", "CFG"]).start();
+    let redis =
+        Redis::builder().args(&["--rename-command", "FLUSHALL", "WIPE", "--rename-command", "CONFIG", "CFG"]).start();
     let proxy = denying(&redis, &["flushall", "config|set"]).start();
     redis.cmd(&["SET", "k", "v"]);
     let refused = noperm("flushall", "commands.deny: flushall");
@@ -261,8 +263,19 @@ fn what_no_rule_speaks_of_is_as_at_redis() {
     let (redis, upstream) = (Redis::start(), Redis::start());
     let proxy = denying(&upstream, &["flushall", "ft.search"]).start();
     let lines = [
-        "SET k v", "GET k", "NOSUCHCOMMAND a b", "CLIENT NOSUCHSUB", "GET", "CONFIG", "MULTI", "NOSUCHCOMMAND", "EXEC",
-        "LPUSH k 1", "OBJECT ENCODING k", "EVAL return{1,2} 0", "ECHO x",
+        "SET k v",
+        "GET k",
+        "NOSUCHCOMMAND a b",
+        "CLIENT NOSUCHSUB",
+        "GET",
+        "CONFIG",
+        "MULTI",
+        "NOSUCHCOMMAND",
+        "EXEC",
+        "LPUSH k 1",
+        "OBJECT ENCODING k",
+        "EVAL return{1,2} 0",
+        "ECHO x",
     ];
     same_as_redis(&mut redis.client(), &mut proxy.client(), &lines);
     same_as_redis(&mut redis.client().hello3(), &mut proxy.client3(), &lines);

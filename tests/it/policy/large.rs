@@ -21,15 +21,18 @@ fn a_refused_large_request_is_read_off_and_answered_in_its_place() {
     let proxy = denying(&redis, &["append", "~secret:*"]).start();
     let big = vec![b'x'; BIG];
     let mut client = proxy.client();
-    let sender = sending(&client, &[
-        &[b"SET", b"a", b"1"],
-        &[b"APPEND", b"a", &big],
-        &[b"GET", b"a"],
-        &[b"SET", b"secret:big", &big],
-        &[b"EVAL", b"return 1", b"2", b"a", b"secret:k", &big],
-        &[b"SET", b"open", &big],
-        &[b"STRLEN", b"open"],
-    ]);
+    let sender = sending(
+        &client,
+        &[
+            &[b"SET", b"a", b"1"],
+            &[b"APPEND", b"a", &big],
+            &[b"GET", b"a"],
+            &[b"SET", b"secret:big", &big],
+            &[b"EVAL", b"return 1", b"2", b"a", b"secret:k", &big],
+            &[b"SET", b"open", &big],
+            &[b"STRLEN", b"open"],
+        ],
+    );
     let by = "commands.deny: ~secret:*";
     assert_eq!(client.reply(), Reply::ok());
     assert_eq!(client.reply(), noperm("append", "commands.deny: append"));
@@ -49,13 +52,10 @@ fn a_refused_large_request_aborts_a_transaction() {
     let proxy = denying(&redis, &["~secret:*"]).start();
     let big = vec![b'x'; BIG];
     let mut client = proxy.client();
-    let sender = sending(&client, &[
-        &[b"MULTI"],
-        &[b"SET", b"open", &big],
-        &[b"SET", b"secret:big", &big],
-        &[b"EXEC"],
-        &[b"EXISTS", b"open"],
-    ]);
+    let sender = sending(
+        &client,
+        &[&[b"MULTI"], &[b"SET", b"open", &big], &[b"SET", b"secret:big", &big], &[b"EXEC"], &[b"EXISTS", b"open"]],
+    );
     assert_eq!([client.reply(), client.reply()], [Reply::ok(), Reply::status("QUEUED")]);
     assert!(is_noperm(&client.reply()));
     assert!(client.reply().text().starts_with("EXECABORT"));
@@ -70,7 +70,8 @@ fn a_key_that_is_refused_too_late_ends_both_connections() {
     let proxy = denying(&redis, &["~secret:*"]).start();
     let big = vec![b'x'; BIG];
     let mut client = proxy.client();
-    let sender = sending(&client, &[&[b"SET", b"a", b"1"], &[b"MSET", b"open", &big, b"secret:k", b"v"], &[b"GET", b"a"]]);
+    let sender =
+        sending(&client, &[&[b"SET", b"a", b"1"], &[b"MSET", b"open", &big, b"secret:k", b"v"], &[b"GET", b"a"]]);
     assert_eq!(client.reply(), Reply::ok());
     assert_eq!(client.reply(), nokey("mset", "commands.deny: ~secret:*"));
     assert_eq!(client.expect_closed(), b"");

@@ -9,17 +9,34 @@ fn the_section_says_what_was_judged() {
     let redis = Redis::start();
     let proxy = denying(&redis, &["flushall", "keys", "config", "~secret:*"]).start();
     let before = section(&proxy);
-    assert_eq!((&before["mode"], &before["checks"], &before["allow_rate"]), (&json!("enforce"), &json!(0), &Value::Null));
+    assert_eq!(
+        (&before["mode"], &before["checks"], &before["allow_rate"]),
+        (&json!("enforce"), &json!(0), &Value::Null)
+    );
     assert_eq!(before["top_denied"], json!([]));
     assert!(before["version"].is_string() && before["at"].is_string());
     let mut client = proxy.client();
     let lines = [
-        "SET a 1", "GET a", "GET a", "GET secret:1", "KEYS *", "KEYS a", "FLUSHALL", "CONFIG GET a", "CONFIG GET b", "CONFIG GET c",
-        "EVAL return{1} 0", "PING", "INFO server",
+        "SET a 1",
+        "GET a",
+        "GET a",
+        "GET secret:1",
+        "KEYS *",
+        "KEYS a",
+        "FLUSHALL",
+        "CONFIG GET a",
+        "CONFIG GET b",
+        "CONFIG GET c",
+        "EVAL return{1} 0",
+        "PING",
+        "INFO server",
     ];
     client.pipeline(&lines.map(words).each_ref().map(Vec::as_slice));
     let after = section(&proxy);
-    assert_eq!((&after["checks"], &after["allowed"], &after["denied"], &after["logged"]), (&json!(13), &json!(6), &json!(7), &json!(0)));
+    assert_eq!(
+        (&after["checks"], &after["allowed"], &after["denied"], &after["logged"]),
+        (&json!(13), &json!(6), &json!(7), &json!(0))
+    );
     assert!(after["allow_rate"].as_f64().is_some_and(|rate| (rate - 6.0 / 13.0).abs() < 1e-9), "{after}");
     let top = after["top_denied"].as_array().expect("a list");
     let names: Vec<&str> = top.iter().filter_map(|of| of["command"].as_str()).collect();

@@ -11,7 +11,15 @@ fn a_name_holds_from_the_next_command_on_in_one_pipeline() {
     let proxy = denying(&redis, &["get"]).set("commands.overrides", overrides).start();
     redis.cmd(&["SET", "k", "v"]);
     for mut client in [proxy.client(), proxy.client3()] {
-        let lines = ["GETRANGE k 0 -1", "SET j 1", "CLIENT SETNAME reader-1", "SET j 1", "STRLEN k", "CLIENT SETNAME x", "SET j 1"];
+        let lines = [
+            "GETRANGE k 0 -1",
+            "SET j 1",
+            "CLIENT SETNAME reader-1",
+            "SET j 1",
+            "STRLEN k",
+            "CLIENT SETNAME x",
+            "SET j 1",
+        ];
         let replies = client.pipeline(&lines.map(words).each_ref().map(Vec::as_slice));
         let expected = [
             Reply::bulk("v"),
@@ -40,7 +48,17 @@ fn a_name_given_on_a_connection_of_its_own_holds_there_too() {
     let proxy = Proxy::to(&redis).set("commands.overrides", overrides).start();
     let refused = noperm("set", "commands.overrides[0].deny: set");
     let mut client = proxy.client();
-    let lines = ["WATCH w", "SET a 1", "CLIENT SETNAME batch", "SET a 2", "MULTI", "CLIENT SETNAME other", "SET a 3", "EXEC", "SET a 4"];
+    let lines = [
+        "WATCH w",
+        "SET a 1",
+        "CLIENT SETNAME batch",
+        "SET a 2",
+        "MULTI",
+        "CLIENT SETNAME other",
+        "SET a 3",
+        "EXEC",
+        "SET a 4",
+    ];
     let replies = client.pipeline(&lines.map(words).each_ref().map(Vec::as_slice));
     assert_eq!(replies[1..4], [Reply::ok(), Reply::ok(), refused.clone()]);
     // Inside MULTI a name is given at EXEC.
@@ -100,5 +118,7 @@ fn another_workers_client_is_judged_as_any_other() {
     assert!(by_worker.split(',').all(|hits| hits != "0"), "{by_worker}");
     // What fronts answered was judged as well.
     let asked = 4.0 * (1.0 + 5.0 + 20.0 * 7.0);
-    eventually(PATIENCE, "every command to be counted", || proxy.stat("policy_allowed") + proxy.stat("policy_denied") > asked);
+    eventually(PATIENCE, "every command to be counted", || {
+        proxy.stat("policy_allowed") + proxy.stat("policy_denied") > asked
+    });
 }
