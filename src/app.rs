@@ -58,7 +58,8 @@ pub(crate) enum AppError {
 
 /// Where clients come in.
 enum Listener {
-    Tcp(std::net::TcpListener),
+    /// With the address as configured.
+    Tcp(std::net::TcpListener, SocketAddr),
     Unix(std::os::unix::net::UnixListener, String),
 }
 
@@ -199,7 +200,7 @@ fn listen(config: &Listen) -> Result<Vec<Listener>, AppError> {
     let mut all = Vec::new();
     for address in &config.tcp {
         match listen_tcp(*address) {
-            Ok(listener) => all.push(Listener::Tcp(listener)),
+            Ok(listener) => all.push(Listener::Tcp(listener, *address)),
             Err(e) if config.tcp_is_default && lacks_family(&e) => {
                 tracing::debug!("not listening on {address}: {e}");
             }
@@ -255,10 +256,10 @@ fn accept_on(
     listener: Listener,
 ) -> Result<(String, tokio::task::JoinHandle<()>), AppError> {
     match listener {
-        Listener::Tcp(std) => {
+        Listener::Tcp(std, configured) => {
             let address = std.local_addr().map_err(AppError::Runtime)?;
             let listener = TcpListener::from_std(std).map_err(AppError::Runtime)?;
-            let task = tokio::task::spawn_local(accept_tcp(ctx.clone(), workers.clone(), listener, address));
+            let task = tokio::task::spawn_local(accept_tcp(ctx.clone(), workers.clone(), listener, configured));
             Ok((address.to_string(), task))
         }
         Listener::Unix(std, path) => {
@@ -269,17 +270,23 @@ fn accept_on(
     }
 }
 
-async fn accept_tcp(ctx: Rc<Ctx>, workers: Rc<Workers>, listener: TcpListener, local: SocketAddr) {
+async fn accept_tcp(ctx: Rc<Ctx>, workers: Rc<Workers>, listener: TcpListener, configured: SocketAddr) {
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
                 if let Err(e) = stream.set_nodelay(true) {
                     tracing::debug!("TCP_NODELAY for {peer}: {e}");
                 }
-                let laddr = stream.local_addr().unwrap_or(local);
+                let laddr = stream.local_addr().unwrap_or(configured);
                 let near = laddr.ip().to_canonical().is_loopback();
-                let peering =
-                    Peering { addr: peer.to_string(), laddr: laddr.to_string(), near, unix: false, link: None };
+                let peering = Peering {
+                    addr: peer.to_string(),
+                    laddr: laddr.to_string(),
+                    near,
+                    unix: false,
+                    listener: Some(configured),
+                    link: None,
+                };
                 admit(&ctx, &workers, Stream::Tcp(stream), peering);
             }
             Err(e) => pause(&e).await,
@@ -293,7 +300,8 @@ async fn accept_unix(ctx: Rc<Ctx>, workers: Rc<Workers>, listener: UnixListener,
             Ok((stream, _)) => {
                 // As Redis shows a client on its unix socket.
                 let name = format!("{path}:0");
-                let peering = Peering { addr: name.clone(), laddr: name, near: true, unix: true, link: None };
+                let peering =
+                    Peering { addr: name.clone(), laddr: name, near: true, unix: true, listener: None, link: None };
                 admit(&ctx, &workers, Stream::Unix(stream), peering);
             }
             Err(e) => pause(&e).await,

@@ -15,6 +15,7 @@ use crate::cache::{L1, Large, Matcher};
 use crate::coherence::{Availability, Channel, Hold, Lane, Malformed, Samples};
 use crate::command::Spec;
 use crate::command::cacheable::KeptCommands;
+use crate::command::categories::Categories;
 use crate::command::table;
 use crate::config::{CacheMode, Config};
 use crate::mutation::{self, Rule};
@@ -22,9 +23,10 @@ use crate::observe::clock;
 use crate::observe::metrics::Metrics;
 use crate::observe::reasons::{Coherence, Dropped, Flush, Method, Mode};
 use crate::observe::status::Status;
+use crate::policy::commands::Policy;
 use crate::policy::{Current, Experiments, Judged, Rules};
 use crate::router::Stranger;
-use crate::session::Session;
+use crate::session::{InForce, Session};
 use crate::upstream::handshake::{self, Learned, ServerInfo};
 use crate::upstream::pinned::{Pool, Settings};
 use crate::upstream::{Credential, Profile};
@@ -79,6 +81,8 @@ pub(crate) struct Ctx {
     kept: Cell<KeptCommands>,
     /// Any rule has writes refresh the L1: asked of every write.
     refreshes: Cell<bool>,
+    /// Who may run what (`commands`).
+    pub(crate) policy: InForce,
     /// Sessions that have something to write since the batch began.
     dirty: RefCell<Vec<Rc<Session>>>,
     /// Replies held back, oldest first, and when they are let go at the latest.
@@ -86,7 +90,7 @@ pub(crate) struct Ctx {
     /// When something was last handed out that not every lane had proved (decision 6).
     floor: Cell<u64>,
     /// Of the process, not of a thread: what upstream says of a name is the same for all.
-    learned: DashMap<Vec<u8>, Learned>,
+    learned: DashMap<Vec<u8>, (Learned, Categories)>,
     /// One `Rc` per credential in use, so that equal ones compare fast and are kept once.
     credentials: RefCell<Vec<Rc<Credential>>>,
     refused: RefCell<HashMap<Profile, (u64, Rc<Lane>)>>,
@@ -131,13 +135,14 @@ impl Ctx {
         experiments.adopt(clock::now(), None, &mut rules, &metrics.arms);
         experiments.settle(&rules, &metrics.arms);
         let samples = Samples::new(config.coherence.sample_per_second, clock::now());
-        Rc::new(Ctx {
+        let ctx = Rc::new(Ctx {
             default_profile: Profile { db: up.db, credential: credential.clone() },
             mode: Cell::new(config.cache.mode),
             kept: Cell::new(rules.commands()),
             refreshes: Cell::new(rules.refresh()),
             rules: Arc::new(Current::from_pointee(rules)),
             experiments: RefCell::new(experiments),
+            policy: InForce::nothing(),
             config,
             l1,
             metrics,
@@ -165,7 +170,9 @@ impl Ctx {
             malformed_logged: Cell::new(0),
             next: Cell::new(1),
             next_session: Cell::new(1),
-        })
+        });
+        ctx.set_policy(Arc::new(Policy::new(&ctx.config.commands)));
+        ctx
     }
 
     fn number(&self) -> u64 {
@@ -260,6 +267,16 @@ impl Ctx {
         let dropped = sweep.finish(&self.l1).await;
         self.experiments.borrow().settle(&self.rules.load(), arms);
         dropped
+    }
+
+    // ---- the command policy ----
+
+    /// Holds for the next command of every session, whatever was found out about it before. A front's right to answer ends
+    /// here too: what it answers later than this call it has asked its session for.
+    pub(crate) fn set_policy(&self, policy: Arc<Policy>) {
+        self.metrics.policy.set_mode(policy.mode());
+        self.policy.set(policy);
+        self.sessions.borrow().values().for_each(|session| session.changed_policy());
     }
 
     // ---- lanes ----
@@ -560,13 +577,18 @@ impl Ctx {
 
     /// What is known of a name that the table does not have.
     pub(crate) fn learned(&self, name: &[u8]) -> Result<&'static Spec, Stranger> {
-        let known = self.learned.get(&name.to_ascii_lowercase()).map(|l| l.value().clone());
+        let known = self.learned.get(&name.to_ascii_lowercase()).map(|l| l.value().0.clone());
         match known {
             None => Err(Stranger::New),
             Some(Learned::Module { reads_one }) => Err(Stranger::Module { reads_one }),
-            Some(Learned::Unknown) => Err(Stranger::Unknown),
+            Some(Learned::Unknown | Learned::Refused) => Err(Stranger::Unknown),
             Some(Learned::Renamed(canonical)) => table::by_name(canonical.as_bytes()).ok_or(Stranger::Unknown),
         }
+    }
+
+    /// All that upstream has said of such a name; none: it has not been asked.
+    pub(crate) fn explanation(&self, name: &[u8]) -> Option<(Learned, Categories)> {
+        self.learned.get(&name.to_ascii_lowercase()).map(|known| known.value().clone())
     }
 
     /// Asks upstream once what `name` is (decision 1).
@@ -578,7 +600,7 @@ impl Ctx {
         };
         // No answer: the lane is lost, and the name is asked about again.
         let Some(frame) = answer else { return };
-        let learned = handshake::learned(&frame);
+        let learned = (handshake::learned(&frame), handshake::categories(&frame));
         if self.learned.len() >= LEARNED_MAX {
             self.learned.clear();
         }

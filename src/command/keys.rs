@@ -51,6 +51,24 @@ pub(crate) fn blocks(spec: &Spec, req: &Request<'_>) -> bool {
     spec.keys == Keys::Streams && stream_options(req).blocks
 }
 
+/// SORT and SORT_RO with a pattern of other keys to read (BY, GET): which ones depends on the data.
+pub(crate) fn reads_by_pattern(spec: &Spec, req: &Request<'_>) -> bool {
+    if !matches!(spec.name, "sort" | "sort_ro") {
+        return false;
+    }
+    let mut i = 2;
+    while i < req.argc() {
+        let word = |n: usize| if n < req.argc() { req.arg(n) } else { &[] };
+        // BY something without `*` means not to sort; GET # is the element itself.
+        let by = is_word(req, i, "by") && word(i + 1).contains(&b'*');
+        if by || (is_word(req, i, "get") && word(i + 1) != b"#") {
+            return true;
+        }
+        i += step_over(req, i, &[("store", 2), ("by", 2), ("get", 2), ("limit", 3)]);
+    }
+    false
+}
+
 /// How the RESP2 bytes of this request's reply are rebuilt, where it stands alone (elements of an EXEC come on a pinned
 /// connection, which speaks the client's own protocol).
 pub(crate) fn form(spec: &Spec, req: &Request<'_>) -> Form {
@@ -108,7 +126,7 @@ fn counted(req: &Request<'_>, at: usize) -> Range<usize> {
 }
 
 /// The count's leading digits, as Redis's key finder reads them (`atoi`); what is no number counts nothing.
-fn number(arg: &[u8]) -> usize {
+pub(crate) fn number(arg: &[u8]) -> usize {
     let digits = arg.strip_prefix(b"+").unwrap_or(arg);
     digits
         .iter()

@@ -51,6 +51,11 @@ pub(super) const KEYS: &[&str] = &[
     "coherence.ttl_cap.ttl",
     "coherence.pubsub_atomic",
     "coherence.canary",
+    "commands.deny",
+    "commands.allow",
+    "commands.enforce",
+    "commands.overrides",
+    "commands.rate",
     "commands.shutdown",
     "http.listen",
     "http.allowed_hosts",
@@ -90,17 +95,18 @@ pub(super) fn hint(name: &str) -> String {
 pub(super) fn nearest(name: &str) -> Option<String> {
     let section = parent(name);
     let last = last_word(name);
-    let spelled = near(last, &siblings(section)).map(|sibling| join(section, sibling));
+    let spelled = nearest_of(last, siblings(section).into_iter()).map(|sibling| join(section, sibling));
     spelled.or_else(|| {
         let moved = KEYS.iter().find(|key| last_word(key) == last);
         moved.map(|key| (*key).to_owned())
     })
 }
 
-/// The one of `known` that `word` was probably meant to be.
-pub(super) fn near<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
-    let near = known.iter().map(|other| (distance(word, other), *other));
-    near.filter(|(d, other)| *d <= near_enough(word.len().min(other.len()))).min_by_key(|(d, _)| *d).map(|(_, k)| k)
+/// Which of `words` was probably meant, by its spelling.
+pub(super) fn nearest_of<'w>(name: &str, words: impl Iterator<Item = &'w str>) -> Option<&'w str> {
+    let near = words.map(|word| (distance(name, word), word));
+    let near = near.filter(|(d, word)| *d <= near_enough(name.len().min(word.len())));
+    near.min_by_key(|(d, _)| *d).map(|(_, word)| word)
 }
 
 pub(super) fn join(section: &str, word: &str) -> String {

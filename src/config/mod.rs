@@ -2,6 +2,7 @@
 //! flags over environment over file. Nothing here is global and nothing changes afterwards; what the keys mean to users
 //! is in `config/nearside.yaml`.
 
+mod commands;
 mod cpu;
 mod file;
 mod keys;
@@ -31,6 +32,7 @@ pub(crate) use units::duration;
 pub(crate) use url::{Url, parse as parse_url};
 
 use crate::command::cacheable::KeptCommands;
+use crate::policy::commands::{Override, Rate, Word};
 use resolve::Resolver;
 use settings::Settings;
 
@@ -332,9 +334,16 @@ pub(crate) enum Canary {
     Every(Duration),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Commands {
     pub(crate) shutdown: bool,
+    pub(crate) deny: Vec<Word>,
+    /// None: whatever `deny` does not refuse. Not empty.
+    pub(crate) allow: Option<Vec<Word>>,
+    /// False: what is refused is only counted and logged.
+    pub(crate) enforce: bool,
+    pub(crate) overrides: Vec<Override>,
+    pub(crate) rate: Vec<Rate>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,7 +4,8 @@
 use std::fmt::Write as _;
 
 use super::{
-    AdminResp, CacheMode, Canary, Config, Environment, Eviction, LogFormat,
+    AdminResp, CacheMode, Canary, Commands, Config, Environment, Eviction, LogFormat,
+    commands::{overrides_yaml, rates_yaml, words_yaml},
     file::quoted,
     units::{show_duration, show_size},
 };
@@ -55,7 +56,7 @@ fn entries(config: &Config) -> Vec<(&'static str, Shown)> {
     out.cache(cache);
     out.rules(rules);
     out.coherence(coherence);
-    out.value("commands.shutdown", commands.shutdown);
+    out.commands(commands);
     out.list("http.listen", http.listen.iter().map(ToString::to_string));
     out.list("http.allowed_hosts", http.allowed_hosts.iter().cloned());
     out.path("http.token_file", http.token_file.as_deref());
@@ -140,6 +141,15 @@ impl Entries {
         self.value("coherence.ttl_cap.ttl", show_duration(coherence.ttl_cap.ttl));
         self.value("coherence.pubsub_atomic", coherence.pubsub_atomic);
         self.value("coherence.canary", canary_word(coherence.canary));
+    }
+
+    fn commands(&mut self, commands: &Commands) {
+        self.value("commands.deny", words_yaml(&commands.deny));
+        self.value("commands.allow", commands.allow.as_deref().map_or("null".to_owned(), words_yaml));
+        self.value("commands.enforce", commands.enforce);
+        self.value("commands.overrides", overrides_yaml(&commands.overrides));
+        self.value("commands.rate", rates_yaml(&commands.rate));
+        self.value("commands.shutdown", commands.shutdown);
     }
 
     fn value(&mut self, key: &'static str, value: impl ToString) {

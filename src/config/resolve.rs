@@ -11,8 +11,8 @@ use std::{
 };
 
 use super::{
-    Admin, AdminResp, Cache, CacheMode, Canary, Coherence, CoherenceMode, Commands, Config, Environment, Eviction,
-    Fence, Http, Listen, Log, LogFormat, OnWrite, Retry, Secret, TtlCap, Upstream, cpu,
+    Admin, AdminResp, Cache, CacheMode, Canary, Coherence, CoherenceMode, Config, Environment, Eviction, Fence, Http,
+    Listen, Log, LogFormat, OnWrite, Retry, Secret, TtlCap, Upstream, cpu,
     file::{Node, Value},
     settings::Settings,
     units::{self, DURATION_MAX, SIZE_MAX, shown},
@@ -28,7 +28,7 @@ const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
 /// Loopback only: whoever wants more says so.
-const TCP_DEFAULT: [&str; 2] = ["127.0.0.1:6380", "[::1]:6380"];
+pub(super) const TCP_DEFAULT: [&str; 2] = ["127.0.0.1:6380", "[::1]:6380"];
 const HTTP_DEFAULT: &str = "127.0.0.1:9380";
 
 /// What applications ask for most, and what one change of a key drops least of.
@@ -97,7 +97,7 @@ impl<'s> Resolver<'s> {
             rules: self.rules(&cache),
             cache,
             coherence: self.coherence(),
-            commands: Commands { shutdown: self.one("commands.shutdown", false, units::boolean) },
+            commands: self.commands(),
             http: self.http(),
             log: self.log(),
         };
@@ -349,7 +349,7 @@ fn collide(a: &SocketAddr, b: &SocketAddr) -> bool {
 
 /// One key each: default where nothing was given, else the value, else a problem that says where and what.
 impl Resolver<'_> {
-    fn one<T>(&mut self, key: &str, default: T, read: impl Fn(&str) -> Result<T, String>) -> T {
+    pub(super) fn one<T>(&mut self, key: &str, default: T, read: impl Fn(&str) -> Result<T, String>) -> T {
         let Some(setting) = self.settings.get(key) else {
             return default;
         };
@@ -363,7 +363,7 @@ impl Resolver<'_> {
         })
     }
 
-    fn list<T>(&mut self, key: &str, default: &[&str], read: impl Fn(&str) -> Result<T, String>) -> Vec<T> {
+    pub(super) fn list<T>(&mut self, key: &str, default: &[&str], read: impl Fn(&str) -> Result<T, String>) -> Vec<T> {
         let Some(setting) = self.settings.get(key) else {
             return default.iter().filter_map(|text| read(text).ok()).collect();
         };

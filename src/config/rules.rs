@@ -120,7 +120,7 @@ impl<'a> Fields<'a> {
                 Value::Text(word) => word.as_str(),
                 _ => "",
             };
-            let hint = match keys::near(word, known) {
+            let hint = match keys::nearest_of(word, known.iter().copied()) {
                 Some(near) => format!("did you mean {near}?"),
                 None => format!("known keys here: {}", known.join(", ")),
             };

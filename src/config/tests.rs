@@ -145,7 +145,9 @@ rules:
      rollout: 12.5, variants: {short: {ttl: 5m}, long: {ttl: 1h}}, tags: ["tenant:{id}", "{1}"], max_share: 0.125, refresh_ahead: 1s, stale_while_revalidate: 2s}
   - {pattern: '\{user\}:*', mode: off, rollout: {percent: 0}}
 coherence: {mode: pubsub, max_staleness: 10ms, fence: session, channel: "app:drop", sample_per_second: 5, ttl_cap: {tracking: 1h, pubsub: 1m, ttl: 1ms}, pubsub_atomic: false, canary: 90s}
-commands: {shutdown: true}
+commands: {shutdown: true, deny: ["@Dangerous", client kill, "~s:*"], allow: ["@all", ft.search, "~é\"*"], enforce: false,
+           overrides: [{client: "b-*", user: u, listener: unix, deny: []}, {listener: "0.0.0.0:0", allow: [get], enforce: true}],
+           rate: [{client: "b-*", per_second: 5, burst: 9, on_limit: error, scope: connection}, {listener: tcp, per_second: 7}]}
 http: {listen: [], allowed_hosts: [Nearside.Example], max_connections: 3}
 log: {level: trace, format: json}
 "#;
@@ -172,6 +174,108 @@ fn unusual_values_arrive() {
     assert_eq!(config.cache.commands.iter().collect::<Vec<_>>(), [Method::Hgetall, Method::JsonGet]);
     assert_eq!(config.admin.resp, AdminResp::Off);
     assert_eq!(config.http.allowed_hosts, ["nearside.example"]);
+    let commands = &config.commands;
+    let shown = |words: &[Word]| words.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+    assert_eq!(shown(&commands.deny), "@dangerous client|kill ~s:*");
+    assert_eq!(shown(commands.allow.as_deref().unwrap()), "@all ft.search ~é\"*");
+    assert_eq!(commands.overrides[0].deny.as_deref(), Some(&[][..]));
+    assert_eq!(commands.overrides[1].who.listener.map(|l| l.to_string()).as_deref(), Some("0.0.0.0:0"));
+    assert_eq!((commands.rate[0].burst, commands.rate[1].burst), (9, 7));
+}
+
+/// What is wrong with one value of a key of `commands`, without file and key.
+fn wrong(key: &str, value: &str) -> Vec<String> {
+    let all = problems(&format!("commands:\n  {key}: {value}\n"));
+    let place = |p: &String| p.strip_prefix("x.yaml:2: commands.").unwrap_or_else(|| panic!("{p}")).to_owned();
+    all.iter().map(place).collect()
+}
+
+#[test]
+fn words_of_a_policy_that_are_none() {
+    for (word, what) in [
+        ("gett", "deny: \"gett\" is no command that Nearside knows; did you mean get?"),
+        ("client|kil", "deny: \"client|kil\" is no command that Nearside knows; did you mean client|kill?"),
+        ("'@dangerus'", "deny: \"@dangerus\" is no category; did you mean @dangerous?"),
+        (
+            "'~a[b'",
+            "deny: \"a[b\" is not a pattern: a [ is not closed by ]; write it as for KEYS, for example session:*",
+        ),
+        ("'~'", "deny: \"\" is not a pattern: it is empty; write it as for KEYS, for example session:*"),
+        ("+get", "deny: \"+get\": write the command without + or -; deny and allow say which it is"),
+        ("'%R~a'", "deny: \"%R~a\": only ~pattern, for reading and writing, is known here"),
+        ("[get]", "deny: has an element that is not a plain value"),
+    ] {
+        assert_eq!(wrong("deny", &format!("[{word}]")), [what]);
+    }
+    assert!(wrong("deny", "[wipeitall]")[0].contains("use Redis's own name (also where upstream has renamed it)"));
+    assert!(wrong("deny", "['@zzzz']")[0].ends_with("there are @all, @keyspace, @read, @write, @set, @sortedset, @list, \
+        @hash, @string, @bitmap, @hyperloglog, @geo, @stream, @pubsub, @admin, @fast, @blocking, @dangerous, @connection, \
+        @transaction, @scripting, @slow"));
+    assert_eq!(wrong("deny", "get"), ["deny: a list is wanted here, for example [\"a\", \"b\"]"]);
+    let empty = "an empty list would refuse every command; null allows all, else name what is allowed";
+    assert_eq!(wrong("allow", "[]"), [format!("allow: {empty}")]);
+    assert_eq!(loaded("commands: {allow: null, deny: []}").commands, Config::for_tests("redis://h").commands);
+}
+
+#[test]
+fn entries_of_a_policy_that_are_none() {
+    let one = |key: &str, entry: &str| wrong(key, &format!("[{entry}]"));
+    for (entry, what) in [
+        (
+            "{cleint: a, deny: [get]}",
+            &[
+                "overrides[0]: unknown key \"cleint\"; did you mean client?",
+                "overrides[0]: does not say for whom it is; give client, user, listener",
+            ][..],
+        ),
+        ("{client: a}", &["overrides[0]: says nothing; give deny, allow or enforce"]),
+        (
+            "{client: a, allow: []}",
+            &[
+                "overrides[0].allow: an empty list would refuse every command; null allows all, else name what is allowed",
+            ],
+        ),
+        (
+            "{client: a, deny: [gte]}",
+            &["overrides[0].deny: \"gte\" is no command that Nearside knows; did you mean get?"],
+        ),
+        ("{client: a, deny: get}", &["overrides[0].deny: a list is wanted here, for example [\"@dangerous\"]"]),
+        (
+            "{client: 'a[', deny: [get]}",
+            &[
+                "overrides[0].client: \"a[\" is not a pattern: a [ is not closed by ]; write it as for KEYS, for example session:*",
+            ],
+        ),
+        (
+            "{listener: '10.0.0.1:1', deny: [get]}",
+            &[
+                "overrides[0].listener: \"10.0.0.1:1\" is not tcp, unix or one of listen.tcp (127.0.0.1:6380, [::1]:6380)",
+            ],
+        ),
+        ("{client: a, enforce: perhaps}", &["overrides[0].enforce: \"perhaps\" is not true or false"]),
+        ("get", &["overrides: each element is a map here, for example [{client: \"batch-*\", deny: [\"@write\"]}]"]),
+    ] {
+        assert_eq!(one("overrides", entry), what, "{entry}");
+    }
+    for (entry, what) in [
+        ("{client: a}", "rate[0]: does not say how many commands a second; give per_second"),
+        ("{per_second: 0}", "rate[0].per_second: \"0\" is too small; at least 1"),
+        ("{per_second: 5, burst: 0}", "rate[0].burst: \"0\" is too small; at least 1"),
+        ("{per_second: fast}", "rate[0].per_second: \"fast\" is not a whole number"),
+        ("{per_second: 5, on_limit: drop}", "rate[0].on_limit: \"drop\" is not one of wait, error"),
+        ("{per_second: 5, scope: each}", "rate[0].scope: \"each\" is not one of shared, connection"),
+        ("{per_second: 5, per_secnd: 4}", "rate[0]: unknown key \"per_secnd\"; did you mean per_second?"),
+    ] {
+        assert_eq!(one("rate", entry), [what], "{entry}");
+    }
+    assert_eq!(
+        problems("commands:\n  rate:\n    - {per_second: 1}\n    - per_second: 0\n      burst: 1\n"),
+        ["x.yaml:4: commands.rate[1].per_second: \"0\" is too small; at least 1"]
+    );
+    assert_eq!(
+        wrong("rate", "{per_second: 1}"),
+        ["rate: a list of maps is wanted here, for example [{client: \"batch-*\", per_second: 1000}]"]
+    );
 }
 
 #[test]

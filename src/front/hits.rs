@@ -154,6 +154,9 @@ impl Batch<'_> {
         shard.bytes_in.add(read as u64);
         shard.bytes_out.add(written as u64);
         let Some(hits) = std::num::NonZeroU64::new(self.hits) else { return };
+        if self.grant.judged {
+            shard.judged.add(self.hits);
+        }
         self.grant.facts.note_read(self.now);
         link.note_hit(self.now, self.mget);
         let each = clock::now().saturating_sub(self.now) / hits;

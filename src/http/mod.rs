@@ -3,6 +3,7 @@
 
 mod change;
 mod experiments;
+mod policy;
 mod routes;
 mod server;
 mod stamp;

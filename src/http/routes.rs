@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 
 use super::change::{Change, Order, POST_ONLY};
 use super::experiments::Experiments;
+use super::policy::Policy;
 use super::{HttpConfig, stamp};
 use crate::config::Secret;
 use crate::observe::status::{LaneStatus, Status};
@@ -35,6 +36,7 @@ enum Page {
     Health,
     Cache,
     Experiments,
+    Policy,
 }
 
 pub(super) struct Routes {
@@ -109,6 +111,10 @@ impl Routes {
             "/health/startup" => Page::Startup,
             "/health" => Page::Health,
             "/api/v1/experiments" => Page::Experiments,
+            "/api/v1/dashboard/policy"
+            | "/api/v1/dashboard/policy-stats"
+            | "/api/m1/dashboard/policy"
+            | "/api/m1/dashboard/policy-stats" => Page::Policy,
             "/internal/cache" if !self.production => Page::Cache,
             _ => return None,
         })
@@ -151,6 +157,7 @@ impl Routes {
             Page::Ready => json(code(status.ready()), Ready::of(status)),
             Page::Startup => json(code(status.started()), Plain { status: phase(status) }),
             Page::Health => json(code(status.ready()), Health::of(status)),
+            Page::Policy => json(StatusCode::OK, Policy::of(&self.view.metrics)),
             Page::Cache => json(StatusCode::OK, Cache::of(&self.view)),
             Page::Experiments => json(StatusCode::OK, Experiments::of(&self.view.metrics.arms)),
         }

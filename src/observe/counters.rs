@@ -71,7 +71,6 @@ impl<const N: usize> Labeled<N> {
         }
     }
 
-    #[cfg(test)]
     pub(crate) fn get(&self, which: impl Into<usize>) -> u64 {
         self.cells.get(which.into()).map_or(0, Counter::get)
     }

@@ -7,7 +7,7 @@ use prometheus::proto;
 use super::View;
 use super::counters::{Histogram, Labeled};
 use super::patterns::Row;
-use super::reasons::{ChannelState, Coherence, Link, Method, Mode, Peer, Timed};
+use super::reasons::{Action, ChannelState, Coherence, Decision, Link, Method, Mode, Peer, Timed};
 use super::{clock, process};
 
 /// `impl` of everything the L1 itself counts; the counts of `observe` mode get rows of their own when that mode exists.
@@ -110,6 +110,12 @@ const FAMILIES: &[Family] = &[
         requests),
     family!(Counter "nearside_commands_total" ["kind"] "Commands of clients.",
         |v, out| by_word(out, &v.metrics.commands)),
+    family!(Counter "nearside_policy_decisions_total" ["decision", "kind"] "Commands that the command policy judged, by what they do.",
+        decisions),
+    family!(Counter "nearside_rate_limited_total" ["action"] "Commands that a rate limit held back or refused.",
+        |v, out| by_word(out, &v.metrics.policy.limited)),
+    family!(Counter "nearside_rate_waited_seconds_total" [] "Time that clients have waited for a rate limit, all of them added up.",
+        |v, out| out.push(&[], v.metrics.policy.waited.get() as f64 / 1e9)),
     family!(Histogram "nearside_upstream_duration_seconds" [] "From a command sent upstream to its reply.",
         |v, out| out.push_histogram(&[], &v.metrics.upstream)),
     family!(Gauge "nearside_upstream_up" [] "1 while upstream answers.",
@@ -194,6 +200,15 @@ fn candidates(view: &View, out: &mut Series) {
             if count > 0 || (i == 0 && matches!(method, Method::Get | Method::Mget)) {
                 out.push(&[name, method.as_str()], count as f64);
             }
+        }
+    }
+}
+
+fn decisions(view: &View, out: &mut Series) {
+    for action in Action::ALL {
+        for decision in Decision::ALL {
+            let count = view.metrics.decided(*action, *decision);
+            out.push(&[decision.as_str(), action.as_str()], count as f64);
         }
     }
 }

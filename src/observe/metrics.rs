@@ -6,8 +6,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::arms::Arms;
 use super::counters::{Counter, Gauge, Histogram, Labeled};
 use super::patterns::{PatternId, Patterns, Row, ShardRows};
+use super::policy::PolicyCounts;
 use super::reasons::{
-    Bypass, Class, Discard, Dropped, ErrorType, Evict, Flush, Peer, Pin, Reject, RolloutChange, Source, Tag, Timed,
+    Action, Bypass, Class, Decision, Discard, Dropped, ErrorType, Evict, Flush, Peer, Pin, Reject, RolloutChange,
+    Source, Tag, Timed,
 };
 
 /// What a worker other than the data thread counts: hits, which are all it answers. Cells of its own, so that each keeps one
@@ -15,6 +17,8 @@ use super::reasons::{
 pub(crate) struct Shard {
     pub(crate) rows: ShardRows,
     pub(crate) read_hits: Histogram,
+    /// Hits that a command policy was in force for; it allowed them, or they would not have been answered here.
+    pub(crate) judged: Counter,
     /// Of clients, as far as the data thread has not counted them.
     pub(crate) bytes_in: Counter,
     pub(crate) bytes_out: Counter,
@@ -81,6 +85,7 @@ pub(crate) struct Metrics {
 
     /// What the arms of experiments see.
     pub(crate) arms: Arms,
+    pub(crate) policy: PolicyCounts,
 
     /// One for each worker beside the data thread.
     pub(crate) shards: Box<[Shard]>,
@@ -102,6 +107,7 @@ impl Metrics {
         let shard = |_| Shard {
             rows: patterns.shard(),
             read_hits: Histogram::default(),
+            judged: Counter::default(),
             bytes_in: Counter::default(),
             bytes_out: Counter::default(),
         };
@@ -142,6 +148,7 @@ impl Metrics {
             bytes_in: Labeled::new(Peer::WORDS),
             bytes_out: Labeled::new(Peer::WORDS),
             arms: Arms::default(),
+            policy: PolicyCounts::new(),
             started_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64()),
         }
     }
@@ -180,6 +187,20 @@ impl Metrics {
     pub(super) fn bytes_of_shards(&self) -> (u64, u64) {
         let (read, written) = (|s: &Shard| s.bytes_in.get(), |s: &Shard| s.bytes_out.get());
         (self.shards.iter().map(read).sum(), self.shards.iter().map(written).sum())
+    }
+
+    /// How often the command policy said so of commands that do this, by all workers.
+    pub(crate) fn decided(&self, action: Action, decision: Decision) -> u64 {
+        let by_shards: u64 = match (action, decision) {
+            (Action::Read, Decision::Allowed) => self.shards.iter().map(|shard| shard.judged.get()).sum(),
+            _ => 0,
+        };
+        self.policy.count(action, decision) + by_shards
+    }
+
+    /// The same of all commands.
+    pub(crate) fn decided_of_all(&self, decision: Decision) -> u64 {
+        Action::ALL.iter().map(|action| self.decided(*action, decision)).sum()
     }
 
     /// The durations of one class and result, by all workers.

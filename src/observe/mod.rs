@@ -11,6 +11,7 @@ pub(crate) mod interval;
 pub(crate) mod latency;
 pub(crate) mod metrics;
 pub(crate) mod patterns;
+pub(crate) mod policy;
 mod process;
 pub(crate) mod reasons;
 pub(crate) mod status;

@@ -399,6 +399,46 @@ words! {
     }
 }
 
+words! {
+    /// What the command policy does now.
+    PolicyMode {
+        /// Nothing is asked of it.
+        Off = "off",
+        Enforce = "enforce",
+        /// It only counts and logs what it would refuse.
+        Log = "log",
+    }
+}
+
+words! {
+    /// What the command policy said of a command.
+    Decision {
+        Allowed = "allowed",
+        Denied = "denied",
+        /// It would have been denied: `commands.enforce` is false.
+        Logged = "logged",
+    }
+}
+
+words! {
+    /// What a command does, as the command policy counts it.
+    Action {
+        Read = "read",
+        Write = "write",
+        /// Scripts and functions, and whatever is none of the others: transactions, messages, the connection's own.
+        Execute = "execute",
+        Admin = "admin",
+    }
+}
+
+words! {
+    /// What a rate limit did to a command.
+    Limited {
+        Wait = "wait",
+        Error = "error",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

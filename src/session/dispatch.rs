@@ -20,7 +20,7 @@ use crate::config::{Fence, OnWrite};
 use crate::net::drop_front;
 use crate::observe::arms::{ArmId, Common, Hits};
 use crate::observe::clock;
-use crate::observe::reasons::{Bypass, Class, Coherence, Dropped, Flush, Method, Peer, Source, Timed};
+use crate::observe::reasons::{Action, Bypass, Class, Coherence, Dropped, Flush, Method, Peer, Source, Timed};
 use crate::policy::{Judged, Keep};
 use crate::resp::Proto;
 use crate::resp::build;
@@ -39,6 +39,7 @@ const MSET_REFRESH_MAX: usize = 64;
 
 /// How a name that the table does not have is carried over the lane: everything about it is unknown (decision 1).
 pub(super) static STRANGER: Spec = Spec {
+    row: u16::MAX,
     name: "unknown",
     arity: -1,
     keys: Keys::None,
@@ -57,6 +58,8 @@ pub(super) enum Step {
     Throttled,
     /// The lane has too much to send: it wakes the session when it may go on.
     LaneFull,
+    /// A rate limit: not before this time.
+    Paced(u64),
     Suspend(Work),
     Close,
 }
@@ -110,6 +113,8 @@ pub(super) struct Batch {
     hits: u64,
     /// Of these, those of experiments.
     arms: Hits,
+    /// GETs that the command policy was not asked about, because it lets them all pass.
+    passed: u64,
     /// There are more requests behind the present one.
     more: bool,
 }
@@ -120,10 +125,11 @@ impl Batch {
         ctx.now.set(now);
         let lane = session.lane(ctx);
         let vouched = vouched(ctx, &lane, session, now);
-        let straight = straight(ctx, &lane, vouched);
+        let straight = straight(ctx, &lane, session, vouched);
         let since = since(&lane, session);
         let arms = Hits::default();
-        Batch { now, lane, vouched, straight, since, flush_gen: ctx.l1.flush_gen(), hits: 0, arms, more: false }
+        let flush_gen = ctx.l1.flush_gen();
+        Batch { now, lane, vouched, straight, since, flush_gen, hits: 0, arms, passed: 0, more: false }
     }
 
     fn usable<'f>(&self, forms: &'f Forms, epoch: u64) -> Option<&'f cache::Entry> {
@@ -148,10 +154,10 @@ fn since(lane: &Lane, session: &Session) -> u64 {
 }
 
 /// The part of the router's view that is the same for every GET of one read.
-fn straight(ctx: &Ctx, lane: &Lane, vouched: Result<u64, Bypass>) -> Option<u64> {
+fn straight(ctx: &Ctx, lane: &Lane, session: &Session, vouched: Result<u64, Bypass>) -> Option<u64> {
     let keeps = ctx.kept().has(Method::Get);
     let open = keeps && ctx.cache_serves() && lane.caches() && ctx.large.borrow().is_empty();
-    if open { vouched.ok() } else { None }
+    if open && session.gets_freely(ctx) { vouched.ok() } else { None }
 }
 
 impl Client {
@@ -170,18 +176,23 @@ impl Client {
             if session.is_throttled() {
                 break Step::Throttled;
             }
+            if at < self.rbuf.len()
+                && let Some(until) = session.pace(ctx)
+            {
+                break Step::Paced(until);
+            }
             let (len, step) = match self.scanner.scan(&self.rbuf[at..]) {
                 Scan::Incomplete => break Step::NeedInput,
                 Scan::Nothing { len } => (len, None),
                 Scan::Request { len } => {
                     let req = Request { raw: &self.rbuf[at..at + len], args: self.scanner.args() };
                     batch.more = at + len < self.rbuf.len();
-                    (len, session.dispatch(ctx, &mut batch, &req))
+                    (len, session.next(ctx, &mut batch, &req))
                 }
                 Scan::Inline { len } => {
                     let req = Request { raw: self.scanner.inline(), args: self.scanner.args() };
                     batch.more = at + len < self.rbuf.len();
-                    (len, session.dispatch(ctx, &mut batch, &req))
+                    (len, session.next(ctx, &mut batch, &req))
                 }
                 Scan::Large if session.refused_unread() => break Step::Close,
                 Scan::Large => break Step::Suspend(Work::Large),
@@ -236,12 +247,15 @@ impl Batch {
             self.lane = lane;
         }
         self.vouched = vouched(ctx, &self.lane, session, self.now);
-        self.straight = straight(ctx, &self.lane, self.vouched);
+        self.straight = straight(ctx, &self.lane, session, self.vouched);
         self.since = since(&self.lane, session);
     }
 
     fn account(&self, ctx: &Ctx, session: &Session) {
         session.last.set(self.now);
+        if self.passed > 0 && ctx.policy.judges() {
+            ctx.metrics.policy.allowed(Action::Read, self.passed);
+        }
         let Some(hits) = std::num::NonZeroU64::new(self.hits) else { return };
         self.lane.note_read(self.now);
         let each = clock::now().saturating_sub(self.now) / hits;
@@ -277,7 +291,17 @@ impl Session {
         fresh
     }
 
-    /// One request. `None`: done, look at the next.
+    /// One request out of the buffer. `None`: done, look at the next.
+    #[inline]
+    fn next(self: &Rc<Self>, ctx: &Rc<Ctx>, b: &mut Batch, req: &Request<'_>) -> Option<Step> {
+        if let Some(refused) = self.spend(ctx, Some(req)) {
+            self.refuse(req, &refused);
+            return None;
+        }
+        self.dispatch(ctx, b, req)
+    }
+
+    /// A request that the command policy has not been asked about.
     pub(super) fn dispatch(self: &Rc<Self>, ctx: &Rc<Ctx>, b: &mut Batch, req: &Request<'_>) -> Option<Step> {
         let spec = match self.spec(ctx, req) {
             Ok(spec) => spec,
@@ -285,6 +309,9 @@ impl Session {
                 tracing::warn!(client = %self.addr, "closed: an HTTP request on the Redis port, a cross-protocol attack perhaps");
                 return Some(Step::Close);
             }
+            // What it is has to be known first.
+            Err(Stranger::New) => return self.stranger(ctx, b, req, Stranger::New),
+            Err(stranger) if self.is_refused(ctx, Err(stranger), req) => return None,
             Err(stranger) => return self.stranger(ctx, b, req, stranger),
         };
         self.last_command.set(spec.name);
@@ -294,9 +321,41 @@ impl Session {
             && self.is_free()
         {
             debug_assert_eq!(router::route(spec, req, &self.view(ctx, b, req, spec)), Route::Cached(epoch));
+            b.passed += 1;
             return self.get(ctx, b, req, spec, false, Ok(epoch));
         }
+        if self.is_refused(ctx, Ok(spec), req) {
+            return None;
+        }
         self.known(ctx, b, req, spec)
+    }
+
+    /// One that may run, and had to wait for something else.
+    pub(super) fn dispatch_again(self: &Rc<Self>, ctx: &Rc<Ctx>, b: &mut Batch, req: &Request<'_>) -> Option<Step> {
+        match self.spec(ctx, req) {
+            Ok(spec) => self.known(ctx, b, req, spec),
+            Err(stranger) => self.stranger(ctx, b, req, stranger),
+        }
+    }
+
+    /// Answers what may not run.
+    #[inline]
+    fn is_refused(&self, ctx: &Ctx, spec: Result<&'static Spec, Stranger>, req: &Request<'_>) -> bool {
+        if ctx.policy.is_open() {
+            return false;
+        }
+        let refused = self.judge(ctx, spec, req);
+        if let Some(text) = &refused {
+            self.refuse(req, text);
+        }
+        refused.is_some()
+    }
+
+    fn refuse(&self, req: &Request<'_>, error: &str) {
+        // CLIENT REPLY OFF and SKIP speak of the commands behind them.
+        let reply = req.is(0, "client") && req.is(1, "reply");
+        let mute = self.special.get() && !reply && self.state.borrow_mut().mute();
+        self.answer_error(mute, error);
     }
 
     /// Nothing about this session asks the router for more than the batch knows.

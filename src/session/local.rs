@@ -193,6 +193,7 @@ impl Session {
             state.name = name.to_vec();
         }
         drop(state);
+        self.changed_identity();
         let info = ctx.server.borrow();
         self.answer(mute, |out| hello_reply(out, &info, hello.proto, self.id));
     }
@@ -219,6 +220,7 @@ impl Session {
         state.authenticated = true;
         state.locked = false;
         drop(state);
+        self.changed_identity();
         self.changed_profile();
     }
 
@@ -279,6 +281,7 @@ impl Session {
     /// Answered whatever CLIENT REPLY said: RESET ends that first.
     pub(super) fn reset(&self, ctx: &Ctx) {
         self.state.borrow_mut().reset(&ctx.default_profile, ctx.locks_out(self.near));
+        self.changed_identity();
         self.changed_profile();
         self.answer(false, |out| build::simple(out, "RESET"));
     }
@@ -320,6 +323,7 @@ impl Session {
             }
             "client|setname" if is_plain(req.arg(2)) => {
                 self.state.borrow_mut().name = req.arg(2).to_vec();
+                self.changed_identity();
                 self.answer(mute, |out| build::simple(out, "OK"));
             }
             "client|setname" => self.answer_error(mute, BAD_NAME),

@@ -6,6 +6,7 @@
 mod agent;
 mod dispatch;
 mod forms;
+mod gate;
 mod inspect;
 mod invalidate;
 mod local;
@@ -19,6 +20,7 @@ mod transaction;
 
 use std::cell::{Cell, RefCell};
 use std::io;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,6 +42,7 @@ use crate::resp::request::Scanner;
 use crate::wake::Wake;
 use crate::worker::Ctx;
 
+pub(crate) use gate::InForce;
 pub(crate) use nearside::with_own_info;
 #[cfg(any(test, feature = "bench"))]
 pub(crate) use probe::Probe;
@@ -66,6 +69,8 @@ pub(crate) struct Session {
     /// Loopback or unix socket: what `protected` and `admin.resp: auto` ask.
     pub(crate) near: bool,
     pub(crate) unix: bool,
+    /// The address it came in by, as configured; none: the unix socket.
+    listener: Option<SocketAddr>,
     pub(crate) since: u64,
     writer: RefCell<Option<Rc<WriteHalf>>>,
     outbox: RefCell<Outbox>,
@@ -106,6 +111,10 @@ pub(crate) struct Session {
     pin_shown: Notify,
     /// The client's socket is another worker's.
     agent: Option<agent::Agent>,
+    /// What the command policy says of it, once it was asked.
+    gate: RefCell<Option<Rc<gate::Gate>>>,
+    /// From when on its next request may go, by a rate limit; 0: not asked yet.
+    due: Cell<u64>,
 }
 
 impl Session {
@@ -118,6 +127,7 @@ impl Session {
             laddr: peer.laddr,
             near: peer.near,
             unix: peer.unix,
+            listener: peer.listener,
             since: now,
             writer: RefCell::new(Some(Rc::new(wr))),
             outbox: RefCell::default(),
@@ -143,6 +153,8 @@ impl Session {
             redirected: Cell::new(false),
             pin_shown: Notify::new(),
             agent: peer.link.map(agent::Agent::new),
+            gate: RefCell::default(),
+            due: Cell::new(0),
         };
         (Rc::new(session), rd)
     }
@@ -205,7 +217,7 @@ impl Session {
     fn flush(self: &Rc<Self>, ctx: &Ctx) {
         self.dirty.set(false);
         if let Some(agent) = &self.agent {
-            agent.grant(self);
+            agent.grant(ctx, self);
         }
         let mut outbox = self.outbox.borrow_mut();
         let writer = self.writer.borrow();
@@ -332,6 +344,7 @@ pub(crate) struct Peering {
     pub(crate) laddr: String,
     pub(crate) near: bool,
     pub(crate) unix: bool,
+    pub(crate) listener: Option<SocketAddr>,
     /// Where the socket is another worker's: what is shared with that.
     pub(crate) link: Option<Arc<Link>>,
 }
@@ -344,12 +357,14 @@ struct Client {
     scanner: Scanner,
     /// The client has closed its side: what it asked is answered, then we close.
     eof: bool,
+    /// A rate limit holds its next request back until then.
+    paced: Option<u64>,
 }
 
 /// The task of one client, from accept to close.
 pub(crate) async fn run(ctx: Rc<Ctx>, session: Rc<Session>, rd: ReadHalf) {
     let scanner = Scanner::new(limits::BULK_MAX, ctx.config.listen.query_limit);
-    let mut client = Client { session: session.clone(), rd, rbuf: BytesMut::new(), scanner, eof: false };
+    let mut client = Client { session: session.clone(), rd, rbuf: BytesMut::new(), scanner, eof: false, paced: None };
     client.serve(&ctx).await;
     ctx.sessions.borrow_mut().remove(&session.id);
     session.close();
@@ -378,6 +393,7 @@ impl Client {
                 continue;
             }
             let step = self.process(ctx);
+            self.paced = if let Step::Paced(until) = step { Some(until) } else { None };
             let resting = matches!(step, Step::NeedInput) && self.rbuf.is_empty() && !self.eof;
             self.session.comes_to_rest(resting, &self.rd);
             self.session.flush(ctx);
@@ -388,7 +404,7 @@ impl Client {
                     true
                 }
                 Step::NeedInput => self.wait(ctx, true).await,
-                Step::Throttled | Step::LaneFull => self.wait(ctx, false).await,
+                Step::Throttled | Step::LaneFull | Step::Paced(_) => self.wait(ctx, false).await,
                 Step::Close => {
                     self.finish(ctx).await;
                     false
@@ -416,8 +432,10 @@ impl Client {
         session.unfinished.set(self.rbuf.len());
         let may_read = want_input && !self.eof && session.unsent() < BACKPRESSURE;
         session.waiting.set(!may_read || ctx.draining.get());
-        let rest = session.rests(may_read && self.rbuf.is_empty(), &self.rd);
-        let idle = ctx.config.listen.idle_timeout.map(|limit| session.idle_left(limit));
+        let rest = session.rests(ctx, may_read && self.rbuf.is_empty(), &self.rd);
+        // Who is held back is not idle.
+        let idle =
+            ctx.config.listen.idle_timeout.filter(|_| self.paced.is_none()).map(|limit| session.idle_left(limit));
         // In order, without drawing lots: whatever is ready here, `serve` looks at everything next.
         let go_on = tokio::select! {
             biased;
@@ -427,6 +445,7 @@ impl Client {
                 session.flush(ctx);
                 true
             }
+            () = until(self.paced), if self.paced.is_some() => true,
             () = idle_for(idle), if idle.is_some() => {
                 // Replies do not wake this task, so what is outstanding is asked now.
                 let limit = ctx.config.listen.idle_timeout.unwrap_or_default();
@@ -532,4 +551,9 @@ async fn idle_for(limit: Option<Duration>) {
     if let Some(limit) = limit {
         tokio::time::sleep(limit).await;
     }
+}
+
+/// The same for a time of `clock`.
+async fn until(due: Option<u64>) {
+    idle_for(due.map(|due| Duration::from_nanos(due.saturating_sub(clock::now())))).await;
 }

@@ -14,7 +14,7 @@ use crate::config::{AdminResp, CacheMode, Variant, show_percent};
 use crate::observe::arms::ArmId;
 use crate::observe::clock;
 use crate::observe::latency::Window;
-use crate::observe::reasons::{Bypass, Coherence, Method};
+use crate::observe::reasons::{Bypass, Coherence, Decision, Limited, Method};
 use crate::policy::Rule;
 use crate::policy::explain::explain;
 use crate::policy::tag::TagTemplate;
@@ -150,7 +150,8 @@ impl Session {
         }
         let asked = Request { raw: &raw, args: scanner.args() };
         let batch = Batch::new(ctx, self);
-        let (name, spec, route) = match self.spec(ctx, &asked) {
+        let found = self.spec(ctx, &asked);
+        let (name, spec, route) = match found {
             Ok(spec) => {
                 let view = self.view(ctx, &batch, &asked, spec);
                 (spec.name, Some(spec), router::route(spec, &asked, &view))
@@ -167,6 +168,7 @@ impl Session {
             ("command", name.to_owned()),
             ("route", route.as_str().to_owned()),
             ("reason", route.reason().to_owned()),
+            ("policy", self.explain_policy(ctx, found, &asked)),
             ("effect", format!("{effect:?}").to_ascii_lowercase()),
             ("may_be_sent_again", yes(spec.is_some_and(|s| s.resend))),
             ("in_l1", yes(spec.is_some_and(|spec| self.holds(ctx, lane.id, &asked, spec)))),
@@ -382,6 +384,7 @@ fn section(ctx: &Ctx, now: u64) -> String {
     let _ = write!(text, "coherence_asked:{}\r\n", coherence.mode.as_str());
     let _ = write!(text, "fence:{}\r\n", coherence.fence.as_str());
     let _ = write!(text, "pubsub_atomic:{}\r\n", yes(coherence.pubsub_atomic));
+    let _ = write!(text, "policy_mode:{}\r\n", m.policy.mode().as_str());
     let mut line = |name: &str, value: u64| {
         let _ = write!(text, "{name}:{value}\r\n");
     };
@@ -394,6 +397,12 @@ fn section(ctx: &Ctx, now: u64) -> String {
     line("audit_checked", m.audit_checked.get());
     line("audit_stale", m.audit_stale.get());
     line("audit_age_ms", m.audit_age.get() / 1_000_000);
+    line("policy_allowed", m.decided_of_all(Decision::Allowed));
+    line("policy_denied", m.decided_of_all(Decision::Denied));
+    line("policy_logged", m.decided_of_all(Decision::Logged));
+    line("rate_limit_waits", m.policy.limited.get(Limited::Wait));
+    line("rate_limit_waited_ms", m.policy.waited.get() / 1_000_000);
+    line("rate_limit_errors", m.policy.limited.get(Limited::Error));
     line("pinned_connections", ctx.pool.open() as u64);
     line("upstream_reconnects", m.reconnects.get());
     line("channel_epoch", ctx.channel.epoch());

@@ -1,6 +1,8 @@
 //! What a pinned connection must remember of the commands it carries: which reply comes next and what it ends, the queue of
 //! an open MULTI, the counts of subscriptions. Pure bookkeeping; `pinned` moves the bytes.
 
+use std::borrow::Cow;
+
 use crate::coherence::{Ends, Message};
 use crate::command::{Effect, Kind, Request, Spec, keys};
 use crate::resp::{Proto, reply};
@@ -66,7 +68,9 @@ pub(super) enum What {
     Auth(Credential),
     Select(u32),
     /// Not proxied, so not forwarded: a stand-in went in its place that upstream refuses, which aborts an open MULTI.
-    Refused(&'static str),
+    Refused(Cow<'static, str>),
+    /// EXEC, which may not run: a DISCARD went in its place.
+    Aborted(Cow<'static, str>),
     /// CLIENT TRACKING ON or OFF.
     Tracking(bool),
     /// CLIENT GETREDIR or TRACKINGINFO, whose id is one of ours.

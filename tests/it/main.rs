@@ -30,6 +30,8 @@ mod lifecycle;
 mod limits;
 /// Byte for byte what Redis itself answers.
 mod oracle;
+/// Who may run what, on which keys, how often.
+mod policy;
 /// Every read that can be kept, and every one that never is.
 mod reads;
 /// Bugs that suites of others found, one test each.

@@ -1,19 +1,20 @@
 //! What a pinned client says: each request forwarded, with what its reply will mean, or answered here once everything
 //! before it is answered.
 
+use std::borrow::Cow;
 use std::rc::Rc;
 
 use bytes::Buf;
 
 use super::upload::Upload;
-use super::{CHUNK, End, Pin, begin_all, flush};
+use super::{Broken, CHUNK, End, Pin, begin_all, flush, is_new};
 use crate::coherence::Message;
 use crate::command::table::{self, Lookup};
 use crate::command::{Effect, Kind, Need, Request, Spec, keys};
 use crate::observe::clock;
 use crate::resp::request::Scan;
 use crate::resp::{Proto, build};
-use crate::router;
+use crate::router::{self, Stranger};
 use crate::session::dispatch::Owned;
 use crate::session::local::{Local, asks_for_entry, greeting};
 use crate::session::transaction::{Expect, Queued, Role, Subscriptions, What, is_subscription};
@@ -24,6 +25,7 @@ use crate::worker::Ctx;
 impl Pin {
     /// Forwards what the client has sent, as far as it may go now.
     pub(super) async fn read_client(&mut self, ctx: &Rc<Ctx>, client: &mut Client) -> Option<End> {
+        self.paced = None;
         loop {
             if let Some(end) = self.run_local(ctx, client).await {
                 return Some(end);
@@ -47,6 +49,10 @@ impl Pin {
             if self.waits_for_state() {
                 return None;
             }
+            self.paced = client.session.pace(ctx);
+            if self.paced.is_some() {
+                return None;
+            }
             let (len, owned) = match client.scanner.scan(&client.rbuf) {
                 Scan::Incomplete => return None,
                 Scan::Nothing { len } => (len, None),
@@ -58,15 +64,19 @@ impl Pin {
                     let req = Request { raw: client.scanner.inline(), args: client.scanner.args() };
                     (len, Some(Owned::of(&req)))
                 }
+                Scan::Large if self.asks_for_large(ctx, client) => return None,
                 Scan::Large => {
-                    self.upload = Some(Upload::new(client));
+                    self.upload = Some(Upload::new(ctx, client));
                     continue;
                 }
                 Scan::Error(e) => {
-                    self.broken = Some(e);
+                    self.broken = Some(Broken::Protocol(e));
                     continue;
                 }
             };
+            if owned.as_ref().is_some_and(|owned| self.asks_for(ctx, client, &owned.request())) {
+                return None;
+            }
             client.rbuf.advance(len);
             if let Some(owned) = owned {
                 self.request(ctx, client, &owned.request());
@@ -78,7 +88,7 @@ impl Pin {
     /// or an EXEC the session may be free to go back to the lane, and Redis would not look at it either.
     pub(super) fn waits_for_state(&self) -> bool {
         match self.expect.back().map(|e| &e.what) {
-            Some(What::Blocking | What::Exec(_) | What::Discard | What::Unwatch) => true,
+            Some(What::Blocking | What::Exec(_) | What::Aborted(_) | What::Discard | What::Unwatch) => true,
             Some(What::Hello(_) | What::Auth(_) | What::Select(_) | What::Tracking(_)) => true,
             Some(What::Subscription { .. }) => true,
             Some(What::Command) => !self.sticky && !self.is_stateful(),
@@ -86,13 +96,48 @@ impl Pin {
         }
     }
 
-    /// One request of the client's.
+    /// One request of the client's, if it may run.
     pub(super) fn request(&mut self, ctx: &Rc<Ctx>, client: &Client, req: &Request<'_>) {
-        let spec = match table::lookup(req) {
-            Lookup::Known(spec) => Some(spec),
-            Lookup::UnknownSub => None,
-            Lookup::Unknown => ctx.learned(req.arg(0)).ok(),
-        };
+        let session = &client.session;
+        let refused = session
+            .spend(ctx, Some(req))
+            .or_else(|| if ctx.policy.is_open() { None } else { session.judge(ctx, known(ctx, req), req) });
+        match refused {
+            Some(why) => self.refuse(session, req, why),
+            None => self.take(ctx, client, req),
+        }
+    }
+
+    /// The request that the connection was taken for. It has been judged, unless nobody could say what it is: there is no lane.
+    pub(super) fn first(&mut self, ctx: &Rc<Ctx>, client: &Client, req: &Request<'_>) {
+        let refused = if is_new(ctx, req) { client.session.judge(ctx, Err(Stranger::New), req) } else { None };
+        match refused {
+            Some(why) => self.refuse(&client.session, req, why),
+            None => self.take(ctx, client, req),
+        }
+    }
+
+    /// What may not run is not sent; what goes in its place aborts an open MULTI, as a refusal by upstream would.
+    fn refuse(&mut self, session: &Session, req: &Request<'_>, why: String) {
+        session.last.set(clock::now());
+        let reply = req.is(0, "client") && req.is(1, "reply");
+        let mute = !reply && session.state.borrow_mut().mute();
+        if req.is(0, "exec") {
+            self.queue = None;
+            build::command(&mut self.out, &[b"DISCARD"]);
+            return self.expect.push_back(Expect::of(What::Aborted(why.into()), mute));
+        }
+        self.stand_in(why.into(), mute);
+    }
+
+    pub(super) fn stand_in(&mut self, why: Cow<'static, str>, mute: bool) {
+        build::command(&mut self.out, &[b"NEARSIDE"]);
+        self.expect.push_back(Expect::of(What::Refused(why), mute));
+    }
+
+    /// One that may run.
+    pub(super) fn take(&mut self, ctx: &Rc<Ctx>, client: &Client, req: &Request<'_>) {
+        let spec = known(ctx, req).ok();
         let session = &client.session;
         session.last_command.set(spec.map_or("unknown", |s| s.name));
         session.last.set(clock::now());
@@ -103,9 +148,7 @@ impl Pin {
         let known = spec.filter(|s| keys::arity_ok(s, req.argc()));
         if let Some(why) = known.and_then(|s| self.refusal(ctx, s)) {
             let mute = session.state.borrow_mut().mute();
-            build::command(&mut self.out, &[b"NEARSIDE"]);
-            self.expect.push_back(Expect::of(What::Refused(why), mute));
-            return;
+            return self.stand_in(why.into(), mute);
         }
         let restricted = self.subs.any() && self.conn.proto == Proto::Resp2;
         if let Some(spec) = known.filter(|_| !restricted) {
@@ -337,8 +380,11 @@ impl Pin {
         if !self.expect.is_empty() || self.hold.is_some() || self.streaming {
             return None;
         }
-        if let Some(e) = self.broken.take() {
-            client.session.protocol_error(ctx, &e);
+        if let Some(broken) = self.broken.take() {
+            match broken {
+                Broken::Protocol(e) => client.session.protocol_error(ctx, &e),
+                Broken::Refused(why) => client.session.answer_error(false, &why),
+            }
             self.quit = true;
             return Some(End::Close);
         }
@@ -391,6 +437,15 @@ impl Pin {
                 None
             }
         }
+    }
+}
+
+/// The row of a request's name, also of one that upstream has explained.
+fn known(ctx: &Ctx, req: &Request<'_>) -> Result<&'static Spec, Stranger> {
+    match table::lookup(req) {
+        Lookup::Known(spec) => Ok(spec),
+        Lookup::UnknownSub => Err(Stranger::Unknown),
+        Lookup::Unknown => ctx.learned(req.arg(0)),
     }
 }
 

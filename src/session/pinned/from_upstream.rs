@@ -191,6 +191,7 @@ impl Pin {
         let hold = settle(ctx, &expect) && !nothing;
         let mut hold = hold | (!nothing && self.tell(&expect));
         let session = &client.session;
+        let aborted = matches!(expect.what, What::Aborted(_));
         match expect.what {
             What::Multi if failed => self.queue = None,
             What::Queued(queued) if frame.starts_with(b"+QUEUED") => {
@@ -234,9 +235,11 @@ impl Pin {
                 // The other database may have a lane.
                 self.sticky = false;
             }
-            What::Refused(why) => {
+            What::Aborted(why) | What::Refused(why) => {
+                // DISCARD ends the WATCH as well.
+                self.watching &= failed || !aborted;
                 let mut own = BytesMut::new();
-                build::error(&mut own, why);
+                build::error(&mut own, &why);
                 self.deliver(expect.mute, &own);
                 return Ok(hold);
             }
@@ -267,6 +270,7 @@ impl Pin {
             state.name = name;
         }
         drop(state);
+        client.session.changed_identity();
         let mut own = BytesMut::new();
         match ServerInfo::parse(frame) {
             Some(info) => crate::session::local::hello_reply(&mut own, &info, proto, client.session.id),

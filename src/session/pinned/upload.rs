@@ -4,11 +4,12 @@ use std::rc::Rc;
 
 use bytes::{Buf, BytesMut};
 
-use super::{KEYS_MAX, Pin, begin_all, flush};
+use super::{Broken, KEYS_MAX, Pin, begin_all, flush};
 use crate::command::table::{self};
 use crate::command::{Effect, Kind, Need, Spec, keys};
 use crate::observe::reasons::Dropped;
 use crate::router;
+use crate::session::gate::LargeJudge;
 use crate::session::transaction::{Expect, Queued, Role, What, is_subscription};
 use crate::session::{BACKPRESSURE, Client, Session};
 use crate::worker::Ctx;
@@ -21,33 +22,57 @@ pub(super) struct Upload {
     keys: Vec<Box<[u8]>>,
     key_bytes: usize,
     mute: bool,
+    /// Who says whether it may run, where there is a command policy.
+    judge: Option<LargeJudge>,
+    /// It may not run: nothing of it is sent.
+    refused: Option<String>,
+    /// Some of it has been sent.
+    begun: bool,
 }
 
 impl Pin {
     /// Moves a piece of a large request up. True: something happened.
     pub(super) fn upload(&mut self, ctx: &Rc<Ctx>, client: &mut Client) -> bool {
         let Some(upload) = self.upload.as_mut() else { return false };
-        let step = client.scanner.stream(&client.rbuf, &mut |i, arg| upload.saw(i, arg));
+        let step = client.scanner.stream(&client.rbuf, &mut |i, arg| upload.saw(ctx, i, arg));
         let step = match step {
             Ok(step) => step,
             Err(e) => {
-                self.broken = Some(e);
+                self.broken = Some(Broken::Protocol(e));
                 return true;
             }
         };
+        if let Some(why) = upload.judged(ctx, &client.session, step.done) {
+            if upload.begun {
+                // Upstream waits for the rest, which must not come: its connection ends with the client's.
+                self.upload = None;
+                self.broken = Some(Broken::Refused(why));
+                return true;
+            }
+            upload.refused = Some(why);
+        }
         let refused = upload.spec.and_then(|spec| router::refused(spec, ctx.config.commands.shutdown));
         if let Some(why) = refused {
             // Nothing of it has been sent, and the rest of it cannot be told from new requests without reading it.
             client.session.drop_for(ctx, Dropped::Protocol, why);
             return false;
         }
+        let sent = upload.refused.is_none();
+        upload.begun |= sent && step.take > 0;
         if step.done {
             // R20: the L1's side begins when the last byte is about to be sent.
             let upload = self.upload.take().expect("an upload is under way");
-            let expect = self.uploaded(ctx, &client.session, upload);
-            self.expect.push_back(expect);
+            match upload.refused {
+                Some(why) => self.stand_in(why.into(), upload.mute),
+                None => {
+                    let expect = self.uploaded(ctx, &client.session, upload);
+                    self.expect.push_back(expect);
+                }
+            }
         }
-        self.out.extend_from_slice(&client.rbuf[..step.take]);
+        if sent {
+            self.out.extend_from_slice(&client.rbuf[..step.take]);
+        }
         client.rbuf.advance(step.take);
         if client.rbuf.is_empty() && client.rbuf.capacity() > BACKPRESSURE {
             client.rbuf = BytesMut::new();
@@ -85,19 +110,30 @@ impl Pin {
 }
 
 impl Upload {
-    pub(super) fn new(client: &Client) -> Upload {
+    pub(super) fn new(ctx: &Ctx, client: &Client) -> Upload {
+        let session = &client.session;
+        let refused = session.spend(ctx, None);
         Upload {
+            judge: if refused.is_none() { session.judge_large(ctx) } else { None },
+            refused,
+            begun: false,
             spec: None,
             argc: client.scanner.argc_declared(),
             name: Vec::new(),
             keys: Vec::new(),
             key_bytes: 0,
-            mute: client.session.state.borrow_mut().mute(),
+            mute: session.state.borrow_mut().mute(),
         }
     }
 
+    /// What the command policy says of it, once it says something: at the first refusal, else at its end.
+    fn judged(&mut self, ctx: &Ctx, session: &Session, done: bool) -> Option<String> {
+        let judge = self.judge.take_if(|judge| done || judge.is_refused())?;
+        session.decide_large(ctx, judge, self.spec)
+    }
+
     /// An argument has passed; those that may be keys are remembered.
-    fn saw(&mut self, i: usize, arg: Option<&[u8]>) {
+    fn saw(&mut self, ctx: &Ctx, i: usize, arg: Option<&[u8]>) {
         match (i, arg) {
             (0, Some(name)) => {
                 self.name = name.to_vec();
@@ -108,6 +144,18 @@ impl Upload {
                 self.spec = table::by_name(&full);
             }
             _ => {}
+        }
+        if let Some(judge) = &mut self.judge {
+            match (i, self.spec) {
+                // Of a container the next argument says which command it is.
+                (0, None) if self.argc > 1 && table::is_container(&self.name) => {}
+                (0, spec) => judge.named(ctx, spec, &[arg.unwrap_or(&self.name)]),
+                (1, spec) if table::is_container(&self.name) => {
+                    judge.named(ctx, spec, &[&self.name, arg.unwrap_or_default()])
+                }
+                (_, Some(spec)) => judge.passed(spec, self.argc, i, arg),
+                (_, None) => {}
+            }
         }
         let Some(spec) = self.spec.filter(|s| i > 0 && keys::is_key_position(s, self.argc, i)) else { return };
         match arg {

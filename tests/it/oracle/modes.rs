@@ -1,6 +1,8 @@
 //! The same scripts through sidecars that do more, or have less, upstream than usual: writes that are wrapped into
 //! transactions of ours, and an upstream that speaks RESP2 only. Clients must not be able to tell.
 
+use serde_json::json;
+
 use super::*;
 use crate::support::proxy::Builder;
 
@@ -61,6 +63,18 @@ fn ttl(name: &str) {
     hold(name, &["--rename-command", "HELLO", ""], "ttl", &[false], |b| b.set("coherence.mode", "ttl"));
 }
 
+/// A policy that judges and paces every command, and has nothing against any.
+fn under_policy(name: &str) {
+    let overrides = json!([{"client": "nobody", "deny": ["@all"]}, {"user": "*", "deny": ["graph.query"]}]);
+    let rate = json!([{"per_second": 1_000_000, "burst": 1_000_000}, {"per_second": 1_000_000, "on_limit": "error"}]);
+    hold(name, &[], "tracking", &[false, true], |b| {
+        b.set("commands.allow", json!(["@all"]))
+            .set("commands.overrides", overrides.clone())
+            .set("commands.rate", rate.clone())
+    });
+}
+
+in_mode! { under_policy: strings keys transactions scripting blocking errors inline large }
 in_mode! { pubsub: strings bitmaps keys hashes lists sets sorted_sets geo hyperloglog streams scripting transactions
 blocking errors inline large }
 in_mode! { pubsub_not_atomic: strings transactions errors }
