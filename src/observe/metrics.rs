@@ -3,7 +3,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::counters::{Counter, Gauge, Histogram, Labeled};
+use super::counters::{Counter, Gauge, Histogram, Labeled, Named};
 use super::patterns::{PatternId, Patterns, Row, ShardRows};
 use super::reasons::{Bypass, Class, Discard, Dropped, ErrorType, Evict, Flush, Peer, Pin, Reject, Source, Tag, Timed};
 
@@ -30,6 +30,8 @@ pub(crate) struct Metrics {
     pub(crate) patterns: Patterns,
     pub(crate) errors: Labeled<{ ErrorType::COUNT }>,
     pub(crate) invalidated: Labeled<{ Tag::COUNT }>,
+    /// The same for tags of rules, by what they were filled in from.
+    pub(crate) templates: Named,
 
     pub(crate) bypass: Labeled<{ Bypass::COUNT }>,
     pub(crate) discarded: Labeled<{ Discard::COUNT }>,
@@ -103,6 +105,7 @@ impl Metrics {
             patterns,
             errors: Labeled::new(ErrorType::WORDS),
             invalidated: Labeled::new(Tag::WORDS),
+            templates: Named::default(),
             bypass: Labeled::new(Bypass::WORDS),
             discarded: Labeled::new(Discard::WORDS),
             invalidations: Labeled::new(Source::WORDS),
