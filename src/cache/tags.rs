@@ -297,6 +297,7 @@ impl Walk {
         if self.behind >= self.last {
             return Vec::new();
         }
+        sync::point();
         let members = self.set.members.lock();
         let rest = members.records.range(self.behind + 1..=self.last);
         let (numbers, keys): (Vec<u64>, Vec<Key>) = rest.take(BATCH).map(|(number, key)| (*number, key.clone())).unzip();

@@ -453,7 +453,10 @@ const FILL_OTHER: Step = |world| world.fill(1);
 const READER: &[Step] = &[World::read, World::read, World::read];
 const FILLS: &[&[Step]] = &[&[World::invalidated, World::read], &[FILL, FILL], READER, &[FILL]];
 const TWO_FILLS: &[&[Step]] = &[&[World::invalidated, World::read], &[FILL], &[FILL]];
+/// The key has no record of before when it begins.
+const NO_RECORD: &[&[Step]] = &[&[World::evicted, World::invalidated, World::read], &[FILL]];
 const PROFILES: &[&[Step]] = &[&[World::invalidated, World::read], &[FILL_OTHER, FILL_OTHER], &[FILL], READER];
+const ANOTHER: &[&[Step]] = &[&[World::invalidated, World::read], &[FILL_OTHER]];
 const TWO: &[&[Step]] = &[&[World::invalidated, World::read], &[World::invalidated, World::read], &[FILL, FILL_OTHER]];
 const EVICTIONS: &[&[Step]] =
     &[&[World::evicted, World::evicted], &[FILL, FILL_OTHER, FILL], &[World::invalidated, World::read], READER];
@@ -489,7 +492,7 @@ fn judged(seed: u64, schedules: usize, broken: Broken, threads: &'static [&'stat
 #[test]
 fn no_look_up_goes_behind_a_tag_s_invalidation_that_has_ended() {
     let mut all_hits = 0;
-    for (seed, threads) in [FILLS, PROFILES, TWO, EVICTIONS].into_iter().enumerate() {
+    for (seed, threads) in [FILLS, TWO_FILLS, NO_RECORD, PROFILES, TWO, EVICTIONS].into_iter().enumerate() {
         let (stale, hits) = judged(seed as u64, model::schedules(SCHEDULES), Broken::Nothing, threads);
         assert_eq!(stale, 0, "scene {seed}");
         all_hits += hits;
@@ -501,10 +504,10 @@ fn no_look_up_goes_behind_a_tag_s_invalidation_that_has_ended() {
 fn each_step_of_the_argument_is_needed() {
     for (broken, threads) in [
         (Broken::LooksBeforeItRaises, TWO_FILLS),
-        (Broken::RaisesNothing, TWO_FILLS),
-        (Broken::ComparesBeforeItRecords, TWO_FILLS),
-        (Broken::StoresBeforeItRecords, TWO_FILLS),
-        (Broken::TakesOver, PROFILES),
+        (Broken::RaisesNothing, NO_RECORD),
+        (Broken::ComparesBeforeItRecords, NO_RECORD),
+        (Broken::StoresBeforeItRecords, NO_RECORD),
+        (Broken::TakesOver, ANOTHER),
         (Broken::ForgetsTheNewest, EVICTIONS),
     ] {
         let (stale, hits) = judged(1, TO_BE_SEEN, broken, threads);
