@@ -121,6 +121,7 @@ impl Ctx {
         });
         let max_staleness = u64::try_from(config.coherence.max_staleness.as_nanos()).unwrap_or(u64::MAX);
         let rules = Rules::new(&config.rules, &config.cache, &metrics.patterns);
+        name_tags(&metrics, &rules);
         let samples = Samples::new(config.coherence.sample_per_second, clock::now());
         Rc::new(Ctx {
             default_profile: Profile { db: up.db, credential: credential.clone() },
@@ -233,6 +234,7 @@ impl Ctx {
     /// stored already the sweep finds. Whatever is judged from here on is judged by the new rules.
     pub(crate) async fn set_rules(self: &Rc<Self>, next: Rules) -> usize {
         let next = Arc::new(next);
+        name_tags(&self.metrics, &next);
         let old = self.rules.swap(next.clone());
         self.kept.set(next.commands());
         let sweep = self.l1.sweep(vec![Matcher::Rules { old, next }]);
@@ -600,6 +602,15 @@ impl Ctx {
         };
         tracing::warn!("upstream {} is gone, trying again: {why}", self.config.upstream.display());
         *watch = Watch::Gone { logged };
+    }
+}
+
+/// Every tag's template has its series from the start.
+fn name_tags(metrics: &Metrics, rules: &Rules) {
+    let templates = rules.list().iter().flat_map(|rule| rule.terms.tags.iter());
+    for tag in templates {
+        // Where there are too many, they count as `_tag`.
+        let _ = metrics.templates.add(tag.text(), 0);
     }
 }
 

@@ -85,3 +85,6 @@ impl Share {
         Some((number, key))
     }
 }
+
+#[cfg(test)]
+mod tests;

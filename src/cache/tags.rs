@@ -300,7 +300,8 @@ impl Walk {
         sync::point();
         let members = self.set.members.lock();
         let rest = members.records.range(self.behind + 1..=self.last);
-        let (numbers, keys): (Vec<u64>, Vec<Key>) = rest.take(BATCH).map(|(number, key)| (*number, key.clone())).unzip();
+        let (numbers, keys): (Vec<u64>, Vec<Key>) =
+            rest.take(BATCH).map(|(number, key)| (*number, key.clone())).unzip();
         drop(members);
         self.behind = numbers.last().copied().unwrap_or(self.last);
         keys

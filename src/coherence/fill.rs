@@ -11,7 +11,7 @@ use super::reader::nanos;
 use super::wait::{Fetch, MgetFetch, Part, Refresh, Relay};
 use crate::cache::{Entry, FormEntry, FormId, Labels, ShareOf, Tag, Token, Value};
 use crate::command::cacheable::Shape;
-use crate::config::WHOLE;
+use crate::config::{Rule, WHOLE};
 use crate::observe::clock;
 use crate::observe::reasons::{Coherence, Discard, Evict};
 use crate::policy::Keep;
@@ -272,9 +272,13 @@ impl<'a> Reading<'a> {
 fn labels<'k>(ctx: &Ctx, keep: &'k Keep, key: &[u8]) -> Labels<'k> {
     let terms = keep.terms();
     let tags = terms.tags_of(key).into_iter().map(|(text, template)| Tag { text, template }).collect();
-    let share_of = |part: u16| ctx.config.cache.max_bytes.saturating_mul(part.into()) / u64::from(WHOLE);
-    let share = terms.max_share.map(|part| ShareOf { rule: &terms.name, max_bytes: share_of(part) });
-    Labels { tags, share }
+    Labels { tags, share: share_of(ctx, terms) }
+}
+
+/// `max_share` in bytes.
+pub(crate) fn share_of<'r>(ctx: &Ctx, terms: &'r Rule) -> Option<ShareOf<'r>> {
+    let bytes = |part: u16| ctx.config.cache.max_bytes.saturating_mul(part.into()) / u64::from(WHOLE);
+    terms.max_share.map(|part| ShareOf { rule: &terms.name, max_bytes: bytes(part) })
 }
 
 /// The reply of a GET (or an element of MGET's) as the L1 keeps it; none for errors and for what is too large.

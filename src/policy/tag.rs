@@ -86,8 +86,13 @@ mod tests {
         assert_eq!(fill("tenant:{id}"), "tenant:42");
         assert_eq!(fill("{1}-{id}-{1}"), "7-42-7");
         assert_eq!(fill("all"), "all");
-        for (text, part) in [("", "1 to"), ("_flush", "begins with _"), ("{id", "without"), ("{nix}", "it has {id}, {1}"), ("{2}", "no capture {2}")]
-        {
+        for (text, part) in [
+            ("", "1 to"),
+            ("_flush", "begins with _"),
+            ("{id", "without"),
+            ("{nix}", "it has {id}, {1}"),
+            ("{2}", "no capture {2}"),
+        ] {
             let error = TagTemplate::parse(text, &pattern).expect_err(text);
             assert!(error.contains(part), "{text}: {error}");
         }

@@ -9,6 +9,7 @@ use bytes::BytesMut;
 use super::Session;
 use super::dispatch::Batch;
 use crate::cache::{Entry, FormEntry, Value};
+use crate::coherence;
 use crate::command::cacheable::Caching;
 use crate::command::{Effect, Request, Spec, keys};
 use crate::config::{AdminResp, CacheMode, Variant};
@@ -40,7 +41,8 @@ const HELP: &[&str] = &[
     "    All figures, as INFO prints them.",
     "INVALIDATE KEY|PREFIX|PATTERN|REGEX|TAG <x> [<x> ...]",
     "    Drop the entries that are named so, here and in all sidecars of this upstream. PATTERN is a glob as KEYS",
-    "    takes it, REGEX finds its expression anywhere in the key. Returns how many they were here.",
+    "    takes it, REGEX finds its expression anywhere in the key, TAG is one that a rule gives its keys. Returns",
+    "    how many they were here.",
     "MODE [serve|off]",
     "    Print the cache's mode, or change it until the next start.",
     "RULES",
@@ -164,6 +166,7 @@ impl Session {
         let effect = spec.map_or(Effect::Opaque, |s| s.effect);
         let lane = self.lane(ctx);
         let (rule, rule_says) = named.first().map_or_else(Default::default, |key| rule_of(ctx, key, spec));
+        let tags = named.first().map_or_else(Vec::new, |key| tags_of(ctx, key));
         let fields = [
             ("command", name.to_owned()),
             ("route", route.as_str().to_owned()),
@@ -178,11 +181,10 @@ impl Session {
         ];
         let proto = self.proto();
         self.answer(mute, |out| {
-            build::map_or_array(out, proto, fields.len() + 1);
+            build::map_or_array(out, proto, fields.len() + 2);
             pairs(out, &fields);
-            build::bulk(out, b"keys");
-            build::array(out, named.len());
-            named.iter().for_each(|key| build::bulk(out, key));
+            names(out, "tags", &tags);
+            names(out, "keys", &named);
         });
     }
 
@@ -228,8 +230,9 @@ impl Session {
             fields.extend(times(entry));
         }
         self.answer(mute, |out| {
-            build::map_or_array(out, proto, fields.len() + 1);
+            build::map_or_array(out, proto, fields.len() + 2);
             pairs(out, &fields);
+            names(out, "tags", &forms.tags().collect::<Vec<_>>());
             build::bulk(out, b"forms");
             build::array(out, others.len());
             for form in others {
@@ -249,6 +252,8 @@ fn rule_fields(ctx: &Ctx, rule: &Rule) -> Vec<(&'static str, String)> {
     let ms = |d: Duration| d.as_millis().to_string();
     let list = |words: Vec<&str>| words.join(" ");
     let counts = ctx.metrics.counts_of(rule.label);
+    let share = coherence::share_of(ctx, terms);
+    let taken = ctx.l1.share_bytes(&terms.name).unwrap_or(0);
     let variant = |v: &Variant| format!("{}:{}", v.name, v.ttl.as_millis());
     vec![
         ("name", terms.name.clone()),
@@ -262,6 +267,8 @@ fn rule_fields(ctx: &Ctx, rule: &Rule) -> Vec<(&'static str, String)> {
         ("rollout_percent", terms.rollout.percent()),
         ("variants_ms", terms.variants.iter().map(variant).collect::<Vec<_>>().join(" ")),
         ("tags", list(terms.tags.iter().map(TagTemplate::text).collect())),
+        ("max_share_bytes", share.map_or_else(String::new, |share| share.max_bytes.to_string())),
+        ("share_bytes", share.map_or_else(String::new, |_| taken.to_string())),
         ("hits", counts.hits.to_string()),
         ("misses", counts.misses.to_string()),
         ("stored", counts.sets.to_string()),
@@ -285,6 +292,19 @@ fn rule_of(ctx: &Ctx, key: &[u8], spec: Option<&Spec>) -> (String, String) {
         }
     };
     (name, says)
+}
+
+/// The tags that an entry of `key` would have.
+fn tags_of(ctx: &Ctx, key: &[u8]) -> Vec<Vec<u8>> {
+    let rules = ctx.rules().load();
+    let tags = rules.find(key).map_or_else(Vec::new, |rule| rule.terms.tags_of(key));
+    tags.into_iter().map(|(tag, _)| tag).collect()
+}
+
+fn names<N: AsRef<[u8]>>(out: &mut BytesMut, field: &str, names: &[N]) {
+    build::bulk(out, field.as_bytes());
+    build::array(out, names.len());
+    names.iter().for_each(|name| build::bulk(out, name.as_ref()));
 }
 
 fn pairs(out: &mut BytesMut, fields: &[(&str, String)]) {
