@@ -134,6 +134,7 @@ impl Ctx {
         let mut experiments = Experiments::default();
         experiments.adopt(clock::now(), None, &mut rules, &metrics.arms);
         experiments.settle(&rules, &metrics.arms);
+        name_tags(&metrics, &rules);
         let samples = Samples::new(config.coherence.sample_per_second, clock::now());
         let ctx = Rc::new(Ctx {
             default_profile: Profile { db: up.db, credential: credential.clone() },
@@ -259,6 +260,7 @@ impl Ctx {
         let arms = &self.metrics.arms;
         self.experiments.borrow_mut().adopt(clock::now(), Some(&self.rules.load()), &mut next, arms);
         let next = Arc::new(next);
+        name_tags(&self.metrics, &next);
         let old = self.rules.swap(next.clone());
         self.kept.set(next.commands());
         self.refreshes.set(next.refresh());
@@ -644,6 +646,15 @@ impl Ctx {
         };
         tracing::warn!("upstream {} is gone, trying again: {why}", self.config.upstream.display());
         *watch = Watch::Gone { logged };
+    }
+}
+
+/// Every tag's template has its series from the start.
+fn name_tags(metrics: &Metrics, rules: &Rules) {
+    let templates = rules.list().iter().flat_map(|rule| rule.terms.tags.iter());
+    for tag in templates {
+        // Where there are too many, they count as `_tag`.
+        let _ = metrics.templates.add(tag.text(), 0);
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::form::FormEntry;
+use super::marks::Marks;
 use crate::mutation::{self, Rule};
 use crate::observe::arms::ArmId;
 use crate::observe::patterns::PatternId;
@@ -73,12 +74,14 @@ impl Value {
 }
 
 /// All entries of one key name: one in practice, more where several databases or users read the same name.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Forms {
     /// GET's.
     pub(crate) entries: SmallVec<[Entry; 1]>,
     /// Other commands', oldest first. Apart, so that a GET never looks at them.
     pub(crate) others: Box<[Arc<FormEntry>]>,
+    /// For the L1's books; none for most. Of one stored value: what replaces it gets its own.
+    pub(crate) marks: Option<Box<Marks>>,
 }
 
 impl Forms {
@@ -86,12 +89,16 @@ impl Forms {
     pub(crate) fn with(&self, entry: Entry) -> Forms {
         let mut entries: SmallVec<[Entry; 1]> = self.entries.iter().filter(|e| e.lane != entry.lane).cloned().collect();
         entries.push(entry);
-        Forms { entries, others: self.others.clone() }
+        Forms { entries, others: self.others.clone(), marks: None }
     }
 
     /// All of them, whatever the command.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Entry> {
         self.entries.iter().chain(self.others.iter().map(|form| &form.entry))
+    }
+
+    pub(crate) fn tags(&self) -> impl Iterator<Item = &[u8]> {
+        self.marks.iter().flat_map(|marks| marks.tags())
     }
 
     pub(crate) fn bytes(&self) -> usize {

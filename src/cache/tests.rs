@@ -24,6 +24,15 @@ impl L1 {
         during()
     }
 
+    /// What no rule says anything of.
+    pub(crate) fn insert(&self, key: &[u8], token: &Token, entry: Entry) -> Result<(), Discard> {
+        self.keep(key, token, &Labels::default(), entry)
+    }
+
+    pub(crate) fn insert_form(&self, key: &[u8], token: &Token, form: FormEntry) -> Result<Displaced, Discard> {
+        self.keep_form(key, token, &Labels::default(), form)
+    }
+
     pub(crate) fn show_pending(&self, key: &[u8], count: u32) {
         self.stripes[self.stripe(key).0 as usize].lock().pending += count;
     }

@@ -9,8 +9,9 @@ use super::lane::{Lane, MGET_POPULATE_MAX};
 use super::mode::Why;
 use super::reader::nanos;
 use super::wait::{Fetch, MgetFetch, Part, Refresh, Relay};
-use crate::cache::{Entry, FormEntry, FormId, Token, Value};
+use crate::cache::{Entry, FormEntry, FormId, Labels, ShareOf, Tag, Token, Value};
 use crate::command::cacheable::Shape;
+use crate::config::{Rule, WHOLE};
 use crate::observe::clock;
 use crate::observe::reasons::{Coherence, Discard, Evict};
 use crate::policy::Keep;
@@ -125,10 +126,11 @@ impl Lane {
             arm: read.keep.arm(),
             value: read.value,
         };
+        let labels = labels(ctx, read.keep, read.key);
         match read.id {
-            None => ctx.l1.insert(read.key, &read.token, entry)?,
+            None => ctx.l1.keep(read.key, &read.token, &labels, entry)?,
             Some(id) => {
-                let displaced = ctx.l1.insert_form(read.key, &read.token, FormEntry { id, entry })?;
+                let displaced = ctx.l1.keep_form(read.key, &read.token, &labels, FormEntry { id, entry })?;
                 ctx.metrics.evictions.add_shared(Evict::Size, displaced.oldest as u64);
                 ctx.metrics.evictions.add_shared(Evict::Invalidated, displaced.void as u64);
                 (0..displaced.oldest + displaced.void).for_each(|_| ctx.metrics.patterns.del(read.keep.pattern));
@@ -265,6 +267,19 @@ impl<'a> Reading<'a> {
     fn get(key: &'a [u8], token: Token, t_sent: u64, keep: &'a Keep, value: Value) -> Reading<'a> {
         Reading { key, id: None, shape: Shape::GET, token, t_sent, keep, value }
     }
+}
+
+/// What the rule of `key` calls its entry, and lets its entries take.
+fn labels<'k>(ctx: &Ctx, keep: &'k Keep, key: &[u8]) -> Labels<'k> {
+    let terms = keep.terms();
+    let tags = terms.tags_of(key).into_iter().map(|(text, template)| Tag { text, template }).collect();
+    Labels { tags, share: share_of(ctx, terms) }
+}
+
+/// `max_share` in bytes.
+pub(crate) fn share_of<'r>(ctx: &Ctx, terms: &'r Rule) -> Option<ShareOf<'r>> {
+    let bytes = |part: u16| ctx.config.cache.max_bytes.saturating_mul(part.into()) / u64::from(WHOLE);
+    terms.max_share.map(|part| ShareOf { rule: &terms.name, max_bytes: bytes(part) })
 }
 
 /// The reply of a GET (or an element of MGET's) as the L1 keeps it; none for errors and for what is too large.

@@ -33,6 +33,7 @@ mod wait;
 
 pub(crate) use channel::Channel;
 pub(crate) use facts::{LaneFacts, Vouched};
+pub(crate) use fill::share_of;
 pub(crate) use hold::Hold;
 pub(crate) use invalidate::{
     Applied, Asker, NotDropped, apply, come_back, drop_all, drop_everywhere, publish, publish_flush,

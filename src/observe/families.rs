@@ -57,7 +57,7 @@ const FAMILIES: &[Family] = &[
     family!(Counter "cache_errors_total" ["impl", "error_type"] "Commands of the cache's that failed, by kind of failure.",
         |v, out| by_word_l1(out, &v.metrics.errors)),
     family!(Counter "cache_invalidate_total" ["impl", "tag"] "Invalidations applied to the local cache, by what they named.",
-        |v, out| by_word_l1(out, &v.metrics.invalidated)),
+        invalidated),
     family!(Gauge "cache_enabled" ["impl"] "1 while the local cache answers reads; the label says what it does instead.",
         enabled),
     family!(Counter "cache_candidate_requests" ["route", "method"] "Requests that the cache could answer, by key pattern and command.",
@@ -175,6 +175,13 @@ fn by_word<const N: usize>(out: &mut Series, counters: &Labeled<N>) {
 fn by_word_l1<const N: usize>(out: &mut Series, counters: &Labeled<N>) {
     for (word, count) in counters.iter() {
         out.push(&[L1, word], count as f64);
+    }
+}
+
+fn invalidated(view: &View, out: &mut Series) {
+    by_word_l1(out, &view.metrics.invalidated);
+    for (template, count) in view.metrics.templates.list() {
+        out.push(&[L1, &template], count as f64);
     }
 }
 

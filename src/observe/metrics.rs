@@ -4,7 +4,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::arms::Arms;
-use super::counters::{Counter, Gauge, Histogram, Labeled};
+use super::counters::{Counter, Gauge, Histogram, Labeled, Named};
 use super::patterns::{PatternId, Patterns, Row, ShardRows};
 use super::policy::PolicyCounts;
 use super::reasons::{
@@ -37,6 +37,8 @@ pub(crate) struct Metrics {
     pub(crate) patterns: Patterns,
     pub(crate) errors: Labeled<{ ErrorType::COUNT }>,
     pub(crate) invalidated: Labeled<{ Tag::COUNT }>,
+    /// The same for tags of rules, by what they were filled in from.
+    pub(crate) templates: Named,
 
     pub(crate) bypass: Labeled<{ Bypass::COUNT }>,
     pub(crate) discarded: Labeled<{ Discard::COUNT }>,
@@ -116,6 +118,7 @@ impl Metrics {
             patterns,
             errors: Labeled::new(ErrorType::WORDS),
             invalidated: Labeled::new(Tag::WORDS),
+            templates: Named::default(),
             bypass: Labeled::new(Bypass::WORDS),
             discarded: Labeled::new(Discard::WORDS),
             invalidations: Labeled::new(Source::WORDS),

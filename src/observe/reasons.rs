@@ -160,7 +160,7 @@ words! {
         /// The lane was lost in between.
         Epoch = "epoch",
         Flush = "flush",
-        /// A prefix, pattern or regular expression was invalidated in between, of this key or not.
+        /// A prefix, pattern or regular expression was invalidated in between, of this key or not; or a tag of this key.
         Sweep = "sweep",
         /// Value and PTTL do not describe one state of the key.
         Inconsistent = "inconsistent",
@@ -168,6 +168,7 @@ words! {
         NoPerm = "noperm",
         /// Upstream answered with another error.
         Error = "error",
+        /// Larger than `max_value_bytes`, or than all that its rule may take.
         TooLarge = "too_large",
         /// It would expire before it could be served.
         Ttl = "ttl",
@@ -198,6 +199,8 @@ words! {
         Size = "size",
         Expired = "expired",
         Invalidated = "invalidated",
+        /// Its rule took more than its `max_share`.
+        Share = "share",
     }
 }
 
@@ -220,12 +223,13 @@ words! {
 }
 
 words! {
-    /// `tag` of `cache_invalidate_total` for invalidations without a tag of a rule.
+    /// `tag` of `cache_invalidate_total` for invalidations without a tag of a rule, and for a tag that nothing stored has.
     Tag {
         Key = "_key",
         Prefix = "_prefix",
         Pattern = "_pattern",
         Regex = "_regex",
+        Tag = "_tag",
         Flush = "_flush",
         Push = "_push",
     }

@@ -228,6 +228,13 @@ impl Rule {
 }
 
 impl config::Rule {
+    /// The tags of a key of this rule, each with the text that it is filled in from.
+    pub(crate) fn tags_of(&self, key: &[u8]) -> Vec<(Vec<u8>, &str)> {
+        let captures = if self.tags.is_empty() { None } else { self.pattern.captures(key) };
+        let filled = |captures| self.tags.iter().map(|tag| (tag.fill(&captures, key), tag.text())).collect();
+        captures.map_or_else(Vec::new, filled)
+    }
+
     fn variant(&self, variant: Option<u8>) -> Option<&config::Variant> {
         self.variants.get(usize::from(variant?))
     }
@@ -246,6 +253,12 @@ impl config::Rule {
             && self.stale_while_revalidate == other.stale_while_revalidate
             && self.tags == other.tags
             && self.tags_alike(other)
+            && self.share_alike(other)
+    }
+
+    /// What was stored while the rule had no share has not been counted.
+    fn share_alike(&self, other: &config::Rule) -> bool {
+        self.max_share.is_some() || other.max_share.is_none()
     }
 
     /// A tag's text is filled in from the pattern's captures.
@@ -354,6 +367,10 @@ mod tests {
         ] {
             assert_eq!((fate(base, new, "a:1"), fate(base, new, "b:1")), (a, b), "{new}");
         }
+        let shared = |share: &str| format!("[{{name: r, pattern: '*', {share}}}]");
+        assert!(!fate(&shared("ttl: 1m"), &shared("ttl: 1m, max_share: 0.5"), "a"), "it was never counted");
+        assert!(fate(&shared("max_share: 0.5"), &shared("max_share: 0.1"), "a"));
+        assert!(fate(&shared("ttl: 1m, max_share: 0.5"), &shared("ttl: 1m"), "a"));
         let ramp = |share: u32| format!("[{{name: r, pattern: '*', rollout: {share}}}]");
         assert!((0..500).any(|i| fate(&ramp(10), &ramp(50), &format!("k{i}"))));
         assert!(!fate(

@@ -9,6 +9,7 @@ use bytes::BytesMut;
 use super::Session;
 use super::dispatch::{Batch, STRANGER};
 use crate::cache::{Entry, FormEntry, Value};
+use crate::coherence;
 use crate::command::{Effect, Request};
 use crate::config::{AdminResp, CacheMode, Variant, show_percent};
 use crate::observe::arms::ArmId;
@@ -43,7 +44,8 @@ const HELP: &[&str] = &[
     "    All figures, as INFO prints them.",
     "INVALIDATE KEY|PREFIX|PATTERN|REGEX|TAG <x> [<x> ...]",
     "    Drop the entries that are named so, here and in all sidecars of this upstream. PATTERN is a glob as KEYS",
-    "    takes it, REGEX finds its expression anywhere in the key. Returns how many they were here.",
+    "    takes it, REGEX finds its expression anywhere in the key, TAG is one that a rule gives its keys. Returns",
+    "    how many they were here.",
     "MODE [serve|off]",
     "    Print the cache's mode, or change it until the next start.",
     "RULES",
@@ -164,6 +166,7 @@ impl Session {
         let said = explain(&ctx.rules().load(), &ctx.metrics.patterns, spec.unwrap_or(&STRANGER), &asked);
         let effect = spec.map_or(Effect::Opaque, |s| s.effect);
         let lane = self.lane(ctx);
+        let tags = said.keys.first().map_or_else(Vec::new, |key| tags_of(ctx, key));
         let fields = [
             ("command", name.to_owned()),
             ("route", route.as_str().to_owned()),
@@ -179,11 +182,10 @@ impl Session {
         ];
         let proto = self.proto();
         self.answer(mute, |out| {
-            build::map_or_array(out, proto, fields.len() + 1);
+            build::map_or_array(out, proto, fields.len() + 2);
             pairs(out, &fields);
-            build::bulk(out, b"keys");
-            build::array(out, said.keys.len());
-            said.keys.iter().for_each(|key| build::bulk(out, key));
+            names(out, "tags", &tags);
+            names(out, "keys", &said.keys);
         });
     }
 
@@ -229,8 +231,9 @@ impl Session {
             fields.extend(times(entry));
         }
         self.answer(mute, |out| {
-            build::map_or_array(out, proto, fields.len() + 1);
+            build::map_or_array(out, proto, fields.len() + 2);
             pairs(out, &fields);
+            names(out, "tags", &forms.tags().collect::<Vec<_>>());
             build::bulk(out, b"forms");
             build::array(out, others.len());
             for form in others {
@@ -251,6 +254,8 @@ fn rule_fields(ctx: &Ctx, rule: &Rule) -> Vec<(&'static str, String)> {
     let list = |words: Vec<&str>| words.join(" ");
     let counts = ctx.metrics.counts_of(rule.label);
     let (state, reason, arms) = experiment_of(ctx, rule);
+    let share = coherence::share_of(ctx, terms);
+    let taken = ctx.l1.share_bytes(&terms.name).unwrap_or(0);
     let variant = |v: &Variant| format!("{}:{}", v.name, v.ttl.as_millis());
     vec![
         ("name", terms.name.clone()),
@@ -267,6 +272,8 @@ fn rule_fields(ctx: &Ctx, rule: &Rule) -> Vec<(&'static str, String)> {
         ("arms", arms),
         ("variants_ms", terms.variants.iter().map(variant).collect::<Vec<_>>().join(" ")),
         ("tags", list(terms.tags.iter().map(TagTemplate::text).collect())),
+        ("max_share_bytes", share.map_or_else(String::new, |share| share.max_bytes.to_string())),
+        ("share_bytes", share.map_or_else(String::new, |_| taken.to_string())),
         ("hits", counts.hits.to_string()),
         ("misses", counts.misses.to_string()),
         ("stored", counts.sets.to_string()),
@@ -290,6 +297,19 @@ fn experiment_of(ctx: &Ctx, rule: &Rule) -> (&'static str, String, String) {
     let arms: Vec<String> = control.into_iter().chain(cached).map(one).collect();
     let reason = found.why.as_ref().map_or_else(String::new, |why| why.sentence.clone());
     (found.state.as_str(), reason, arms.join(" "))
+}
+
+/// The tags that an entry of `key` would have.
+fn tags_of(ctx: &Ctx, key: &[u8]) -> Vec<Vec<u8>> {
+    let rules = ctx.rules().load();
+    let tags = rules.find(key).map_or_else(Vec::new, |rule| rule.terms.tags_of(key));
+    tags.into_iter().map(|(tag, _)| tag).collect()
+}
+
+fn names<N: AsRef<[u8]>>(out: &mut BytesMut, field: &str, names: &[N]) {
+    build::bulk(out, field.as_bytes());
+    build::array(out, names.len());
+    names.iter().for_each(|name| build::bulk(out, name.as_ref()));
 }
 
 fn pairs(out: &mut BytesMut, fields: &[(&str, String)]) {

@@ -41,6 +41,8 @@ mod rules;
 /// What a client session does, seen from the client and from upstream.
 mod sessions;
 mod support;
+/// Tags drop all that is theirs, and a rule's share bounds what its entries take.
+mod tags;
 /// The rules of layout and layering hold because they are a test.
 mod tidy;
 /// Several threads serve as one does.
