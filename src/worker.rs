@@ -1,6 +1,7 @@
 //! What one data thread owns: its lanes, its pinned connections, its sessions, and the few things they share. Everything in
 //! here is single-threaded; only `l1`, `metrics` and `status` are shared with other threads.
 
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -12,11 +13,13 @@ use dashmap::DashMap;
 use crate::cache::{L1, Large};
 use crate::coherence::{Availability, Channel, Hold, Lane, Malformed, Samples};
 use crate::command::Spec;
+use crate::command::prefix::{Prefix, Words};
 use crate::command::table;
 use crate::config::{CacheMode, Config};
 use crate::mutation::{self, Rule};
 use crate::observe::clock;
 use crate::observe::metrics::Metrics;
+use crate::observe::patterns::PatternId;
 use crate::observe::reasons::{Coherence, Dropped, Flush, Mode};
 use crate::observe::status::Status;
 use crate::router::Stranger;
@@ -52,6 +55,10 @@ pub(crate) struct Ctx {
     pub(crate) name: String,
     /// No other sidecar has it.
     pub(crate) instance: String,
+    /// `upstream.key_prefix`, where it is set.
+    pub(crate) prefix: Option<Prefix>,
+    /// A request with the prefix in its names, while it is dispatched.
+    pub(crate) words: Cell<Words>,
     /// B, in nanoseconds.
     pub(crate) max_staleness: u64,
     /// What a client is before it says AUTH or SELECT.
@@ -119,6 +126,8 @@ impl Ctx {
         Rc::new(Ctx {
             default_profile: Profile { db: up.db, credential: credential.clone() },
             mode: Cell::new(config.cache.mode),
+            prefix: Prefix::new(&config.upstream.key_prefix),
+            words: Cell::default(),
             config,
             l1,
             metrics,
@@ -492,6 +501,22 @@ impl Ctx {
         let fresh = Rc::new(credential);
         all.push(fresh.clone());
         fresh
+    }
+
+    // ---- names of keys ----
+
+    /// The client's name of a key: what rules and patterns are about.
+    pub(crate) fn own_name<'k>(&self, key: &'k [u8]) -> &'k [u8] {
+        self.prefix.as_ref().and_then(|prefix| prefix.own(key)).unwrap_or(key)
+    }
+
+    /// Upstream's name of a client's key.
+    pub(crate) fn upstream_name<'k>(&self, key: &'k [u8]) -> Cow<'k, [u8]> {
+        self.prefix.as_ref().map_or(Cow::Borrowed(key), |prefix| Cow::Owned(prefix.key(key)))
+    }
+
+    pub(crate) fn pattern(&self, key: &[u8]) -> PatternId {
+        self.metrics.patterns.id(self.own_name(key))
     }
 
     // ---- names the table does not have ----

@@ -3,7 +3,7 @@
 //! Redis's own recursion needed a limit: each token but `*` takes one byte, so only the last `*` is ever gone back to.
 
 /// Whether the whole of `text` matches `pattern`.
-pub(super) fn matches(pattern: &[u8], text: &[u8]) -> bool {
+pub(crate) fn matches(pattern: &[u8], text: &[u8]) -> bool {
     // KEYS and SCAN do not even look at it. Otherwise Redis's glob finds nothing in an empty name.
     if pattern == b"*" {
         return true;

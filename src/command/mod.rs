@@ -4,6 +4,8 @@
 
 pub(crate) mod cacheable;
 pub(crate) mod keys;
+pub(crate) mod prefix;
+pub(crate) mod strip;
 pub(crate) mod table;
 #[cfg(test)]
 mod tests;

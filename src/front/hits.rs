@@ -11,7 +11,7 @@ use super::link::{Grant, Link};
 use crate::cache::{self, Entry, Forms, Value};
 use crate::coherence::Vouched;
 use crate::command::table::{self, Lookup};
-use crate::command::{Kind, Request};
+use crate::command::{Kind, Request, Spec};
 use crate::observe::clock;
 use crate::observe::reasons::Method;
 use crate::resp::build;
@@ -83,16 +83,32 @@ impl Batch<'_> {
     fn request(&mut self, req: &Request<'_>, out: &mut BytesMut) -> bool {
         let Lookup::Known(spec) = table::lookup(req) else { return false };
         let commands = &self.local.shared.commands;
-        let answered = match spec.kind {
-            Kind::Get if req.argc() == 2 && commands.has(Method::Get) => self.get(req.arg(1), out),
-            Kind::Mget if req.argc() >= 2 && commands.has(Method::Mget) => self.mget(req, out),
+        let asked = match spec.kind {
+            Kind::Get => req.argc() == 2 && commands.has(Method::Get),
+            Kind::Mget => req.argc() >= 2 && commands.has(Method::Mget),
             _ => false,
         };
+        let answered = asked
+            && match &self.local.shared.prefix {
+                None => self.look_up(spec, req, out),
+                Some(prefix) => {
+                    let mut words = self.local.words.take();
+                    prefix.rewrite(spec, req, &mut words);
+                    let answered = self.look_up(spec, &words.request(), out);
+                    words.release();
+                    self.local.words.set(words);
+                    answered
+                }
+            };
         if answered {
             self.hits += 1;
             self.mget = spec.kind == Kind::Mget;
         }
         answered
+    }
+
+    fn look_up(&self, spec: &Spec, req: &Request<'_>, out: &mut BytesMut) -> bool {
+        if spec.kind == Kind::Mget { self.mget(req, out) } else { self.get(req.arg(1), out) }
     }
 
     fn get(&self, key: &[u8], out: &mut BytesMut) -> bool {

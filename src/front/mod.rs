@@ -27,6 +27,7 @@ use tokio::task::LocalSet;
 
 use crate::cache::L1;
 use crate::command::cacheable::KeptCommands;
+use crate::command::prefix::Prefix;
 use crate::net::Stream;
 use crate::observe::metrics::Metrics;
 
@@ -44,6 +45,8 @@ pub(crate) struct Shared {
     pub(crate) max_staleness: u64,
     /// `cache.commands`.
     pub(crate) commands: KeptCommands,
+    /// `upstream.key_prefix`: entries have upstream's names.
+    pub(crate) prefix: Option<Prefix>,
 }
 
 /// The threads beside the data thread.

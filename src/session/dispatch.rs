@@ -15,7 +15,7 @@ use crate::coherence::{
 };
 use crate::command::cacheable::{Caching, Kept, Never};
 use crate::command::table;
-use crate::command::{Effect, Keys, Kind, Need, Request, Resp2, Spec, Why, keys};
+use crate::command::{Effect, Keys, Kind, Need, Request, Resp2, Spec, Why, keys, prefix};
 use crate::config::{Fence, OnWrite};
 use crate::net::drop_front;
 use crate::observe::clock;
@@ -169,12 +169,12 @@ impl Client {
                 Scan::Request { len } => {
                     let req = Request { raw: &self.rbuf[at..at + len], args: self.scanner.args() };
                     batch.more = at + len < self.rbuf.len();
-                    (len, session.dispatch(ctx, &mut batch, &req))
+                    (len, session.receive(ctx, &mut batch, &req))
                 }
                 Scan::Inline { len } => {
                     let req = Request { raw: self.scanner.inline(), args: self.scanner.args() };
                     batch.more = at + len < self.rbuf.len();
-                    (len, session.dispatch(ctx, &mut batch, &req))
+                    (len, session.receive(ctx, &mut batch, &req))
                 }
                 Scan::Large if session.refused_unread() => break Step::Close,
                 Scan::Large => break Step::Suspend(Work::Large),
@@ -360,6 +360,10 @@ impl Session {
             return None;
         }
         self.last_command.set("unknown");
+        if let Some(refusal) = super::own_names::refuses_stranger(ctx, req) {
+            self.answer_error(self.special.get() && self.state.borrow_mut().mute(), &refusal);
+            return None;
+        }
         let view = self.view(ctx, b, req, &STRANGER);
         let owned = || Owned::of(req);
         match router::route_stranger(what, &view) {
@@ -466,7 +470,7 @@ impl Session {
 
     /// Counts a key that was not served from the L1: a miss where the L1 was asked, else a bypass.
     pub(super) fn note_lookup(&self, ctx: &Ctx, b: &Batch, key: &[u8], epoch: Result<u64, Bypass>) -> PatternId {
-        let pattern = ctx.metrics.patterns.id(key);
+        let pattern = ctx.pattern(key);
         match epoch {
             Ok(_) => ctx.metrics.patterns.miss(pattern),
             Err(why) => ctx.metrics.bypass.inc(why),
@@ -496,7 +500,7 @@ impl Session {
             b.usable(forms, epoch.ok()?)
         };
         // One request, whatever it names: its first key's family stands for it.
-        let family = || entry(0).map_or_else(|| ctx.metrics.patterns.id(req.arg(1)), |e| e.pattern);
+        let family = || entry(0).map_or_else(|| ctx.pattern(req.arg(1)), |e| e.pattern);
         if (0..found.len()).all(|i| entry(i).is_some()) {
             ctx.metrics.patterns.candidate(family(), Method::Mget);
             self.answer_mget(ctx, mute, (0..found.len()).filter_map(entry));
@@ -626,6 +630,9 @@ impl Session {
         };
         let blocks = matches!(effect, Some(Effect::Opaque | Effect::SwapDb | Effect::Flush)) || self.on_spare.get();
         let slot = self.slot(mute, blocks, asked);
+        if ctx.prefix.is_some() {
+            self.outbox.borrow_mut().strips(slot, prefix::strip(spec));
+        }
         let mut relay = Relay::plain(self.clone(), slot, keys::form(spec, req), spec.resend);
         relay.write = spec.effect != Effect::Read;
         relay.info = spec.kind == Kind::Info && super::nearside::wants_own_info(req);
@@ -737,7 +744,7 @@ impl Session {
         let mut unread = false;
         keys::for_each(spec, req, |key| {
             resident &= on_write != OnWrite::Resident || ctx.l1.get(key).is_some();
-            let pattern = ctx.metrics.patterns.id(key);
+            let pattern = ctx.pattern(key);
             unread |= ctx.metrics.patterns.note_update(pattern) > UPDATES_UNREAD_MAX;
         });
         if unread {
@@ -753,7 +760,7 @@ impl Session {
         keys::for_each(spec, req, |key| {
             let Some(&stripe) = of_keys.next() else { return };
             let token = ctx.l1.refresh_token(stripe, b.lane.epoch());
-            let pattern = ctx.metrics.patterns.id(key);
+            let pattern = ctx.pattern(key);
             // `MSET k 1 k 2`: one reading of k is enough.
             if refreshed.iter().all(|r| *r.key != *key) {
                 refreshed.push(RefreshKey { key: key.into(), token, pattern, value: None });

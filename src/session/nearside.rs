@@ -7,7 +7,9 @@ use bytes::BytesMut;
 
 use super::Session;
 use super::dispatch::Batch;
+use super::own_names::{self, Named};
 use crate::cache::{Entry, FormEntry, Value};
+use crate::command::prefix::{self, Outcome, Words};
 use crate::command::{Effect, Request, keys};
 use crate::config::{AdminResp, CacheMode};
 use crate::observe::reasons::{Bypass, Coherence};
@@ -64,7 +66,7 @@ impl Session {
             (b"info", 2) => self.answer(mute, |out| build::bulk(out, self.own_section(ctx, now).as_bytes())),
             (b"mode", 2) => self.answer(mute, |out| build::bulk(out, ctx.mode_word().as_bytes())),
             (b"explain", 3..) => self.explain(ctx, req, mute),
-            (b"entry", 3) => self.entry(ctx, now, req.arg(2), mute),
+            (b"entry", 3) => self.entry(ctx, now, &ctx.upstream_name(req.arg(2)), mute),
             (b"auth", 3) => self.nearside_auth(ctx, req.arg(2), mute),
             (b"mode", 3) => match self.may_change(ctx) {
                 Ok(()) => self.change_mode(ctx, req.arg(2), mute),
@@ -124,7 +126,10 @@ impl Session {
         if !matches!(scanner.scan(&raw), crate::resp::request::Scan::Request { .. }) {
             return self.answer_error(mute, "ERR a command this large is streamed on a connection of its own");
         }
-        let asked = Request { raw: &raw, args: scanner.args() };
+        let of_client = Request { raw: &raw, args: scanner.args() };
+        let mut own = Words::default();
+        let refused = self.rewrite_explained(ctx, &of_client, &mut own);
+        let asked = if own.is_empty() { of_client } else { own.request() };
         let batch = Batch::new(ctx, self);
         let (name, spec, route) = match self.spec(ctx, &asked) {
             Ok(spec) => {
@@ -138,14 +143,14 @@ impl Session {
         };
         let mut named = Vec::new();
         if let Some(spec) = spec {
-            keys::for_each(spec, &asked, |key| named.push(key.to_vec()));
+            keys::for_each(spec, &of_client, |key| named.push(key.to_vec()));
         }
         let effect = spec.map_or(Effect::Opaque, |s| s.effect);
         let lane = self.lane(ctx);
         let fields = [
             ("command", name.to_owned()),
-            ("route", route.as_str().to_owned()),
-            ("reason", route.reason().to_owned()),
+            ("route", if refused.is_some() { "refuse" } else { route.as_str() }.to_owned()),
+            ("reason", refused.unwrap_or_else(|| route.reason().to_owned())),
             ("effect", format!("{effect:?}").to_ascii_lowercase()),
             ("may_be_sent_again", yes(spec.is_some_and(|s| s.resend))),
             ("in_l1", yes(spec.is_some_and(|spec| self.holds(ctx, lane.id, &asked, spec)))),
@@ -160,6 +165,19 @@ impl Session {
             build::array(out, named.len());
             named.iter().for_each(|key| build::bulk(out, key));
         });
+    }
+
+    /// What `upstream.key_prefix` makes of a command that is explained; its refusal, if it is refused.
+    fn rewrite_explained(&self, ctx: &Ctx, req: &Request<'_>, words: &mut Words) -> Option<String> {
+        let own = ctx.prefix.as_ref()?;
+        match own_names::named(ctx, req) {
+            Named::Known(spec) => match own.rewrite(spec, req, words) {
+                Outcome::Refused(why) => Some(prefix::refusal(spec.name, why)),
+                Outcome::Same | Outcome::Own | Outcome::Changed => None,
+            },
+            Named::Unknown => Some(prefix::stranger_refusal(req)),
+            Named::Keyless | Named::New => None,
+        }
     }
 
     /// GET's entry, and in `forms` those of other commands.
@@ -302,6 +320,7 @@ fn section(ctx: &Ctx, now: u64) -> String {
     let m = &ctx.metrics;
     let mut text = format!("# Nearside\r\nnearside_version:{}\r\n", env!("CARGO_PKG_VERSION"));
     let _ = write!(text, "upstream_client_name:{}\r\n", ctx.name);
+    let _ = write!(text, "key_prefix:{}\r\n", ctx.config.upstream.key_prefix);
     text.push_str(&stats(ctx, now));
     let by_worker: Vec<String> = m.hits_by_worker().iter().map(u64::to_string).collect();
     let _ = write!(text, "hits_by_worker:{}\r\n", by_worker.join(","));

@@ -1,6 +1,7 @@
 //! What a pinned client says: each request forwarded, with what its reply will mean, or answered here once everything
 //! before it is answered.
 
+use std::borrow::Cow;
 use std::rc::Rc;
 
 use bytes::Buf;
@@ -8,8 +9,9 @@ use bytes::Buf;
 use super::upload::Upload;
 use super::{CHUNK, End, Pin, begin_all, flush};
 use crate::coherence::Message;
+use crate::command::strip::Strip;
 use crate::command::table::{self, Lookup};
-use crate::command::{Effect, Kind, Need, Request, Spec, keys};
+use crate::command::{Effect, Kind, Need, Request, Spec, keys, prefix};
 use crate::observe::clock;
 use crate::resp::request::Scan;
 use crate::resp::{Proto, build};
@@ -69,7 +71,7 @@ impl Pin {
             };
             client.rbuf.advance(len);
             if let Some(owned) = owned {
-                self.request(ctx, client, &owned.request());
+                self.receive(ctx, client, owned);
             }
         }
     }
@@ -102,10 +104,7 @@ impl Pin {
         }
         let known = spec.filter(|s| keys::arity_ok(s, req.argc()));
         if let Some(why) = known.and_then(|s| self.refusal(ctx, s)) {
-            let mute = session.state.borrow_mut().mute();
-            build::command(&mut self.out, &[b"NEARSIDE"]);
-            self.expect.push_back(Expect::of(What::Refused(why), mute));
-            return;
+            return self.refuse(session, why.into());
         }
         let restricted = self.subs.any() && self.conn.proto == Proto::Resp2;
         if let Some(spec) = known.filter(|_| !restricted) {
@@ -131,6 +130,13 @@ impl Pin {
         self.send(ctx, client, known, req);
     }
 
+    /// Upstream refuses what goes in its place, which aborts an open MULTI.
+    pub(super) fn refuse(&mut self, session: &Session, why: Cow<'static, str>) {
+        let mute = session.state.borrow_mut().mute();
+        build::command(&mut self.out, &[b"NEARSIDE"]);
+        self.expect.push_back(Expect::of(What::Refused(why), mute));
+    }
+
     pub(super) fn send(&mut self, ctx: &Rc<Ctx>, client: &Client, known: Option<&'static Spec>, req: &Request<'_>) {
         let mute = client.session.state.borrow_mut().mute();
         let expect = self.expectation(ctx, &client.session, known, req, mute);
@@ -154,7 +160,8 @@ impl Pin {
         }
         let mute = client.session.state.borrow_mut().mute();
         let role = Role::Local { raw: req.raw.to_vec(), args: req.args.to_vec() };
-        let queued = Queued { spec: Some(spec), effect: Effect::Read, keys: Vec::new(), message: None, role };
+        let (keys, strip) = (Vec::new(), Strip::None);
+        let queued = Queued { spec: Some(spec), effect: Effect::Read, keys, message: None, role, strip };
         build::command(&mut self.out, &[b"PING"]);
         self.expect.push_back(Expect::of(What::Queued(queued), mute));
         true
@@ -206,6 +213,7 @@ impl Pin {
             self.queue = Some(Vec::new());
         }
         let mut expect = Expect::of(what, mute);
+        expect.strip = spec.map_or(Strip::None, prefix::strip);
         expect.messages.extend(announced(ctx, spec, req));
         self.begin(ctx, session, spec, req, &mut expect);
         expect

@@ -8,6 +8,7 @@
 mod exec;
 mod from_client;
 mod from_upstream;
+mod own_names;
 mod redo;
 mod upload;
 
@@ -22,6 +23,7 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
 
 use crate::coherence::{self, Ends, Hold, Op};
+use crate::command::strip::Stripper;
 use crate::command::table::{self, Lookup};
 use crate::command::{Spec, Why};
 use crate::net::read_some;
@@ -89,6 +91,8 @@ struct Pin {
     streaming: bool,
     /// Its client does not want it.
     streaming_mute: bool,
+    /// It names keys (`upstream.key_prefix`).
+    stripper: Option<Stripper>,
     upload: Option<Upload>,
     /// A local command that waits until all before it is answered.
     local: Option<Owned>,
@@ -137,8 +141,7 @@ impl Client {
                     if !self.settled(ctx).await {
                         return false;
                     }
-                    ctx.learn(&self.session.lane(ctx), req.request().arg(0)).await;
-                    self.again(ctx, &req)
+                    self.learn(ctx, &req).await
                 }
                 Work::Pinned(why, req) => {
                     if !(self.settled(ctx).await && self.pinned(ctx, why, First::Request(req)).await) {
@@ -186,6 +189,22 @@ impl Client {
             }
         }
         true
+    }
+
+    /// Asks upstream what a name is, and looks at the request once more.
+    async fn learn(&mut self, ctx: &Rc<Ctx>, req: &Owned) -> Option<crate::session::dispatch::Step> {
+        let session = self.session.clone();
+        let lane = session.lane(ctx);
+        // Without a prefix no name is asked about before there is somebody to ask.
+        ctx.await_lane(&lane).await;
+        ctx.learn(&lane, req.request().arg(0)).await;
+        if ctx.prefix.is_none() {
+            return self.again(ctx, req);
+        }
+        let mut batch = crate::session::dispatch::Batch::new(ctx, &session);
+        let step = session.receive_learned(ctx, &mut batch, &req.request());
+        session.flush(ctx);
+        step
     }
 
     /// Dispatches a request that had to wait.
@@ -295,6 +314,7 @@ impl Pin {
             hold: None,
             streaming: false,
             streaming_mute: false,
+            stripper: None,
             upload: None,
             local: None,
             broken: None,

@@ -5,9 +5,13 @@ use std::rc::Rc;
 use bytes::{Buf, BytesMut};
 
 use super::{KEYS_MAX, Pin, begin_all, flush};
+use crate::command::prefix::{self, Prefix};
+use crate::command::strip::Strip;
 use crate::command::table::{self};
 use crate::command::{Effect, Kind, Need, Spec, keys};
 use crate::observe::reasons::Dropped;
+use crate::resp::build;
+use crate::resp::request::Piece;
 use crate::router;
 use crate::session::transaction::{Expect, Queued, Role, What, is_subscription};
 use crate::session::{BACKPRESSURE, Client, Session};
@@ -21,13 +25,28 @@ pub(super) struct Upload {
     keys: Vec<Box<[u8]>>,
     key_bytes: usize,
     mute: bool,
+    /// With `upstream.key_prefix`: what goes up for what has come.
+    own: OwnUpload,
+}
+
+/// A large request is written anew where its keys get a prefix.
+#[derive(Default)]
+struct OwnUpload {
+    written: BytesMut,
+    /// Keys that its count says there are.
+    counted: usize,
+    /// Which of its words are keys cannot be told.
+    refused: bool,
 }
 
 impl Pin {
     /// Moves a piece of a large request up. True: something happened.
     pub(super) fn upload(&mut self, ctx: &Rc<Ctx>, client: &mut Client) -> bool {
         let Some(upload) = self.upload.as_mut() else { return false };
-        let step = client.scanner.stream(&client.rbuf, &mut |i, arg| upload.saw(i, arg));
+        let step = match &ctx.prefix {
+            None => client.scanner.stream(&client.rbuf, &mut |i, arg| upload.saw(i, arg)),
+            Some(own) => client.scanner.stream_pieces(&client.rbuf, &mut |piece| upload.rewrite(own, piece)),
+        };
         let step = match step {
             Ok(step) => step,
             Err(e) => {
@@ -41,13 +60,20 @@ impl Pin {
             client.session.drop_for(ctx, Dropped::Protocol, why);
             return false;
         }
+        if upload.own.refused {
+            client.session.drop_for(ctx, Dropped::Protocol, &prefix::large_refusal(upload.spec));
+            return false;
+        }
+        match ctx.prefix {
+            None => self.out.extend_from_slice(&client.rbuf[..step.take]),
+            Some(_) => self.out.unsplit(upload.own.written.split()),
+        }
         if step.done {
             // R20: the L1's side begins when the last byte is about to be sent.
             let upload = self.upload.take().expect("an upload is under way");
             let expect = self.uploaded(ctx, &client.session, upload);
             self.expect.push_back(expect);
         }
-        self.out.extend_from_slice(&client.rbuf[..step.take]);
         client.rbuf.advance(step.take);
         if client.rbuf.is_empty() && client.rbuf.capacity() > BACKPRESSURE {
             client.rbuf = BytesMut::new();
@@ -61,7 +87,8 @@ impl Pin {
         let kind = spec.map_or(Kind::Other, |s| s.kind);
         if self.queue.is_some() {
             let role = if is_subscription(kind) { Role::Subscription { kind, words: argc - 1 } } else { Role::Plain };
-            return Expect::of(What::Queued(Queued { spec, effect, keys: named, message: None, role }), mute);
+            let strip = spec.map_or(Strip::None, prefix::strip);
+            return Expect::of(What::Queued(Queued { spec, effect, keys: named, message: None, role, strip }), mute);
         }
         self.soiled |= spec.is_none_or(|s| s.need != Need::Lane);
         let what = match kind {
@@ -71,6 +98,7 @@ impl Pin {
         };
         let mut expect = Expect::of(what, mute);
         expect.write = effect != Effect::Read;
+        expect.strip = spec.map_or(Strip::None, prefix::strip);
         if ctx.cache_serves() && effect != Effect::Read {
             if key_bytes > KEYS_MAX || matches!(effect, Effect::Flush | Effect::SwapDb) {
                 flush(ctx, spec);
@@ -93,11 +121,20 @@ impl Upload {
             keys: Vec::new(),
             key_bytes: 0,
             mute: client.session.state.borrow_mut().mute(),
+            own: OwnUpload::default(),
         }
     }
 
     /// An argument has passed; those that may be keys are remembered.
     fn saw(&mut self, i: usize, arg: Option<&[u8]>) {
+        self.is_named(i, arg);
+        if let Some(spec) = self.spec.filter(|s| i > 0 && keys::is_key_position(s, self.argc, i)) {
+            self.remember(spec, arg);
+        }
+    }
+
+    /// Its first words say what it is.
+    fn is_named(&mut self, i: usize, arg: Option<&[u8]>) {
         match (i, arg) {
             (0, Some(name)) => {
                 self.name = name.to_vec();
@@ -109,7 +146,10 @@ impl Upload {
             }
             _ => {}
         }
-        let Some(spec) = self.spec.filter(|s| i > 0 && keys::is_key_position(s, self.argc, i)) else { return };
+    }
+
+    /// A key; none: one of more than 64 KiB.
+    fn remember(&mut self, spec: &Spec, arg: Option<&[u8]>) {
         match arg {
             Some(key) if spec.effect != Effect::Read => {
                 self.key_bytes += key.len();
@@ -121,5 +161,41 @@ impl Upload {
             None => self.key_bytes = KEYS_MAX + 1,
             Some(_) => {}
         }
+    }
+
+    /// A piece has come: what goes up for it.
+    fn rewrite(&mut self, own: &Prefix, piece: Piece<'_>) {
+        match piece {
+            Piece::Count(argc) => build::array(&mut self.own.written, argc),
+            Piece::Part(bytes) => self.own.written.extend_from_slice(bytes),
+            Piece::Over(_) => {}
+            Piece::Whole(i, arg) => {
+                self.is_named(i, Some(arg));
+                let key = self.is_key(i);
+                build::bulk_of(&mut self.own.written, [if key { own.text() } else { b"" }, arg, b""]);
+                let Some(spec) = self.spec else { return };
+                self.own.counted = prefix::counted(spec, i, arg).unwrap_or(self.own.counted);
+                if key {
+                    self.remember(spec, Some(&own.key(arg)));
+                }
+            }
+            Piece::Long(i, len) if self.is_key(i) => {
+                build::header(&mut self.own.written, b'$', len + own.text().len());
+                self.own.written.extend_from_slice(own.text());
+                if let Some(spec) = self.spec {
+                    self.remember(spec, None);
+                }
+            }
+            Piece::Long(_, len) => build::header(&mut self.own.written, b'$', len),
+        }
+    }
+
+    /// Whether argument `i` is a key, where that can be told; else the request is refused. Nothing of it has been sent then: a
+    /// name is there before anything is.
+    fn is_key(&mut self, i: usize) -> bool {
+        let container = i == 0 && self.spec.is_none() && !self.name.is_empty();
+        let is_key = self.spec.and_then(|spec| prefix::key_in_part(spec, self.argc, i, self.own.counted));
+        self.own.refused |= is_key.is_none() && !container;
+        i > 0 && is_key.unwrap_or(false)
     }
 }
