@@ -163,7 +163,8 @@ async fn take_orders(ctx: Rc<Ctx>, mut inbox: mpsc::Receiver<Order>) {
     while let Some(order) = inbox.recv().await {
         let ctx = ctx.clone();
         tokio::task::spawn_local(async move {
-            let upstreams = |message: Message| ctx.prefix.as_ref().map_or_else(|| message.clone(), |own| message.upstreams(own));
+            let upstreams =
+                |message: Message| ctx.prefix.as_ref().map_or_else(|| message.clone(), |own| message.upstreams(own));
             let messages: Vec<Message> = order.messages.into_iter().map(upstreams).collect();
             let outcome = coherence::drop_all(&ctx, &ctx.default_profile, &messages, Source::Http).await;
             // Whoever asked may have stopped waiting.

@@ -32,8 +32,8 @@ use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 
 pub(crate) use entry::{Entry, Forms, Value};
-pub(crate) use glob::matches as glob_matches;
 pub(crate) use form::{Displaced, FormEntry, FormId};
+pub(crate) use glob::matches as glob_matches;
 pub(crate) use large::Large;
 pub(crate) use sweep::{Matcher, Sweep};
 

@@ -384,8 +384,7 @@ fn is_log(name: &str) -> bool {
 
 /// Whether a container's subcommands that the table does not have may name keys.
 pub(crate) fn may_name_keys(container: &[u8]) -> bool {
-    const NONE: [&str; 9] =
-        ["acl", "client", "command", "config", "function", "latency", "module", "pubsub", "script"];
+    const NONE: [&str; 9] = ["acl", "client", "command", "config", "function", "latency", "module", "pubsub", "script"];
     !NONE.iter().any(|name| container.eq_ignore_ascii_case(name.as_bytes()))
 }
 
@@ -415,7 +414,10 @@ pub(crate) fn counted(spec: &Spec, i: usize, arg: &[u8]) -> Option<usize> {
 
 /// Why a request that is streamed is refused.
 pub(crate) fn large_refusal(spec: Option<&Spec>) -> String {
-    refusal(spec.map_or("a command of unknown name", |s| s.name), "larger than 1 MiB, it is not looked through for keys")
+    refusal(
+        spec.map_or("a command of unknown name", |s| s.name),
+        "larger than 1 MiB, it is not looked through for keys",
+    )
 }
 
 /// Why a request of a name that nothing is known of is refused.

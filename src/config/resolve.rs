@@ -456,7 +456,10 @@ fn channel(text: &str) -> Result<String, String> {
 /// `*` would mean something in SORT's BY and GET, where nothing escapes it; and no ACL pattern can hold a blank.
 fn key_prefix(text: &str) -> Result<String, String> {
     if text.chars().any(|c| c == '*' || c.is_whitespace() || c.is_control()) {
-        return Err(format!("{} has a *, blanks or control characters; write one word, for example app1:", shown(text)));
+        return Err(format!(
+            "{} has a *, blanks or control characters; write one word, for example app1:",
+            shown(text)
+        ));
     }
     if text.len() > PREFIX_MAX {
         return Err(format!("{} has {} bytes; {PREFIX_MAX} are allowed", shown(text), text.len()));

@@ -20,13 +20,7 @@ const SCAN_COUNT: &[u8] = b"500";
 
 impl Session {
     /// FLUSHDB, FLUSHALL or RANDOMKEY. False: it is another command, or there is no prefix.
-    pub(super) async fn own_keys(
-        self: &Rc<Self>,
-        ctx: &Rc<Ctx>,
-        spec: &Spec,
-        req: &Request<'_>,
-        mute: bool,
-    ) -> bool {
+    pub(super) async fn own_keys(self: &Rc<Self>, ctx: &Rc<Ctx>, spec: &Spec, req: &Request<'_>, mute: bool) -> bool {
         let Some(own) = &ctx.prefix else { return false };
         match spec.name {
             "randomkey" => self.random_key(ctx, own, mute).await,

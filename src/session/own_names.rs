@@ -110,7 +110,11 @@ impl Session {
                 let req = words.request();
                 // Many short keys may have become a large request, which is nothing for a lane.
                 let large = req.raw.len() > LARGE && !self.special.get();
-                if large { Some(Step::Suspend(Work::Pinned(Why::Large, Owned::of(&req)))) } else { self.dispatch(ctx, b, &req) }
+                if large {
+                    Some(Step::Suspend(Work::Pinned(Why::Large, Owned::of(&req))))
+                } else {
+                    self.dispatch(ctx, b, &req)
+                }
             }
             Outcome::Own if self.special.get() && self.refused_by_protection(spec, req) => None,
             Outcome::Own => Some(Step::Suspend(Work::Local(spec, Owned::of(req)))),

@@ -350,6 +350,10 @@ impl Pin {
             self.quit = true;
             return Some(End::Close);
         }
+        if self.waits_to_learn(ctx) {
+            self.learn(ctx, client).await;
+            return None;
+        }
         let owned = self.local.take()?;
         let req = owned.request();
         let Lookup::Known(spec) = table::lookup(&req) else { return None };

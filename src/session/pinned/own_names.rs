@@ -7,19 +7,18 @@ use std::rc::Rc;
 use bytes::BytesMut;
 
 use super::Pin;
+use crate::command::Request;
 use crate::command::prefix::{self, Outcome, Words};
 use crate::command::strip::{self, Strip, Stripper};
 use crate::command::table::{self, Lookup};
-use crate::command::Request;
 use crate::resp::{Proto, reply};
+use crate::session::Client;
 use crate::session::dispatch::Owned;
 use crate::session::own_names::{Named, named, own_push, rewrite};
 use crate::session::transaction::{Queued, What, pubsub};
-use crate::session::Client;
 use crate::worker::Ctx;
 
 const NOT_IN_MULTI: &str = "inside MULTI, and to a subscriber of RESP2, as it takes several commands of ours";
-const NOT_ASKED: &str = "inside MULTI and on a connection of one's own, before it has been sent outside";
 
 impl Pin {
     /// A request as the client sent it; `request` is for what has been here.
@@ -30,8 +29,8 @@ impl Pin {
             Named::Known(spec) => spec,
             Named::Keyless => return self.request(ctx, client, &req),
             Named::New => {
-                let name = String::from_utf8_lossy(req.arg(0)).into_owned();
-                return self.refuse(&client.session, prefix::refusal(&name, NOT_ASKED).into());
+                self.local = Some(owned);
+                return;
             }
             Named::Unknown => return self.refuse(&client.session, prefix::stranger_refusal(&req).into()),
         };
@@ -42,6 +41,24 @@ impl Pin {
             Outcome::Own if self.may_run(&req) => self.local = Some(owned),
             Outcome::Own => self.refuse(&client.session, prefix::refusal(spec.name, NOT_IN_MULTI).into()),
             Outcome::Refused(why) => self.refuse(&client.session, prefix::refusal(spec.name, why).into()),
+        }
+    }
+
+    /// Whether the command that waits until all before it is answered has a name that upstream has to be asked about.
+    pub(super) fn waits_to_learn(&self, ctx: &Ctx) -> bool {
+        let new = |owned: &Owned| matches!(named(ctx, &owned.request()), Named::New);
+        ctx.prefix.is_some() && self.local.as_ref().is_some_and(new)
+    }
+
+    /// Asks upstream what it is, and looks at it once more: what is unknown now stays so.
+    pub(super) async fn learn(&mut self, ctx: &Rc<Ctx>, client: &Client) {
+        let Some(owned) = self.local.take() else { return };
+        let lane = client.session.lane(ctx);
+        ctx.await_lane(&lane).await;
+        ctx.learn(&lane, owned.request().arg(0)).await;
+        match named(ctx, &owned.request()) {
+            Named::New => self.refuse(&client.session, prefix::stranger_refusal(&owned.request()).into()),
+            _ => self.receive(ctx, client, owned),
         }
     }
 
