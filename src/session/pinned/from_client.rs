@@ -133,6 +133,10 @@ impl Pin {
     /// Upstream refuses what goes in its place, which aborts an open MULTI.
     pub(super) fn refuse(&mut self, session: &Session, why: Cow<'static, str>) {
         let mute = session.state.borrow_mut().mute();
+        self.refuse_muted(why, mute);
+    }
+
+    pub(super) fn refuse_muted(&mut self, why: Cow<'static, str>, mute: bool) {
         build::command(&mut self.out, &[b"NEARSIDE"]);
         self.expect.push_back(Expect::of(What::Refused(why), mute));
     }

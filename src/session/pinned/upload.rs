@@ -60,15 +60,16 @@ impl Pin {
             client.session.drop_for(ctx, Dropped::Protocol, why);
             return false;
         }
-        if upload.own.refused {
-            client.session.drop_for(ctx, Dropped::Protocol, &prefix::large_refusal(upload.spec));
-            return false;
-        }
         match ctx.prefix {
             None => self.out.extend_from_slice(&client.rbuf[..step.take]),
+            // What is refused is read to its end, and nothing of it goes up.
+            Some(_) if upload.own.refused => upload.own.written.clear(),
             Some(_) => self.out.unsplit(upload.own.written.split()),
         }
-        if step.done {
+        if step.done && upload.own.refused {
+            let upload = self.upload.take().expect("an upload is under way");
+            self.refuse_muted(prefix::large_refusal(upload.spec).into(), upload.mute);
+        } else if step.done {
             // R20: the L1's side begins when the last byte is about to be sent.
             let upload = self.upload.take().expect("an upload is under way");
             let expect = self.uploaded(ctx, &client.session, upload);
