@@ -414,10 +414,7 @@ pub(crate) fn counted(spec: &Spec, i: usize, arg: &[u8]) -> Option<usize> {
 
 /// Why a request that is streamed is refused.
 pub(crate) fn large_refusal(spec: Option<&Spec>) -> String {
-    refusal(
-        spec.map_or("this command", |s| s.name),
-        "larger than 1 MiB, it is not looked through for keys",
-    )
+    refusal(spec.map_or("this command", |s| s.name), "larger than 1 MiB, it is not looked through for keys")
 }
 
 /// Why a request of a name that nothing is known of is refused.

@@ -26,6 +26,8 @@ mod lifecycle;
 mod limits;
 /// Byte for byte what Redis itself answers.
 mod oracle;
+/// Several apps share one Redis and never meet (`upstream.key_prefix`).
+mod prefix;
 /// Every read that can be kept, and every one that never is.
 mod reads;
 /// Bugs that suites of others found, one test each.
