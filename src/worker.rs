@@ -109,10 +109,8 @@ enum Watch {
 impl Ctx {
     pub(crate) fn new(config: Arc<Config>, l1: Arc<L1>, metrics: Arc<Metrics>, status: Arc<Status>) -> Rc<Ctx> {
         let up = &config.upstream;
-        let credential = up.password.as_ref().map(|password| {
-            let user = up.username.as_deref().unwrap_or("default");
-            Rc::new(Credential { user: user.as_bytes().into(), password: password.expose().as_bytes().into() })
-        });
+        let default_profile = Profile::configured(up);
+        let credential = default_profile.credential.clone();
         let name = client_name();
         let pool = Pool::new(Settings {
             endpoint: up.endpoint.clone(),
@@ -124,7 +122,7 @@ impl Ctx {
         let max_staleness = u64::try_from(config.coherence.max_staleness.as_nanos()).unwrap_or(u64::MAX);
         let samples = Samples::new(config.coherence.sample_per_second, clock::now());
         Rc::new(Ctx {
-            default_profile: Profile { db: up.db, credential: credential.clone() },
+            default_profile,
             mode: Cell::new(config.cache.mode),
             prefix: Prefix::new(&config.upstream.key_prefix),
             words: Cell::default(),

@@ -240,24 +240,22 @@ const PREFIX: &[u8] = b"PREFIX";
 /// Notes in `words` what of the command at argument `base` is to be changed.
 fn plan(spec: &Spec, req: &Request<'_>, base: usize, words: &mut Words) -> Outcome {
     let inner = Request { raw: req.raw, args: &req.args[base..] };
-    if !keys::arity_ok(spec, inner.argc()) {
-        // Upstream words the error, and executes nothing.
-        return Outcome::Same;
-    }
     let mut edit = |i: usize, edit: Edit| words.edits.push((base + i, edit));
+    // Also where the number of words is wrong: another server may take it.
     match rule(spec) {
         Rule::Nothing => return Outcome::Same,
         Rule::Own => return Outcome::Own,
         Rule::Refused(why) => return Outcome::Refused(why),
         Rule::Row => keys::for_each_place(spec, &inner, |i| edit(i, Edit::Key)),
-        Rule::Key(i) => edit(i, Edit::Key),
-        Rule::Glob(i) => (i..inner.argc()).take(1).for_each(|i| edit(i, Edit::Glob)),
+        Rule::Key(i) => one(&inner, i).for_each(|i| edit(i, Edit::Key)),
+        Rule::Glob(i) => one(&inner, i).for_each(|i| edit(i, Edit::Glob)),
         Rule::Scan => scan(&inner, base, words),
         Rule::Sort => sort(&inner, edit),
         Rule::Channels(from) => (from..inner.argc()).for_each(|i| edit(i, Edit::Channel)),
         Rule::ChannelGlobs(from) => (from..inner.argc()).for_each(|i| edit(i, Edit::ChannelGlob)),
-        Rule::Publish if is_keyevent(inner.arg(1)) => edit(2, Edit::Key),
-        Rule::Publish => edit(1, Edit::Channel),
+        Rule::Publish if inner.argc() > 2 && is_keyevent(inner.arg(1)) => edit(2, Edit::Key),
+        Rule::Publish => one(&inner, 1).for_each(|i| edit(i, Edit::Channel)),
+        Rule::Inner(at) if inner.argc() <= at => return Outcome::Same,
         Rule::Inner(at) => return within_command(req, base + at, words),
         Rule::Tracking => tracking(&inner, base, words),
         Rule::Debug => return debug(&inner, edit),
@@ -267,6 +265,11 @@ fn plan(spec: &Spec, req: &Request<'_>, base: usize, words: &mut Words) -> Outco
     words.edits.dedup();
     drop_idle_channels(req, words);
     Outcome::Changed
+}
+
+/// Argument `i`, if it is there.
+fn one(req: &Request<'_>, i: usize) -> std::ops::Range<usize> {
+    i..req.argc().min(i + 1)
 }
 
 /// A channel that is none of keyspace events stays as it is, and with it mostly the whole request.
@@ -288,14 +291,14 @@ fn scan(req: &Request<'_>, base: usize, words: &mut Words) {
         }
         i += keys::step_over(req, i, &[("match", 2), ("count", 2), ("type", 2)]);
     }
-    if !found {
+    if !found && req.argc() > 1 {
         words.insert = Some((base + 2, MATCH));
     }
 }
 
 /// BY and GET substitute the first `*`, of which a prefix has none; `#` is the element itself.
 fn sort(req: &Request<'_>, mut edit: impl FnMut(usize, Edit)) {
-    edit(1, Edit::Key);
+    one(req, 1).for_each(|i| edit(i, Edit::Key));
     let mut i = 2;
     while i < req.argc() {
         let names = ["by", "get", "store"].iter().any(|word| keys::is_word(req, i, word)) && i + 1 < req.argc();
@@ -326,12 +329,12 @@ fn tracking(req: &Request<'_>, base: usize, words: &mut Words) {
 
 /// The subcommands that are told apart: those that name keys, and those that name none and change none.
 fn debug(req: &Request<'_>, mut edit: impl FnMut(usize, Edit)) -> Outcome {
-    let is = |words: &[&str]| words.iter().any(|word| keys::is_word(req, 1, word));
+    let is = |words: &[&str]| req.argc() > 1 && words.iter().any(|word| keys::is_word(req, 1, word));
     if is(&["object", "ziplist", "listpack", "quicklist", "sdslen", "htstats-key"]) {
-        (2..req.argc()).take(1).for_each(|i| edit(i, Edit::Key));
+        one(req, 2).for_each(|i| edit(i, Edit::Key));
     } else if is(&["digest-value"]) {
         (2..req.argc()).for_each(|i| edit(i, Edit::Key));
-    } else if !is(&["help", "sleep", "set-active-expire", "protocol", "error", "stringmatch-len"]) {
+    } else if req.argc() > 1 && !is(&["help", "sleep", "set-active-expire", "protocol", "error", "stringmatch-len"]) {
         return Outcome::Refused(UNKNOWN_KEYS);
     }
     Outcome::Changed

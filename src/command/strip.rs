@@ -93,7 +93,6 @@ pub(crate) fn whole(prefix: &Prefix, strip: Strip, frame: &[u8], push: OwnPush<'
         Strip::Quoted => unquoted(prefix, frame),
         _ if reply::is_error(frame) => unquoted(prefix, frame),
         Strip::Channels => own_channels(prefix, frame),
-        Strip::None => frame.to_vec(),
         _ => piecewise(Stripper::new(strip), prefix, frame, push),
     }
 }

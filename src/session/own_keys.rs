@@ -23,6 +23,9 @@ impl Session {
     pub(super) async fn own_keys(self: &Rc<Self>, ctx: &Rc<Ctx>, spec: &Spec, req: &Request<'_>, mute: bool) -> bool {
         let Some(own) = &ctx.prefix else { return false };
         match spec.name {
+            "randomkey" if req.argc() > 1 => {
+                self.answer_error(mute, "ERR wrong number of arguments for 'randomkey' command");
+            }
             "randomkey" => self.random_key(ctx, own, mute).await,
             "flushdb" | "flushall" if !is_well_formed(req) => self.answer_error(mute, "ERR syntax error"),
             "flushdb" | "flushall" => self.flush_own(ctx, own, spec.name == "flushall", mute).await,

@@ -66,6 +66,7 @@ pub(super) fn refuses_stranger(ctx: &Ctx, req: &Request<'_>) -> Option<String> {
 
 impl Session {
     /// A request as the client sent it; `dispatch` is for what has been here.
+    #[inline]
     pub(super) fn receive(self: &Rc<Self>, ctx: &Rc<Ctx>, b: &mut Batch, req: &Request<'_>) -> Option<Step> {
         match &ctx.prefix {
             None => self.dispatch(ctx, b, req),
@@ -78,8 +79,9 @@ impl Session {
             Named::Known(spec) => self.rewritten(ctx, own, b, spec, req),
             Named::Keyless => self.dispatch(ctx, b, req),
             _ if table::is_cross_protocol(req.arg(0)) => self.dispatch(ctx, b, req),
-            Named::New if !self.special.get() => Some(Step::Suspend(Work::Learn(Owned::of(req)))),
-            Named::New | Named::Unknown => {
+            Named::New if self.special.get() && self.refused_by_protection(&STRANGER, req) => None,
+            Named::New => Some(Step::Suspend(Work::Learn(Owned::of(req)))),
+            Named::Unknown => {
                 self.refuse_name(&STRANGER, req, &prefix::stranger_refusal(req));
                 None
             }
@@ -109,7 +111,7 @@ impl Session {
             Outcome::Changed => {
                 let req = words.request();
                 // Many short keys may have become a large request, which is nothing for a lane.
-                let large = req.raw.len() > LARGE && !self.special.get();
+                let large = req.raw.len() > LARGE && !self.state.borrow().locked;
                 if large {
                     Some(Step::Suspend(Work::Pinned(Why::Large, Owned::of(&req))))
                 } else {
@@ -138,6 +140,7 @@ impl Session {
     }
 
     /// Upstream's reply for `slot` as the client is to have it; none: as it came.
+    #[inline]
     pub(super) fn own_reply(&self, ctx: &Ctx, slot: u64, frame: &[u8]) -> Option<Vec<u8>> {
         let own = ctx.prefix.as_ref()?;
         let strip = self.outbox.borrow().strip(slot);

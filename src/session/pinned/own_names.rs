@@ -76,6 +76,7 @@ impl Pin {
         let queued = self.walk.as_ref().and_then(|walk| walk.queue.front());
         let confirms = queued.is_some_and(|q| matches!(q.role, crate::session::transaction::Role::Subscription { .. }));
         let listening = self.subs.any() || matches!(front, Some(What::Subscription { .. })) || confirms;
+        let listening = listening && self.conn.proto == Proto::Resp2;
         if (frame[0] == b'>' || listening) && pubsub(frame).is_some() {
             return push(frame).map(Cow::Owned);
         }
@@ -86,8 +87,9 @@ impl Pin {
             }
             (None, _) => self.expect.front().map_or(Strip::None, |e| e.strip),
         };
-        // A tracking client of RESP3 may find pushes in the midst of any reply.
-        let plain = strip == Strip::None && !reply::is_error(frame) && !(self.tracking && frame[0] == b'*');
+        // A client of RESP3 that tracks or listens may find pushes in the midst of a reply.
+        let pushes = (self.tracking || self.subs.any()) && matches!(frame[0], b'*' | b'%' | b'~');
+        let plain = strip == Strip::None && !reply::is_error(frame) && !pushes;
         Some(if plain { Cow::Borrowed(frame) } else { Cow::Owned(strip::whole(own, strip, frame, &push)) })
     }
 

@@ -99,6 +99,7 @@ const WITH_PREFIX: &[(&str, Compare, &str)] = &[
     ("COMMANDLOG HELP", Compare::Exact, "a text"),
     ("ACL LOG", Compare::Refused, "it shows everybody's keys"),
     ("FUNCTION STATS", Compare::Refused, "it shows everybody's commands"),
+    ("SWAPDB", Compare::Refused, "it exchanges everybody's keys"),
     ("FAILOVER", Compare::Refused, "it replaces everybody's keys"),
     ("REPLICAOF", Compare::Refused, "it replaces everybody's keys"),
     ("SLAVEOF", Compare::Refused, "it replaces everybody's keys"),

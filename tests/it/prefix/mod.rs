@@ -14,9 +14,9 @@ fn with(redis: &Redis, prefix: &str) -> Builder {
     Proxy::upstream(&redis.url()).set("upstream.key_prefix", prefix)
 }
 
-/// A sidecar with the prefix `app:`.
+/// A sidecar with the prefix `app:`; a canary would be one more key of its.
 fn app(redis: &Redis) -> Proxy {
-    with(redis, "app:").start()
+    with(redis, "app:").set("coherence.canary", "off").start()
 }
 
 /// Sends a line's words; its reply as `Reply` shows itself.
