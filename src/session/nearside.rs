@@ -128,7 +128,7 @@ impl Session {
         }
         let of_client = Request { raw: &raw, args: scanner.args() };
         let mut own = Words::default();
-        let refused = self.rewrite_explained(ctx, &of_client, &mut own);
+        let edge = self.rewrite_explained(ctx, &of_client, &mut own);
         let asked = if own.is_empty() { of_client } else { own.request() };
         let batch = Batch::new(ctx, self);
         let (name, spec, route) = match self.spec(ctx, &asked) {
@@ -149,8 +149,8 @@ impl Session {
         let lane = self.lane(ctx);
         let fields = [
             ("command", name.to_owned()),
-            ("route", if refused.is_some() { "refuse" } else { route.as_str() }.to_owned()),
-            ("reason", refused.unwrap_or_else(|| route.reason().to_owned())),
+            ("route", edge.as_ref().map_or(route.as_str(), |(route, _)| route).to_owned()),
+            ("reason", edge.map_or_else(|| route.reason().to_owned(), |(_, reason)| reason)),
             ("effect", format!("{effect:?}").to_ascii_lowercase()),
             ("may_be_sent_again", yes(spec.is_some_and(|s| s.resend))),
             ("in_l1", yes(spec.is_some_and(|spec| self.holds(ctx, lane.id, &asked, spec)))),
@@ -167,15 +167,17 @@ impl Session {
         });
     }
 
-    /// What `upstream.key_prefix` makes of a command that is explained; its refusal, if it is refused.
-    fn rewrite_explained(&self, ctx: &Ctx, req: &Request<'_>, words: &mut Words) -> Option<String> {
+    /// What `upstream.key_prefix` makes of a command that is explained: its words, or the route and reason of what goes no
+    /// further than this.
+    fn rewrite_explained(&self, ctx: &Ctx, req: &Request<'_>, words: &mut Words) -> Option<(&'static str, String)> {
         let own = ctx.prefix.as_ref()?;
         match own_names::named(ctx, req) {
             Named::Known(spec) => match own.rewrite(spec, req, words) {
-                Outcome::Refused(why) => Some(prefix::refusal(spec.name, why)),
-                Outcome::Same | Outcome::Own | Outcome::Changed => None,
+                Outcome::Refused(why) => Some(("refuse", prefix::refusal(spec.name, why))),
+                Outcome::Own => Some(("local", "own keys are found by SCAN (upstream.key_prefix)".to_owned())),
+                Outcome::Same | Outcome::Changed => None,
             },
-            Named::Unknown => Some(prefix::stranger_refusal(req)),
+            Named::Unknown => Some(("refuse", prefix::stranger_refusal(req))),
             Named::Keyless | Named::New => None,
         }
     }

@@ -85,6 +85,8 @@ impl Pin {
             (None, Some(What::Exec(queue))) => {
                 return Some(Cow::Owned(strip::exec(own, strips(queue), frame, &push)));
             }
+            // Where its MULTI was refused it has been executed at once.
+            (None, Some(What::Queued(queued))) => queued.strip,
             (None, _) => self.expect.front().map_or(Strip::None, |e| e.strip),
         };
         // A client of RESP3 that tracks or listens may find pushes in the midst of a reply.

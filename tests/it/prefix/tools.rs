@@ -32,6 +32,8 @@ fn nearside_commands_name_keys_as_clients_do() {
     let refused = client.cmd(&["NEARSIDE", "EXPLAIN", "DBSIZE"]);
     assert_eq!(refused.get("route"), Reply::bulk("refuse"));
     assert!(refused.get("reason").text().contains("DBSIZE is refused with upstream.key_prefix"));
+    let flush = client.cmd(&["NEARSIDE", "EXPLAIN", "FLUSHDB"]);
+    assert_eq!(flush.get("route"), Reply::bulk("local"));
     redis.cmd(&["MSET", "user:9", "foreign", "other:user:9", "foreign", "app:user:9", "own"]);
     let deleted = client.cmd(&["NEARSIDE", "DELETE", "PATTERN", "user:*"]);
     assert_eq!(deleted.get("deleted"), Reply::Int(2));
