@@ -107,6 +107,7 @@ impl Pin {
         let expect = self.expect.front()?;
         Some(match &expect.what {
             What::Exec(queue) => Stripper::exec(strips(queue)),
+            What::Queued(queued) => Stripper::new(queued.strip),
             _ => Stripper::new(expect.strip),
         })
     }

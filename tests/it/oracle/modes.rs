@@ -150,5 +150,19 @@ fn key_prefix(name: &str) {
     hold_under(name, &[], "tracking", &[false, true], PREFIX, configure);
 }
 
+/// Every write is one of a transaction of ours, under upstream's names.
+fn key_prefix_pubsub(name: &str) {
+    let configure = |b: Builder| b.set("coherence.mode", "pubsub").set("upstream.key_prefix", PREFIX);
+    hold_under(name, &[], "pubsub", &[false, true], PREFIX, configure);
+}
+
+/// Replies of the lane are RESP2's, and name keys at other places.
+fn key_prefix_resp2_upstream(name: &str) {
+    let configure = |b: Builder| b.set("cache.commands", reads::ALL).set("upstream.key_prefix", PREFIX);
+    hold_under(name, &["--rename-command", "HELLO", ""], "pubsub", &[false], PREFIX, configure);
+}
+
+in_mode! { key_prefix_pubsub: strings keys lists streams scripting transactions blocking }
+in_mode! { key_prefix_resp2_upstream: keys lists sorted_sets streams transactions blocking }
 in_mode! { key_prefix: strings bitmaps keys databases hashes lists sets sorted_sets geo hyperloglog streams blocking pubsub
 scripting transactions handshake clients tracking server cluster debug errors inline large newer }
