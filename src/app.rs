@@ -18,7 +18,7 @@ use tokio::task::LocalSet;
 use tokio::time::{sleep, timeout};
 
 use crate::cache::{Bounds, L1};
-use crate::coherence::{self, Channel};
+use crate::coherence::{self, Channel, Message};
 use crate::config::{CacheMode, Config, Eviction, Listen};
 use crate::front::{self, Workers};
 use crate::http::{self, HttpConfig, Order};
@@ -112,6 +112,7 @@ fn start_workers(ctx: &Ctx) -> io::Result<Rc<Workers>> {
         metrics: ctx.metrics.clone(),
         max_staleness: ctx.max_staleness,
         rules: ctx.rules().clone(),
+        prefix: ctx.prefix.clone(),
     };
     Workers::start(ctx.config.workers - 1, &shared).map(Rc::new)
 }
@@ -128,6 +129,7 @@ async fn run(
     Channel::spawn(&ctx);
     tokio::task::spawn_local(take_orders(ctx.clone(), inbox));
     tokio::task::spawn_local(worker::rollout::run(ctx.clone()));
+    coherence::check_prefix(&ctx);
     let lane = ctx.lane(&ctx.default_profile);
     let _ = timeout(FIRST_CONTACT, ctx.await_lane(&lane)).await;
     let mut shown = Vec::new();
@@ -163,7 +165,10 @@ async fn take_orders(ctx: Rc<Ctx>, mut inbox: mpsc::Receiver<Order>) {
     while let Some(order) = inbox.recv().await {
         let ctx = ctx.clone();
         tokio::task::spawn_local(async move {
-            let outcome = coherence::drop_all(&ctx, &ctx.default_profile, &order.messages, Source::Http).await;
+            let upstreams =
+                |message: Message| ctx.prefix.as_ref().map_or_else(|| message.clone(), |own| message.upstreams(own));
+            let messages: Vec<Message> = order.messages.into_iter().map(upstreams).collect();
+            let outcome = coherence::drop_all(&ctx, &ctx.default_profile, &messages, Source::Http).await;
             // Whoever asked may have stopped waiting.
             let _ = order.done.send(outcome);
         });

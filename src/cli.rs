@@ -4,6 +4,7 @@
 mod audit;
 mod explain;
 mod health;
+mod preflight;
 
 use std::{
     ffi::OsString,
@@ -48,6 +49,7 @@ fn run(args: impl Iterator<Item = OsString>) -> u8 {
             Ok(lines) => say(&lines),
             Err(what) => complain(&what, WRONG_CONFIGURATION),
         },
+        Some(Command::Preflight(args)) => preflight(&args.overrides()),
         Some(Command::Audit(args)) => match args.options() {
             Ok((options, json)) => prove(options, json.as_deref()),
             Err(what) => complain(&what, WRONG_CONFIGURATION),
@@ -69,11 +71,12 @@ Examples:
   NEARSIDE_UPSTREAM__URL=redis://cache:6379 NEARSIDE_CACHE__MAX_BYTES=64MiB nearside
   nearside health --url http://127.0.0.1:9380
   nearside explain --config config/session-store.yaml GET session:7:abc
+  nearside preflight --config config/nearside.yaml
   nearside audit --upstream redis://127.0.0.1:6379 --spawn 2 --faults all
 
 Exit codes:
   0  ended as asked (also: configuration valid, process ready)
-  1  failed while running (also: not ready, violations found)
+  1  failed while running (also: not ready, a failed check, violations found)
   2  arguments or configuration are wrong
   3  an audit could not be carried out
 ";
@@ -96,6 +99,8 @@ enum Command {
     Health(HealthArgs),
     /// Say what a configuration makes of a command: which rule decides, and whether its replies are kept
     Explain(explain::ExplainArgs),
+    /// Ask upstream what a sidecar with this configuration would meet; exit 1 where a check fails
+    Preflight(ServeArgs),
     /// Prove from outside that sidecars serve nothing they should not, with faults if you like
     Audit(Box<audit::AuditArgs>),
 }
@@ -205,6 +210,20 @@ fn ask_health(args: &HealthArgs) -> u8 {
             if answer.status == 200 { printed } else { RUNTIME_FAILURE }
         }
         Err(error) => complain(&format!("{target}: {error}"), RUNTIME_FAILURE),
+    }
+}
+
+fn preflight(overrides: &Overrides) -> u8 {
+    let (config, _) = match config::load(overrides, environment()) {
+        Ok(loaded) => loaded,
+        Err(error) => return complain(&error, WRONG_CONFIGURATION),
+    };
+    match preflight::run(&config) {
+        Ok(checks) => {
+            let printed = say(&checks.iter().map(preflight::Check::line).collect::<String>());
+            if checks.iter().any(preflight::Check::failed) { RUNTIME_FAILURE } else { printed }
+        }
+        Err(error) => complain(&error, RUNTIME_FAILURE),
     }
 }
 

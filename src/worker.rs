@@ -3,6 +3,7 @@
 
 pub(crate) mod rollout;
 
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -16,6 +17,7 @@ use crate::coherence::{Availability, Channel, Hold, Lane, Malformed, Samples};
 use crate::command::Spec;
 use crate::command::cacheable::KeptCommands;
 use crate::command::categories::Categories;
+use crate::command::prefix::{Prefix, Words};
 use crate::command::table;
 use crate::config::{CacheMode, Config};
 use crate::mutation::{self, Rule};
@@ -58,6 +60,10 @@ pub(crate) struct Ctx {
     pub(crate) name: String,
     /// No other sidecar has it.
     pub(crate) instance: String,
+    /// `upstream.key_prefix`, where it is set.
+    pub(crate) prefix: Option<Prefix>,
+    /// A request with the prefix in its names, while it is dispatched.
+    pub(crate) words: Cell<Words>,
     /// B, in nanoseconds.
     pub(crate) max_staleness: u64,
     /// What a client is before it says AUTH or SELECT.
@@ -117,10 +123,8 @@ enum Watch {
 impl Ctx {
     pub(crate) fn new(config: Arc<Config>, l1: Arc<L1>, metrics: Arc<Metrics>, status: Arc<Status>) -> Rc<Ctx> {
         let up = &config.upstream;
-        let credential = up.password.as_ref().map(|password| {
-            let user = up.username.as_deref().unwrap_or("default");
-            Rc::new(Credential { user: user.as_bytes().into(), password: password.expose().as_bytes().into() })
-        });
+        let default_profile = Profile::configured(up);
+        let credential = default_profile.credential.clone();
         let name = client_name();
         let pool = Pool::new(Settings {
             endpoint: up.endpoint.clone(),
@@ -137,8 +141,10 @@ impl Ctx {
         name_tags(&metrics, &rules);
         let samples = Samples::new(config.coherence.sample_per_second, clock::now());
         let ctx = Rc::new(Ctx {
-            default_profile: Profile { db: up.db, credential: credential.clone() },
+            default_profile,
             mode: Cell::new(config.cache.mode),
+            prefix: Prefix::new(&config.upstream.key_prefix),
+            words: Cell::default(),
             kept: Cell::new(rules.commands()),
             refreshes: Cell::new(rules.refresh()),
             rules: Arc::new(Current::from_pointee(rules)),
@@ -246,7 +252,7 @@ impl Ctx {
 
     /// What the rules say of a read of `key` by this command.
     pub(crate) fn judge(&self, key: &[u8], method: Method) -> Judged {
-        self.rules.load().judge(&self.metrics.patterns, key, method)
+        self.rules.load().judge(&self.metrics.patterns, self.own_name(key), method)
     }
 
     /// Puts other rules into force. When this is done no entry is left that they forbid or would have kept otherwise;
@@ -264,7 +270,7 @@ impl Ctx {
         let old = self.rules.swap(next.clone());
         self.kept.set(next.commands());
         self.refreshes.set(next.refresh());
-        let sweep = self.l1.sweep(vec![Matcher::Rules { old, next }]);
+        let sweep = self.l1.sweep(vec![Matcher::Rules { old, next, prefix: self.prefix.clone() }]);
         self.lanes.borrow().values().for_each(|lane| lane.asks_for_field_expiry(self));
         let dropped = sweep.finish(&self.l1).await;
         self.experiments.borrow().settle(&self.rules.load(), arms);
@@ -573,6 +579,18 @@ impl Ctx {
         let fresh = Rc::new(credential);
         all.push(fresh.clone());
         fresh
+    }
+
+    // ---- names of keys ----
+
+    /// The client's name of a key: what rules and patterns are about.
+    pub(crate) fn own_name<'k>(&self, key: &'k [u8]) -> &'k [u8] {
+        self.prefix.as_ref().and_then(|prefix| prefix.own(key)).unwrap_or(key)
+    }
+
+    /// Upstream's name of a client's key.
+    pub(crate) fn upstream_name<'k>(&self, key: &'k [u8]) -> Cow<'k, [u8]> {
+        self.prefix.as_ref().map_or(Cow::Borrowed(key), |prefix| Cow::Owned(prefix.key(key)))
     }
 
     // ---- names the table does not have ----

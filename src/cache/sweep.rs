@@ -27,6 +27,7 @@ use tokio::sync::mpsc;
 
 use super::tags::{Found as OfTag, Walk};
 use super::{Forms, Key, L1, Stripe};
+use crate::command::prefix::Prefix;
 use crate::policy::{Rules, glob};
 
 /// Sweeps that wait for the walk under way. One more and the L1 is flushed instead, which is more than was asked for.
@@ -53,6 +54,8 @@ pub(crate) enum Matcher {
     Rules {
         old: Arc<Rules>,
         next: Arc<Rules>,
+        /// Rules are about names without it.
+        prefix: Option<Prefix>,
     },
 }
 
@@ -78,7 +81,10 @@ impl Matcher {
             Matcher::Glob(pattern) => glob::matches(pattern, key),
             Matcher::Regex(regex) => regex.is_match(key),
             Matcher::Tags(tags) => forms.tags().any(|tag| tags.iter().any(|wanted| **wanted == *tag)),
-            Matcher::Rules { old, next } => !old.same_fate(next, key),
+            Matcher::Rules { old, next, prefix } => {
+                let key = prefix.as_ref().and_then(|prefix| prefix.own(key)).unwrap_or(key);
+                !old.same_fate(next, key)
+            }
         }
     }
 }

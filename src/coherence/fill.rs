@@ -272,7 +272,7 @@ impl<'a> Reading<'a> {
 /// What the rule of `key` calls its entry, and lets its entries take.
 fn labels<'k>(ctx: &Ctx, keep: &'k Keep, key: &[u8]) -> Labels<'k> {
     let terms = keep.terms();
-    let tags = terms.tags_of(key).into_iter().map(|(text, template)| Tag { text, template }).collect();
+    let tags = terms.tags_of(ctx.own_name(key)).into_iter().map(|(text, template)| Tag { text, template }).collect();
     Labels { tags, share: share_of(ctx, terms) }
 }
 

@@ -22,6 +22,7 @@ mod log;
 mod loss;
 mod mode;
 mod payload;
+mod prefix;
 #[cfg(feature = "bench")]
 mod probe;
 mod reader;
@@ -41,6 +42,7 @@ pub(crate) use invalidate::{
 pub(crate) use lane::{Availability, FetchRequest, Lane, MgetRequest};
 pub(crate) use loss::Redo;
 pub(crate) use payload::{Malformed, Message, Op, Wanted, parse};
+pub(crate) use prefix::{check_prefix, outside};
 #[cfg(feature = "bench")]
 pub(crate) use probe::LaneProbe;
 pub(crate) use sample::Samples;

@@ -5,6 +5,8 @@
 pub(crate) mod cacheable;
 pub(crate) mod categories;
 pub(crate) mod keys;
+pub(crate) mod prefix;
+pub(crate) mod strip;
 pub(crate) mod table;
 #[cfg(test)]
 mod tests;

@@ -26,6 +26,7 @@ pub(super) const KEYS: &[&str] = &[
     "upstream.lanes_max",
     "upstream.pinned_max",
     "upstream.pinned_idle",
+    "upstream.key_prefix",
     "admin.resp",
     "admin.password_file",
     "workers",

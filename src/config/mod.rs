@@ -159,6 +159,8 @@ pub(crate) struct Upstream {
     pub(crate) pinned_max: usize,
     /// At most `pinned_max`.
     pub(crate) pinned_idle: usize,
+    /// In front of every key upstream; empty: none.
+    pub(crate) key_prefix: String,
 }
 
 impl Upstream {

@@ -105,6 +105,7 @@ impl Entries {
         self.value("upstream.lanes_max", upstream.lanes_max);
         self.value("upstream.pinned_max", upstream.pinned_max);
         self.value("upstream.pinned_idle", upstream.pinned_idle);
+        self.value("upstream.key_prefix", quoted(&upstream.key_prefix));
     }
 
     fn cache(&mut self, cache: &super::Cache) {

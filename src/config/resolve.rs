@@ -20,6 +20,7 @@ use super::{
 };
 
 use crate::command::cacheable::Caching;
+use crate::command::prefix::PREFIX_MAX;
 use crate::command::table;
 use crate::observe::reasons::Method;
 
@@ -154,6 +155,7 @@ impl<'s> Resolver<'s> {
             lanes_max: self.count("upstream.lanes_max", 64, 1..=CONNECTIONS_MAX),
             pinned_max,
             pinned_idle: self.count("upstream.pinned_idle", 8.min(pinned_max as u64), 0..=CONNECTIONS_MAX),
+            key_prefix: self.one("upstream.key_prefix", String::new(), key_prefix),
         }
     }
 
@@ -447,6 +449,20 @@ fn channel(text: &str) -> Result<String, String> {
     if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
         let what = "has blanks or control characters; write one word, for example";
         return Err(format!("{} {what} {CHANNEL}", shown(text)));
+    }
+    Ok(text.to_owned())
+}
+
+/// `*` would mean something in SORT's BY and GET, where nothing escapes it; and no ACL pattern can hold a blank.
+fn key_prefix(text: &str) -> Result<String, String> {
+    if text.chars().any(|c| c == '*' || c.is_whitespace() || c.is_control()) {
+        return Err(format!(
+            "{} has a *, blanks or control characters; write one word, for example app1:",
+            shown(text)
+        ));
+    }
+    if text.len() > PREFIX_MAX {
+        return Err(format!("{} has {} bytes; {PREFIX_MAX} are allowed", shown(text), text.len()));
     }
     Ok(text.to_owned())
 }

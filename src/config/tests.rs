@@ -126,6 +126,19 @@ fn every_key_is_read() {
 }
 
 #[test]
+fn a_key_prefix_has_a_bound() {
+    let prefix =
+        |len: usize| Written::new(&format!("upstream: {{key_prefix: \"{}\"}}", "x".repeat(len))).load(&[UPSTREAM]);
+    assert_eq!(prefix(128).unwrap().0.upstream.key_prefix.len(), 128);
+    let error = prefix(129).unwrap_err().to_string();
+    assert!(
+        error.contains(".yaml:1: upstream.key_prefix: ") && error.ends_with("has 129 bytes; 128 are allowed"),
+        "{error}"
+    );
+    assert_eq!(Config::for_tests("redis://h").upstream.key_prefix, "");
+}
+
+#[test]
 fn every_key_is_printed_in_order() {
     assert_eq!(print::printed_keys(&Config::for_tests("redis://h")), KEYS);
 }
@@ -135,7 +148,7 @@ environment: production
 listen: {tcp: ["0.0.0.0:0"], unix: "/tmp/a b.sock", unix_mode: 0600, protected: false, max_clients: 5, idle_timeout: 90s,
          output_limit: 100000, query_limit: 2MiB, buffers_max: 200000, drain_delay: 1500ms, drain_timeout: 1m}
 upstream: {url: "unix:///run/r%3F.sock?db=3", connect_timeout: 20ms, request_timeout: 3s, lanes_max: 2, pinned_max: 3,
-           pinned_idle: 1, retry: {max_attempts: 0, base_delay: 1ms, max_delay: 2ms}}
+           pinned_idle: 1, key_prefix: "tenant[7]:", retry: {max_attempts: 0, base_delay: 1ms, max_delay: 2ms}}
 admin: {resp: off}
 workers: 1
 cache: {mode: off, commands: [hgetall, Json.Get], max_bytes: 3MiB, max_entries: 7, max_value_bytes: 9KiB, default_ttl: 1h, negative_ttl: 0s, ttl_buffer: 0,
@@ -384,6 +397,14 @@ fn problems_name_file_line_key_and_what_would_be_right() {
         (
             "coherence: {channel: \"a\\tb\"}",
             "x.yaml:1: coherence.channel: \"a\\tb\" has blanks or control characters; write one word, for example nearside:invalidate",
+        ),
+        (
+            "upstream: {key_prefix: \"app*:\"}",
+            "x.yaml:1: upstream.key_prefix: \"app*:\" has a *, blanks or control characters; write one word, for example app1:",
+        ),
+        (
+            "upstream: {key_prefix: \"my app:\"}",
+            "x.yaml:1: upstream.key_prefix: \"my app:\" has a *, blanks or control characters; write one word, for example app1:",
         ),
         ("coherence: {fence: none}", "x.yaml:1: coherence.fence: \"none\" is not one of hold, session"),
         ("coherence: {mode: psync}", "x.yaml:1: coherence.mode: \"psync\" is not one of auto, tracking, pubsub, ttl"),

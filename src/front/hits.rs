@@ -12,7 +12,7 @@ use crate::cache::{self, Entry, Forms, Value};
 use crate::coherence::Vouched;
 use crate::command::cacheable::KeptCommands;
 use crate::command::table::{self, Lookup};
-use crate::command::{Kind, Request};
+use crate::command::{Kind, Request, Spec};
 use crate::observe::arms::{Common, Hits};
 use crate::observe::clock;
 use crate::observe::reasons::Method;
@@ -88,16 +88,32 @@ impl Batch<'_> {
     /// False: not answered, and nothing written.
     fn request(&mut self, req: &Request<'_>, out: &mut BytesMut) -> bool {
         let Lookup::Known(spec) = table::lookup(req) else { return false };
-        let answered = match spec.kind {
-            Kind::Get if req.argc() == 2 && self.commands.has(Method::Get) => self.get(req.arg(1), out),
-            Kind::Mget if req.argc() >= 2 && self.commands.has(Method::Mget) => self.mget(req, out),
+        let asked = match spec.kind {
+            Kind::Get => req.argc() == 2 && self.commands.has(Method::Get),
+            Kind::Mget => req.argc() >= 2 && self.commands.has(Method::Mget),
             _ => false,
         };
+        let answered = asked
+            && match &self.local.shared.prefix {
+                None => self.look_up(spec, req, out),
+                Some(prefix) => {
+                    let mut words = self.local.words.take();
+                    prefix.rewrite(spec, req, &mut words);
+                    let answered = self.look_up(spec, &words.request(), out);
+                    words.release();
+                    self.local.words.set(words);
+                    answered
+                }
+            };
         if answered {
             self.hits += 1;
             self.mget = spec.kind == Kind::Mget;
         }
         answered
+    }
+
+    fn look_up(&mut self, spec: &Spec, req: &Request<'_>, out: &mut BytesMut) -> bool {
+        if spec.kind == Kind::Mget { self.mget(req, out) } else { self.get(req.arg(1), out) }
     }
 
     fn get(&mut self, key: &[u8], out: &mut BytesMut) -> bool {

@@ -15,7 +15,7 @@ use crate::coherence::{
 };
 use crate::command::cacheable::{Caching, Kept, Never};
 use crate::command::table;
-use crate::command::{Effect, Keys, Kind, Need, Request, Resp2, Spec, Why, keys};
+use crate::command::{Effect, Keys, Kind, Need, Request, Resp2, Spec, Why, keys, prefix};
 use crate::config::{Fence, OnWrite};
 use crate::net::drop_front;
 use crate::observe::arms::{ArmId, Common, Hits};
@@ -298,7 +298,7 @@ impl Session {
             self.refuse(req, &refused);
             return None;
         }
-        self.dispatch(ctx, b, req)
+        self.receive(ctx, b, req)
     }
 
     /// A request that the command policy has not been asked about.
@@ -340,7 +340,7 @@ impl Session {
 
     /// Answers what may not run.
     #[inline]
-    fn is_refused(&self, ctx: &Ctx, spec: Result<&'static Spec, Stranger>, req: &Request<'_>) -> bool {
+    pub(super) fn is_refused(&self, ctx: &Ctx, spec: Result<&'static Spec, Stranger>, req: &Request<'_>) -> bool {
         if ctx.policy.is_open() {
             return false;
         }
@@ -429,6 +429,10 @@ impl Session {
             return None;
         }
         self.last_command.set("unknown");
+        if let Some(refusal) = super::own_names::refuses_stranger(ctx, req) {
+            self.answer_error(self.special.get() && self.state.borrow_mut().mute(), &refusal);
+            return None;
+        }
         let view = self.view(ctx, b, req, &STRANGER);
         let owned = || Owned::of(req);
         match router::route_stranger(what, &view) {
@@ -729,6 +733,9 @@ impl Session {
         };
         let blocks = matches!(effect, Some(Effect::Opaque | Effect::SwapDb | Effect::Flush)) || self.on_spare.get();
         let slot = self.slot(mute, blocks, asked);
+        if ctx.prefix.is_some() {
+            self.outbox.borrow_mut().strips(slot, prefix::strip(spec));
+        }
         let mut relay = Relay::plain(self.clone(), slot, keys::form(spec, req), spec.resend);
         relay.write = spec.effect != Effect::Read;
         relay.info = spec.kind == Kind::Info && super::nearside::wants_own_info(req);

@@ -314,20 +314,20 @@ impl Gate {
 
     fn look(&self, ctx: &Ctx, spec: Result<&'static Spec, Stranger>, req: &Request<'_>) -> Judged {
         match spec {
-            Ok(spec) => self.look_known(spec, req),
+            Ok(spec) => self.look_known(ctx, spec, req),
             Err(stranger) => self.look_stranger(ctx, stranger, req),
         }
     }
 
-    fn look_known(&self, spec: &'static Spec, req: &Request<'_>) -> Judged {
-        Judged { action: self.policy.action(spec), name: spec.name, denial: self.rights().refuses(spec, req) }
+    fn look_known(&self, ctx: &Ctx, spec: &'static Spec, req: &Request<'_>) -> Judged {
+        Judged { action: self.policy.action(spec), name: spec.name, denial: self.rights().refuses(spec, req, ctx.prefix.as_ref()) }
     }
 
     /// A name that the table does not have: what upstream has said of it decides.
     fn look_stranger(&self, ctx: &Ctx, stranger: Stranger, req: &Request<'_>) -> Judged {
         let name = String::from_utf8_lossy(req.arg(0)).to_ascii_lowercase();
         if table::is_container(name.as_bytes()) {
-            return self.look_container(&name, req);
+            return self.look_container(ctx, &name, req);
         }
         let (learned, categories) = match ctx.explanation(req.arg(0)) {
             Some(known) if stranger != Stranger::New => known,
@@ -343,17 +343,17 @@ impl Gate {
             }
             // A container under another name.
             Learned::Renamed(canonical) if table::is_container(canonical.as_bytes()) => {
-                return self.look_container(&canonical, req);
+                return self.look_container(ctx, &canonical, req);
             }
             Learned::Renamed(canonical) => (canonical, UnlistedKeys::Unknown),
-            Learned::Module { reads_one: true } => (name, first.map_or(UnlistedKeys::None, UnlistedKeys::One)),
+            Learned::Module { reads_one: true } => (name, first.map_or(UnlistedKeys::None, |key| UnlistedKeys::One(ctx.own_name(key)))),
             Learned::Module { .. } | Learned::Unknown => (name, UnlistedKeys::Unknown),
         };
         self.look_unlisted(&Unlisted { name: &name, categories, surely: categories, keys })
     }
 
     /// `CLIENT <something the table does not have>`, or a container that upstream has renamed.
-    fn look_container(&self, container: &str, req: &Request<'_>) -> Judged {
+    fn look_container(&self, ctx: &Ctx, container: &str, req: &Request<'_>) -> Judged {
         if req.argc() == 1 {
             let none = Categories::NONE;
             let keys = UnlistedKeys::None;
@@ -361,7 +361,7 @@ impl Gate {
         }
         let name = format!("{container}|{}", String::from_utf8_lossy(req.arg(1)).to_ascii_lowercase());
         if let Some(spec) = table::by_name(name.as_bytes()) {
-            return self.look_known(spec, req);
+            return self.look_known(ctx, spec, req);
         }
         let siblings =
             || table::all().filter(|s| s.name.strip_prefix(container).is_some_and(|rest| rest.starts_with('|')));

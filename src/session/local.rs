@@ -80,6 +80,9 @@ impl Session {
         req: &Request<'_>,
         mute: bool,
     ) -> Local {
+        if self.own_keys(ctx, spec, req, mute).await {
+            return Local::Done;
+        }
         let now = clock::now();
         match self.local_now(ctx, now, req, spec, mute, true) {
             Now::Done => return Local::Done,

@@ -12,6 +12,8 @@ mod invalidate;
 mod local;
 mod nearside;
 mod outbox;
+mod own_keys;
+mod own_names;
 mod pinned;
 #[cfg(any(test, feature = "bench"))]
 mod probe;
@@ -161,6 +163,8 @@ impl Session {
 
     /// A reply of upstream's (RESP3) for `slot`.
     pub(crate) fn complete(self: &Rc<Self>, ctx: &Ctx, slot: u64, frame: &[u8], form: Form) {
+        let own = self.own_reply(ctx, slot, frame);
+        let frame = own.as_deref().unwrap_or(frame);
         let done = self.outbox.borrow_mut().complete(slot, frame, form);
         self.completed(ctx, done);
     }

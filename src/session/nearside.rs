@@ -8,8 +8,10 @@ use bytes::BytesMut;
 
 use super::Session;
 use super::dispatch::{Batch, STRANGER};
+use super::own_names::{self, Named};
 use crate::cache::{Entry, FormEntry, Value};
 use crate::coherence;
+use crate::command::prefix::{self, Outcome, Words};
 use crate::command::{Effect, Request};
 use crate::config::{AdminResp, CacheMode, Variant, show_percent};
 use crate::observe::arms::ArmId;
@@ -76,7 +78,7 @@ impl Session {
             (b"rules", 2) => self.rules(ctx, mute),
             (b"mode", 2) => self.answer(mute, |out| build::bulk(out, ctx.mode_word().as_bytes())),
             (b"explain", 3..) => self.explain(ctx, req, mute),
-            (b"entry", 3) => self.entry(ctx, now, req.arg(2), mute),
+            (b"entry", 3) => self.entry(ctx, now, &ctx.upstream_name(req.arg(2)), mute),
             (b"auth", 3) => self.nearside_auth(ctx, req.arg(2), mute),
             (b"mode", 3) => match self.may_change(ctx) {
                 Ok(()) => self.change_mode(ctx, req.arg(2), mute),
@@ -150,7 +152,10 @@ impl Session {
         if !matches!(scanner.scan(&raw), crate::resp::request::Scan::Request { .. }) {
             return self.answer_error(mute, "ERR a command this large is streamed on a connection of its own");
         }
-        let asked = Request { raw: &raw, args: scanner.args() };
+        let of_client = Request { raw: &raw, args: scanner.args() };
+        let mut own = Words::default();
+        let edge = self.rewrite_explained(ctx, &of_client, &mut own);
+        let asked = if own.is_empty() { of_client } else { own.request() };
         let batch = Batch::new(ctx, self);
         let found = self.spec(ctx, &asked);
         let (name, spec, route) = match found {
@@ -163,14 +168,15 @@ impl Session {
                 ("unknown", None, router::route_stranger(stranger, &view))
             }
         };
-        let said = explain(&ctx.rules().load(), &ctx.metrics.patterns, spec.unwrap_or(&STRANGER), &asked);
+        // Rules speak of the client's names.
+        let said = explain(&ctx.rules().load(), &ctx.metrics.patterns, spec.unwrap_or(&STRANGER), &of_client);
         let effect = spec.map_or(Effect::Opaque, |s| s.effect);
         let lane = self.lane(ctx);
         let tags = said.keys.first().map_or_else(Vec::new, |key| tags_of(ctx, key));
         let fields = [
             ("command", name.to_owned()),
-            ("route", route.as_str().to_owned()),
-            ("reason", route.reason().to_owned()),
+            ("route", edge.as_ref().map_or(route.as_str(), |(route, _)| route).to_owned()),
+            ("reason", edge.map_or_else(|| route.reason().to_owned(), |(_, reason)| reason)),
             ("policy", self.explain_policy(ctx, found, &asked)),
             ("effect", format!("{effect:?}").to_ascii_lowercase()),
             ("may_be_sent_again", yes(spec.is_some_and(|s| s.resend))),
@@ -187,6 +193,21 @@ impl Session {
             names(out, "tags", &tags);
             names(out, "keys", &said.keys);
         });
+    }
+
+    /// What `upstream.key_prefix` makes of a command that is explained: its words, or the route and reason of what goes no
+    /// further than this.
+    fn rewrite_explained(&self, ctx: &Ctx, req: &Request<'_>, words: &mut Words) -> Option<(&'static str, String)> {
+        let own = ctx.prefix.as_ref()?;
+        match own_names::named(ctx, req) {
+            Named::Known(spec) => match own.rewrite(spec, req, words) {
+                Outcome::Refused(why) => Some(("refuse", prefix::refusal(spec.name, why))),
+                Outcome::Own => Some(("local", "own keys are found by SCAN (upstream.key_prefix)".to_owned())),
+                Outcome::Same | Outcome::Changed => None,
+            },
+            Named::Unknown => Some(("refuse", prefix::stranger_refusal(req))),
+            Named::Keyless | Named::New => None,
+        }
     }
 
     /// GET's entry, and in `forms` those of other commands.
@@ -395,6 +416,7 @@ fn section(ctx: &Ctx, now: u64) -> String {
     let m = &ctx.metrics;
     let mut text = format!("# Nearside\r\nnearside_version:{}\r\n", env!("CARGO_PKG_VERSION"));
     let _ = write!(text, "upstream_client_name:{}\r\n", ctx.name);
+    let _ = write!(text, "key_prefix:{}\r\n", ctx.config.upstream.key_prefix);
     text.push_str(&stats(ctx, now));
     let by_worker: Vec<String> = m.hits_by_worker().iter().map(u64::to_string).collect();
     let _ = write!(text, "hits_by_worker:{}\r\n", by_worker.join(","));

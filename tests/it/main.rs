@@ -32,6 +32,8 @@ mod limits;
 mod oracle;
 /// Who may run what, on which keys, how often.
 mod policy;
+/// Several apps share one Redis and never meet (`upstream.key_prefix`).
+mod prefix;
 /// Every read that can be kept, and every one that never is.
 mod reads;
 /// Bugs that suites of others found, one test each.

@@ -6,6 +6,7 @@ use std::fmt::Write;
 use super::{Word, rows};
 use crate::command::categories::Categories;
 use crate::command::{Keys, Kind, Request, Spec, keys};
+use crate::command::prefix::Prefix;
 use crate::policy::glob;
 
 /// May run, whatever its keys.
@@ -160,11 +161,11 @@ impl Rights {
         if self.is_open() { FREE } else { self.rows.get(usize::from(spec.row)).copied().unwrap_or(UNLISTED) }
     }
 
-    /// Why this request is refused, if it is.
-    pub(crate) fn refuses(&self, spec: &Spec, req: &Request<'_>) -> Option<Denial> {
+    /// Why this request is refused, if it is. Patterns speak of the client's names: `own` takes upstream's prefix off.
+    pub(crate) fn refuses(&self, spec: &Spec, req: &Request<'_>, own: Option<&Prefix>) -> Option<Denial> {
         match self.of(spec) {
             FREE => None,
-            LOOK => self.refuses_keys(spec, req),
+            LOOK => self.refuses_keys(spec, req, own),
             _ => self.refuses_command(spec),
         }
     }
@@ -178,7 +179,7 @@ impl Rights {
         }
     }
 
-    fn refuses_keys(&self, spec: &Spec, req: &Request<'_>) -> Option<Denial> {
+    fn refuses_keys(&self, spec: &Spec, req: &Request<'_>, own: Option<&Prefix>) -> Option<Denial> {
         let hides = match spec.kind {
             Kind::Nearside => req.is(1, "delete"),
             _ => keys::reads_by_pattern(spec, req),
@@ -186,7 +187,7 @@ impl Rights {
         let mut refused = if hides { self.refuses_hidden() } else { None };
         keys::for_each(spec, req, |key| {
             if refused.is_none() {
-                refused = self.refuses_key(key);
+                refused = self.refuses_key(own.and_then(|own| own.own(key)).unwrap_or(key));
             }
         });
         refused

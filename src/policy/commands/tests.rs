@@ -25,7 +25,7 @@ fn refusal(rights: &Rights, line: &str) -> Option<String> {
     assert!(matches!(scanner.scan(line.as_bytes()), Scan::Inline { .. }), "{line}");
     let req = Request { raw: scanner.inline(), args: scanner.args() };
     let Lookup::Known(spec) = table::lookup(&req) else { panic!("{line}: no row") };
-    let found = rights.refuses(spec, &req);
+    let found = rights.refuses(spec, &req, None);
     assert_eq!(found.is_none(), rights.leaves_free(spec) || found.is_none());
     found.map(|denial| denial.text(spec.name))
 }

@@ -9,8 +9,9 @@ use bytes::Buf;
 use super::upload::Upload;
 use super::{Broken, CHUNK, End, Pin, begin_all, flush, is_new};
 use crate::coherence::Message;
+use crate::command::strip::Strip;
 use crate::command::table::{self, Lookup};
-use crate::command::{Effect, Kind, Need, Request, Spec, keys};
+use crate::command::{Effect, Kind, Need, Request, Spec, keys, prefix};
 use crate::observe::clock;
 use crate::resp::request::Scan;
 use crate::resp::{Proto, build};
@@ -79,7 +80,7 @@ impl Pin {
             }
             client.rbuf.advance(len);
             if let Some(owned) = owned {
-                self.request(ctx, client, &owned.request());
+                self.receive(ctx, client, owned);
             }
         }
     }
@@ -98,12 +99,8 @@ impl Pin {
 
     /// One request of the client's, if it may run.
     pub(super) fn request(&mut self, ctx: &Rc<Ctx>, client: &Client, req: &Request<'_>) {
-        let session = &client.session;
-        let refused = session
-            .spend(ctx, Some(req))
-            .or_else(|| if ctx.policy.is_open() { None } else { session.judge(ctx, known(ctx, req), req) });
-        match refused {
-            Some(why) => self.refuse(session, req, why),
+        match refused(ctx, client, req) {
+            Some(why) => self.refuse(&client.session, req, why),
             None => self.take(ctx, client, req),
         }
     }
@@ -118,7 +115,7 @@ impl Pin {
     }
 
     /// What may not run is not sent; what goes in its place aborts an open MULTI, as a refusal by upstream would.
-    fn refuse(&mut self, session: &Session, req: &Request<'_>, why: String) {
+    pub(super) fn refuse(&mut self, session: &Session, req: &Request<'_>, why: String) {
         session.last.set(clock::now());
         let reply = req.is(0, "client") && req.is(1, "reply");
         let mute = !reply && session.state.borrow_mut().mute();
@@ -174,6 +171,12 @@ impl Pin {
         self.send(ctx, client, known, req);
     }
 
+    /// The same, where the next mute is this one's.
+    pub(super) fn refuse_name(&mut self, session: &Session, why: Cow<'static, str>) {
+        let mute = session.state.borrow_mut().mute();
+        self.stand_in(why, mute);
+    }
+
     pub(super) fn send(&mut self, ctx: &Rc<Ctx>, client: &Client, known: Option<&'static Spec>, req: &Request<'_>) {
         let mute = client.session.state.borrow_mut().mute();
         let expect = self.expectation(ctx, &client.session, known, req, mute);
@@ -197,7 +200,8 @@ impl Pin {
         }
         let mute = client.session.state.borrow_mut().mute();
         let role = Role::Local { raw: req.raw.to_vec(), args: req.args.to_vec() };
-        let queued = Queued { spec: Some(spec), effect: Effect::Read, keys: Vec::new(), message: None, role };
+        let (keys, strip) = (Vec::new(), Strip::None);
+        let queued = Queued { spec: Some(spec), effect: Effect::Read, keys, message: None, role, strip };
         build::command(&mut self.out, &[b"PING"]);
         self.expect.push_back(Expect::of(What::Queued(queued), mute));
         true
@@ -249,6 +253,7 @@ impl Pin {
             self.queue = Some(Vec::new());
         }
         let mut expect = Expect::of(what, mute);
+        expect.strip = spec.map_or(Strip::None, prefix::strip);
         expect.messages.extend(announced(ctx, spec, req));
         self.begin(ctx, session, spec, req, &mut expect);
         expect
@@ -388,6 +393,10 @@ impl Pin {
             self.quit = true;
             return Some(End::Close);
         }
+        if self.waits_to_learn(ctx) {
+            self.learn(ctx, client).await;
+            return None;
+        }
         let owned = self.local.take()?;
         let req = owned.request();
         let Lookup::Known(spec) = table::lookup(&req) else { return None };
@@ -438,6 +447,12 @@ impl Pin {
             }
         }
     }
+}
+
+/// What a rate limit or the command policy says against a request.
+pub(super) fn refused(ctx: &Ctx, client: &Client, req: &Request<'_>) -> Option<String> {
+    let judged = || if ctx.policy.is_open() { None } else { client.session.judge(ctx, known(ctx, req), req) };
+    client.session.spend(ctx, Some(req)).or_else(judged)
 }
 
 /// The row of a request's name, also of one that upstream has explained.

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use bytes::BytesMut;
 use tokio::time::Instant;
 
+use super::own_names::own_piece;
 use super::{Pin, settle};
 use crate::coherence::{Applied, Hold, Message, Op, apply, publish};
 use crate::config::Fence;
@@ -27,7 +28,7 @@ impl Pin {
         let nothing = self.conn.link.rbuf.is_empty();
         while self.hold.is_none() && !self.conn.link.rbuf.is_empty() {
             if self.streaming {
-                if !self.stream_on()? {
+                if !self.stream_on(ctx)? {
                     break;
                 }
                 continue;
@@ -125,6 +126,8 @@ impl Pin {
 
     /// A whole frame; true: it must be held.
     pub(super) fn frame(&mut self, ctx: &Rc<Ctx>, client: &Client, frame: &[u8]) -> Result<bool, String> {
+        let Some(frame) = self.own_frame(ctx, frame) else { return Ok(false) };
+        let frame = &*frame;
         if self.walk.is_some() {
             return Ok(self.walk_frame(ctx, client, frame));
         }
@@ -283,6 +286,7 @@ impl Pin {
     pub(super) fn large_frame(&mut self, ctx: &Rc<Ctx>, client: &Client) -> bool {
         self.streaming = true;
         self.streaming_mute = false;
+        self.stripper = self.own_stream(ctx);
         let message = self.conn.link.rbuf.first() == Some(&b'>');
         if message {
             return ctx.cache_serves();
@@ -310,9 +314,10 @@ impl Pin {
     }
 
     /// True: there may be more to read.
-    pub(super) fn stream_on(&mut self) -> Result<bool, String> {
+    pub(super) fn stream_on(&mut self, ctx: &Ctx) -> Result<bool, String> {
         let step = self.scanner.advance(&self.conn.link.rbuf).map_err(|e| format!("garbage from upstream: {e}"))?;
         let bytes = self.conn.link.rbuf.split_to(step.take);
+        let bytes = own_piece(ctx, self.stripper.as_mut(), bytes);
         self.deliver(self.streaming_mute, &bytes);
         if step.done {
             self.scanner.reset();

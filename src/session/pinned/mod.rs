@@ -9,6 +9,7 @@ mod exec;
 mod explain;
 mod from_client;
 mod from_upstream;
+mod own_names;
 mod redo;
 mod upload;
 
@@ -24,6 +25,7 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
 
 use crate::coherence::{self, Ends, Hold, Op};
+use crate::command::strip::Stripper;
 use crate::command::table::{self, Lookup};
 use crate::command::{Request, Spec, Why};
 use crate::net::read_some;
@@ -102,6 +104,8 @@ struct Pin {
     streaming: bool,
     /// Its client does not want it.
     streaming_mute: bool,
+    /// It names keys (`upstream.key_prefix`).
+    stripper: Option<Stripper>,
     upload: Option<Upload>,
     /// A local command that waits until all before it is answered.
     local: Option<Owned>,
@@ -153,9 +157,7 @@ impl Client {
                     if !self.settled(ctx).await {
                         return false;
                     }
-                    ctx.learn(&self.session.lane(ctx), req.request().arg(0)).await;
-                    // Only now can the command policy be asked.
-                    self.again(ctx, &req, Session::dispatch)
+                    self.learn(ctx, &req).await
                 }
                 Work::Pinned(why, req) => {
                     if !(self.settled(ctx).await && self.pinned(ctx, why, First::Request(req)).await) {
@@ -204,6 +206,16 @@ impl Client {
             }
         }
         true
+    }
+
+    /// Asks upstream what a name is, and looks at the request once more.
+    async fn learn(&mut self, ctx: &Rc<Ctx>, req: &Owned) -> Option<Step> {
+        let lane = self.session.lane(ctx);
+        // Without a prefix no name is asked about before there is somebody to ask.
+        ctx.await_lane(&lane).await;
+        ctx.learn(&lane, req.request().arg(0)).await;
+        // Only now can the command policy be asked.
+        self.again(ctx, req, if ctx.prefix.is_none() { Session::dispatch } else { Session::receive_learned })
     }
 
     /// Dispatches a request that had to wait.
@@ -313,6 +325,7 @@ impl Pin {
             hold: None,
             streaming: false,
             streaming_mute: false,
+            stripper: None,
             upload: None,
             local: None,
             broken: None,
