@@ -70,12 +70,12 @@ fn the_difference_of_two_means_is_covered() {
     let mean = |median: f64, sigma: f64| median * (sigma * sigma / 2.0).exp();
     for (n, m, factor) in [(500, 500, 1.0), (200, 2000, 1.0), (1000, 500, 1.5)] {
         let truth = mean(300_000.0, 0.7) - factor * mean(500_000.0, 0.5);
-        covered(800, &format!("{n} against {factor} times {m}"), truth, |dice| {
+        covered(1500, &format!("{n} against {factor} times {m}"), truth, |dice| {
             let (a, b) = (dice.latencies(n, 300_000.0, 0.7), dice.latencies(m, 500_000.0, 0.5));
             excess(a.moments()?, b.moments()?, factor)
         });
     }
-    covered(800, "one mean", mean(300_000.0, 0.7), |dice| mean_of(&dice.latencies(500, 300_000.0, 0.7)));
+    covered(1500, "one mean", mean(300_000.0, 0.7), |dice| mean_of(&dice.latencies(500, 300_000.0, 0.7)));
 }
 
 fn mean_of(seen: &Seen) -> Option<Estimate> {
@@ -88,7 +88,7 @@ fn quantiles_are_covered() {
     const Z99: f64 = 2.326_347_874;
     for (n, q, z) in [(200, 0.5, 0.0), (1000, 0.5, 0.0), (5000, 0.5, 0.0), (1000, 0.99, Z99)] {
         let (median, sigma) = (400_000.0, 2.0);
-        let runs = if n > 1000 { 400 } else { 800 };
+        let runs = if n > 1000 { 1000 } else { 2000 };
         let run = |dice: &mut Dice| quantile(&dice.latencies(n, median, sigma), q);
         covered(runs, &format!("{q} of {n}"), median * (sigma * z).exp(), run);
     }
@@ -97,7 +97,7 @@ fn quantiles_are_covered() {
 #[test]
 fn the_difference_of_two_quantiles_is_covered() {
     let truth = 400_000.0 - 700_000.0;
-    covered(600, "medians of 1000 and 400", truth, |dice| {
+    covered(2000, "medians of 1000 and 400", truth, |dice| {
         let (a, b) = (dice.latencies(1000, 400_000.0, 1.5), dice.latencies(400, 700_000.0, 1.5));
         Some(difference(quantile(&a, 0.5)?, quantile(&b, 0.5)?))
     });
