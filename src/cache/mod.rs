@@ -35,7 +35,6 @@ use moka::sync::Cache;
 
 pub(crate) use entry::{Entry, Forms, Value};
 pub(crate) use form::{Displaced, FormEntry, FormId};
-pub(crate) use glob::matches as glob_matches;
 pub(crate) use large::Large;
 pub(crate) use marks::{Labels, ShareOf, Tag};
 pub(crate) use sweep::{Matcher, Sweep};

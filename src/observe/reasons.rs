@@ -450,7 +450,7 @@ mod tests {
     #[test]
     fn index_and_word_agree() {
         assert_eq!(Bypass::WORDS[usize::from(Bypass::Fence)], Bypass::Fence.as_str());
-        assert_eq!(Bypass::FieldExpiry as usize + 1, Bypass::COUNT);
+        assert_eq!(Bypass::Control as usize + 1, Bypass::COUNT);
         assert_eq!(Timed::LABELS[Timed::OtherError as usize], ("other", "error"));
         assert_eq!(Timed::OtherError as usize + 1, Timed::COUNT);
     }

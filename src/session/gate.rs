@@ -320,7 +320,11 @@ impl Gate {
     }
 
     fn look_known(&self, ctx: &Ctx, spec: &'static Spec, req: &Request<'_>) -> Judged {
-        Judged { action: self.policy.action(spec), name: spec.name, denial: self.rights().refuses(spec, req, ctx.prefix.as_ref()) }
+        Judged {
+            action: self.policy.action(spec),
+            name: spec.name,
+            denial: self.rights().refuses(spec, req, ctx.prefix.as_ref()),
+        }
     }
 
     /// A name that the table does not have: what upstream has said of it decides.
@@ -346,7 +350,9 @@ impl Gate {
                 return self.look_container(ctx, &canonical, req);
             }
             Learned::Renamed(canonical) => (canonical, UnlistedKeys::Unknown),
-            Learned::Module { reads_one: true } => (name, first.map_or(UnlistedKeys::None, |key| UnlistedKeys::One(ctx.own_name(key)))),
+            Learned::Module { reads_one: true } => {
+                (name, first.map_or(UnlistedKeys::None, |key| UnlistedKeys::One(ctx.own_name(key))))
+            }
             Learned::Module { .. } | Learned::Unknown => (name, UnlistedKeys::Unknown),
         };
         self.look_unlisted(&Unlisted { name: &name, categories, surely: categories, keys })

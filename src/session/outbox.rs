@@ -5,8 +5,8 @@ use std::collections::VecDeque;
 
 use bytes::BytesMut;
 
-use crate::observe::arms::ArmId;
 use crate::command::strip::Strip;
+use crate::observe::arms::ArmId;
 use crate::observe::reasons::Timed;
 use crate::resp::Proto;
 use crate::resp::downgrade::{self, Form};

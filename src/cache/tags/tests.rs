@@ -349,6 +349,7 @@ impl World {
             expires: u64::MAX,
             t_sent: 0,
             pattern: PatternId::PLAIN,
+            arm: crate::observe::arms::ArmId::NONE,
             value: Value::Bulk(frame[..].into()),
         }
     }

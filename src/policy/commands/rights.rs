@@ -5,8 +5,8 @@ use std::fmt::Write;
 
 use super::{Word, rows};
 use crate::command::categories::Categories;
-use crate::command::{Keys, Kind, Request, Spec, keys};
 use crate::command::prefix::Prefix;
+use crate::command::{Keys, Kind, Request, Spec, keys};
 use crate::policy::glob;
 
 /// May run, whatever its keys.
