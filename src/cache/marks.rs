@@ -143,7 +143,7 @@ impl L1 {
 /// What is known of stored values beside the store. Written under a stripe's lock, and by moka's listener on any thread.
 pub(super) struct Books {
     pub(super) tags: Tags,
-    shares: Shares,
+    pub(super) shares: Shares,
     numbers: AtomicU64,
 }
 

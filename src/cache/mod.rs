@@ -243,8 +243,9 @@ impl L1 {
         if let Some(why) = self.voids(token, &s).filter(|_| !mutation::off(Rule::Token)) {
             return Err(why);
         }
-        let old = self.get(key).filter(|old| !self.books.is_void(old)).unwrap_or_default();
-        let (mut forms, said) = with(&old);
+        let (old, nothing) = (self.get(key).filter(|old| !self.books.is_void(old)), Forms::default());
+        let old = old.as_deref().unwrap_or(&nothing);
+        let (mut forms, said) = with(old);
         self.mark(key, token, labels, old.marks.as_deref(), &mut forms)?;
         let own = forms.marks.as_ref().map(|marks| marks.number);
         sync::point();

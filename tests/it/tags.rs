@@ -2,7 +2,6 @@
 //! `max_share`: a rule's entries leave the others their room.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
-use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -29,6 +28,16 @@ fn warm(proxy: &Proxy, client: &mut Client, command: &[&str]) {
 
 fn resident(client: &mut Client, key: &str) -> bool {
     client.cmd(&["NEARSIDE", "ENTRY", key]) != Reply::Nil
+}
+
+/// A hundred at a time.
+fn get_all(client: &mut Client, keys: impl Iterator<Item = String>) {
+    let keys: Vec<String> = keys.collect();
+    for some in keys.chunks(100) {
+        let words: Vec<[&str; 2]> = some.iter().map(|key| ["GET", key]).collect();
+        let commands: Vec<&[&str]> = words.iter().map(|words| &words[..]).collect();
+        assert_eq!(client.pipeline(&commands).len(), some.len());
+    }
 }
 
 fn texts(reply: &Reply) -> Vec<String> {
@@ -116,7 +125,9 @@ fn a_tag_spans_databases_and_users_and_is_shown() {
 /// only because of it, every client reads what was written before it was asked.
 #[test]
 fn after_the_answer_nobody_reads_what_was_there_before() {
-    const KEYS: usize = 4;
+    const KEYS: u64 = 4;
+    const READERS: u64 = 4;
+    const ROUNDS: u64 = 80;
     let redis = Redis::start();
     let proxy = Proxy::to(&redis)
         .set("rules", rules())
@@ -125,41 +136,43 @@ fn after_the_answer_nobody_reads_what_was_there_before() {
         .set("coherence.ttl_cap.ttl", "1h")
         .start();
     eventually(PATIENCE, "a subscription", || proxy.stats()["channel"] == "up");
-    let (floor, over) = (AtomicU64::new(0), AtomicBool::new(false));
-    let key = |i: usize| format!("tenant:1:{}", i % KEYS);
-    let version = |reply: Reply| reply.text().parse::<u64>().unwrap_or(0);
-    let read = |seed: usize| {
+    let (floor, over, reads) = (AtomicU64::new(0), AtomicBool::new(false), AtomicU64::new(0));
+    let key = |i: u64| format!("tenant:1:{}", i % KEYS);
+    let set = |client: &mut Client, version: u64| {
+        (0..KEYS).for_each(|i| assert_eq!(client.cmd(&["SET", &key(i), &version.to_string()]), Reply::ok()));
+    };
+    let (mut writer, mut asker) = (redis.client(), proxy.client());
+    set(&mut writer, 0);
+    let read = |seed: u64| {
         let mut client = proxy.client();
-        let mut reads = 0;
-        while !over.load(SeqCst) {
+        for i in seed.. {
+            if over.load(SeqCst) {
+                return;
+            }
             let least = floor.load(SeqCst);
-            let read = version(client.cmd(&["GET", &key(seed + reads)]));
+            let read: u64 = client.cmd(&["GET", &key(i)]).text().parse().expect("a version");
             if read < least {
                 over.store(true, SeqCst);
                 panic!("{read} was read after {least} had been acknowledged");
             }
-            reads += 1;
+            reads.fetch_add(1, SeqCst);
         }
-        reads
     };
-    let reads: usize = std::thread::scope(|scope| {
-        let readers: Vec<_> = (0..4).map(|i| scope.spawn(move || read(i))).collect();
-        let (mut writer, mut asker) = (redis.client(), proxy.client());
-        let end = Instant::now() + Duration::from_secs(4);
-        for version in 1.. {
-            if Instant::now() > end || over.load(SeqCst) {
-                break;
-            }
-            (0..KEYS).for_each(|i| assert_eq!(writer.cmd(&["SET", &key(i), &version.to_string()]), Reply::ok()));
+    std::thread::scope(|scope| {
+        (0..READERS).for_each(|i| drop(scope.spawn(move || read(i))));
+        for version in 1..=ROUNDS {
+            set(&mut writer, version);
             asker.cmd(&["NEARSIDE", "INVALIDATE", "TAG", "tenant:1"]).int();
             floor.store(version, SeqCst);
+            // In every other round it is invalidated anew while the keys are still being read for the first time.
+            let enough = reads.load(SeqCst) + if version % 2 == 0 { 8 * KEYS } else { 0 };
+            eventually(PATIENCE, "some hits", || reads.load(SeqCst) >= enough || over.load(SeqCst));
         }
         over.store(true, SeqCst);
-        readers.into_iter().map(|reader| reader.join().expect("no reader was wrong")).sum()
     });
-    let (hits, rounds) = (proxy.stat("hits"), floor.load(SeqCst));
-    println!("{rounds} rounds, {reads} reads, {hits} of them hits, {} void", proxy.stat("fills_discarded_sweep"));
-    assert!(hits > 100.0 && rounds > 20, "{rounds} rounds, {hits} hits: it must not pass for want of them");
+    let (hits, void) = (proxy.stat("hits"), proxy.stat("fills_discarded_sweep"));
+    println!("{} reads, {hits} of them hits, {void} readings void", reads.load(SeqCst));
+    assert!(hits > ROUNDS as f64, "{hits} hits: it must not pass for want of them");
 }
 
 /// The index has a quarter of 1 MiB: less than tags of one key each need.
@@ -172,20 +185,20 @@ fn tags_that_have_no_room_in_the_index_lose_no_key() {
         .set("cache.max_bytes", "1MiB")
         .set("cache.max_value_bytes", "1KiB")
         .set("cache.update_max_bytes", "1KiB")
+        .set("cache.negative_ttl", "1h")
         .start();
     let mut client = proxy.client();
     warm(&proxy, &mut client, &["GET", "tenant:0:a"]);
-    for i in 0..KEYS {
-        client.cmd(&["GET", &format!("order:{i}:{i}")]);
-    }
-    let stored: Vec<usize> = (0..KEYS).filter(|i| resident(&mut client, &format!("order:{i}:{i}"))).collect();
-    assert!(stored.len() > 300, "{} are stored", stored.len());
+    let key = |i: usize| format!("order:{i}:{i}");
+    get_all(&mut client, (0..KEYS).map(key));
+    let stored: Vec<usize> = (0..KEYS).filter(|i| resident(&mut client, &key(*i))).collect();
+    assert!(stored.len() > 600, "{} are stored", stored.len());
     let counted = |tag: &str| proxy.metric(&format!("cache_invalidate_total{{impl=\"l1\",tag=\"{tag}\"}}"));
     for i in stored.iter().rev().take(20).chain(stored.iter().take(20)) {
         client.cmd(&["NEARSIDE", "INVALIDATE", "TAG", &format!("tenant:{i}")]);
-        assert!(!resident(&mut client, &format!("order:{i}:{i}")), "{i}");
+        assert!(!resident(&mut client, &key(*i)), "{i}");
     }
-    let left = stored.iter().filter(|i| resident(&mut client, &format!("order:{i}:{i}"))).count();
+    let left = stored.iter().filter(|i| resident(&mut client, &key(**i))).count();
     assert!(left + 60 > stored.len(), "{left} of {} are left: only those that were named may go", stored.len());
     assert!(counted("_tag") > 0.0, "some had no set");
 }
@@ -200,17 +213,17 @@ fn a_rule_with_a_share_leaves_the_others_their_room() {
         .set("cache.max_bytes", "1MiB")
         .set("cache.max_value_bytes", "1KiB")
         .set("cache.update_max_bytes", "1KiB")
+        .set("cache.negative_ttl", "1h")
         .start();
     let mut client = proxy.client();
     warm(&proxy, &mut client, &["GET", "other"]);
     let others: Vec<String> = (0..100).map(|i| format!("other:{i}")).collect();
-    others.iter().for_each(|key| drop(client.cmd(&["GET", key])));
+    get_all(&mut client, others.iter().cloned());
     let resident_others = |client: &mut Client| others.iter().filter(|key| resident(client, key)).count();
     eventually(PATIENCE, "them to be stored", || resident_others(&mut client) == 100);
     // Ten times what fits.
-    for i in 0..2000 {
-        client.cmd(&["GET", &format!("s:{i}")]);
-    }
+    get_all(&mut client, (0..2000).map(|i| format!("s:{i}")));
+    eventually(PATIENCE, "the last one to be stored", || resident(&mut client, "s:1999"));
     let rows = client.cmd(&["NEARSIDE", "RULES"]).items();
     let taken: u64 = rows[0].get("share_bytes").text().parse().expect("a number");
     assert_eq!(rows[0].get("max_share_bytes").text(), SHARE.to_string());

@@ -246,7 +246,7 @@ fn the_index_is_what_a_recount_finds() {
             x ^= x << 17;
             (x >> 33) % n
         };
-        for _ in 0..4000 {
+        for _ in 0..1200 {
             let (key, tag) = (format!("k{}", random(120)), format!("t{}", random(7)));
             match random(40) {
                 0 if random(10) == 0 => l1.flush(),
@@ -270,28 +270,24 @@ fn the_index_is_what_a_recount_finds() {
     assert_eq!(recount(&l1).bytes, 0);
 }
 
-/// What index and marks really take, against what is counted and weighed. Slow without optimisation.
+/// What the index really takes, against what is counted, for tags of many keys and of one.
 #[test]
 #[ignore = "soak"]
 fn the_index_takes_what_it_counts() {
-    for (per_tag, name) in [(1, "one key a tag"), (1000, "many keys a tag")] {
-        const KEYS: usize = 300_000;
-        let l1 = L1::new(Bounds { max_bytes: 4 << 30, max_entries: None, lru: true }, Arc::new(Metrics::new(":", 10)));
-        let fill = |range: std::ops::Range<usize>, tagged: bool| {
-            for i in range {
-                let tag = format!("tenant:{:08}", i / per_tag);
-                let tags: &[&str] = if tagged { &[&tag] } else { &[] };
-                keep(&l1, format!("key:{i:08}").as_bytes(), 0, tags).expect("stored");
-            }
-            l1.settle();
-            resident()
-        };
-        let start = resident();
-        let plain = fill(0..KEYS, false) - start;
-        let tagged = fill(KEYS..2 * KEYS, true) - start - plain;
+    const KEYS: u64 = 300_000;
+    for per_tag in [1000, 1] {
+        let tags = Tags::new(1 << 40);
+        // Places are part of the entries.
+        let mut places = Vec::with_capacity(KEYS as usize);
+        let before = resident();
+        for i in 0..KEYS {
+            let (key, tag) = (format!("key:{i:08}"), format!("tenant:{:08}", i / per_tag));
+            places.push(tags.enter(tag.as_bytes(), "tenant:{id}", key.as_bytes(), i + 1));
+        }
         let each = |bytes: u64| bytes as f64 / KEYS as f64;
-        let index = l1.books.tags.bytes.load(SeqCst);
-        println!("{name}: {:.0} bytes more for a tagged entry, index counted {:.0}", each(tagged - plain), each(index));
+        let (taken, counted) = (each(resident() - before), each(tags.bytes.load(SeqCst)));
+        println!("{per_tag} keys a tag: {taken:.0} bytes taken by a key, {counted:.0} counted");
+        assert!((taken / counted - 1.0).abs() < 0.25, "{taken:.0} taken, {counted:.0} counted");
     }
 }
 
@@ -303,8 +299,11 @@ fn resident() -> u64 {
 
 // ---- every order of steps ----
 
-const SCHEDULES: usize = 1_200;
-const TO_BE_SEEN: usize = 1_600;
+/// Schedules of a scene without a broken step, and of one with: a broken step shows within a few hundred, and no more are
+/// tried then.
+const SCHEDULES: usize = 400;
+const AT_ONCE: usize = 200;
+const ATTEMPTS: u64 = 16;
 const TAG: &str = "t:1";
 
 /// A step of the argument that is not kept.
@@ -511,8 +510,8 @@ fn each_step_of_the_argument_is_needed() {
         (Broken::TakesOver, ANOTHER),
         (Broken::ForgetsTheNewest, EVICTIONS),
     ] {
-        let (stale, hits) = judged(1, TO_BE_SEEN, broken, threads);
-        println!("{broken:?}: {stale} of {hits} readings");
-        assert!(stale > 0, "{broken:?} was not seen in {hits} hits");
+        let seen = (1..=ATTEMPTS).find(|seed| judged(*seed, AT_ONCE, broken, threads).0 > 0);
+        println!("{broken:?}: seen at {seen:?}");
+        assert!(seen.is_some(), "{broken:?} was not seen in {ATTEMPTS} times {AT_ONCE} schedules");
     }
 }
