@@ -10,7 +10,7 @@ use std::sync::Arc;
 use dashmap::DashMap;
 
 use crate::cache::{L1, Large, Matcher};
-use crate::coherence::{Availability, Channel, Hold, Lane, Malformed, Samples};
+use crate::coherence::{Availability, Channel, Hold, Lane, Malformed, Samples, Touches};
 use crate::command::Spec;
 use crate::command::cacheable::KeptCommands;
 use crate::command::table;
@@ -65,6 +65,8 @@ pub(crate) struct Ctx {
     pub(crate) large: RefCell<Large>,
     /// Entries that are compared with upstream in service.
     pub(crate) samples: Samples,
+    /// Keys that were hit here and of which upstream is to be told.
+    pub(crate) touches: Touches,
     pub(crate) scratch: RefCell<Vec<u8>>,
     pub(crate) draining: Cell<bool>,
     /// The clock as last read by whoever read a socket: good enough to measure with, never to decide with.
@@ -122,6 +124,7 @@ impl Ctx {
         let max_staleness = u64::try_from(config.coherence.max_staleness.as_nanos()).unwrap_or(u64::MAX);
         let rules = Rules::new(&config.rules, &config.cache, &metrics.patterns);
         let samples = Samples::new(config.coherence.sample_per_second, clock::now());
+        let touches = Touches::new(config.cache.touch_interval, clock::now());
         Rc::new(Ctx {
             default_profile: Profile { db: up.db, credential: credential.clone() },
             mode: Cell::new(config.cache.mode),
@@ -141,6 +144,7 @@ impl Ctx {
             server: RefCell::default(),
             large: RefCell::default(),
             samples,
+            touches,
             scratch: RefCell::new(vec![0; SCRATCH]),
             draining: Cell::new(false),
             now: Cell::new(0),

@@ -5,7 +5,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::counters::{Counter, Gauge, Histogram, Labeled};
 use super::patterns::{PatternId, Patterns, Row, ShardRows};
-use super::reasons::{Bypass, Class, Discard, Dropped, ErrorType, Evict, Flush, Peer, Pin, Reject, Source, Tag, Timed};
+use super::reasons::{
+    Again, Bypass, Class, Discard, Dropped, ErrorType, Evict, Flush, Peer, Pin, Reject, Reread, Source, Tag, Timed,
+    Touched, Warmed,
+};
 
 /// What a worker other than the data thread counts: hits, which are all it answers. Cells of its own, so that each keeps one
 /// writer; added up when somebody asks.
@@ -46,6 +49,12 @@ pub(crate) struct Metrics {
     pub(crate) updates: Counter,
     /// Own writes that are sent and not answered.
     pub(crate) pending: Gauge,
+    /// Hits on entries that were to be read again, by why.
+    pub(crate) rereads: [Labeled<{ Reread::COUNT }>; Again::COUNT],
+    /// Keys named in TOUCH.
+    pub(crate) touches: Labeled<{ Touched::COUNT }>,
+    /// Keys to be loaded at start.
+    pub(crate) warmed: Labeled<{ Warmed::COUNT }>,
 
     /// Entries that were compared with upstream in service, and how many of them differed.
     pub(crate) audit_checked: Counter,
@@ -114,6 +123,9 @@ impl Metrics {
             coalesced: Counter::default(),
             updates: Counter::default(),
             pending: Gauge::default(),
+            rereads: std::array::from_fn(|_| Labeled::new(Reread::WORDS)),
+            touches: Labeled::new(Touched::WORDS),
+            warmed: Labeled::new(Warmed::WORDS),
             audit_checked: Counter::default(),
             audit_stale: Counter::default(),
             audit_age: Gauge::default(),

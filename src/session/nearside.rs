@@ -12,7 +12,7 @@ use crate::cache::{Entry, FormEntry, Value};
 use crate::command::cacheable::Caching;
 use crate::command::{Effect, Request, Spec, keys};
 use crate::config::{AdminResp, CacheMode, Variant};
-use crate::observe::reasons::{Bypass, Coherence, Method};
+use crate::observe::reasons::{Again, Bypass, Coherence, Method};
 use crate::policy::Rule;
 use crate::policy::tag::TagTemplate;
 use crate::resp::reply;
@@ -212,6 +212,7 @@ impl Session {
             [
                 ("age_ms", ms(age)),
                 ("ttl_ms", ms(left)),
+                ("refresh_in_ms", until(entry.soft, now)),
                 ("served", served(entry).to_owned()),
                 ("stale_servable", stale.to_owned()),
             ]
@@ -257,6 +258,8 @@ fn rule_fields(ctx: &Ctx, rule: &Rule) -> Vec<(&'static str, String)> {
         ("commands", list(terms.commands.iter().map(Method::as_str).collect())),
         ("ttl_ms", ms(terms.ttl)),
         ("negative_ttl_ms", ms(terms.negative_ttl)),
+        ("refresh_ahead_ms", terms.refresh_ahead.map_or(String::new(), ms)),
+        ("stale_while_revalidate_ms", ms(terms.stale_while_revalidate)),
         ("max_value_bytes", terms.max_value_bytes.to_string()),
         ("on_write", terms.on_write.as_str().to_owned()),
         ("rollout_percent", terms.rollout.percent()),
@@ -303,6 +306,11 @@ impl Refusal {
             }
         }
     }
+}
+
+/// Milliseconds until then; empty for never.
+fn until(time: u64, now: u64) -> String {
+    if time == u64::MAX { String::new() } else { (time.saturating_sub(now) / 1_000_000).to_string() }
 }
 
 fn yes(is: bool) -> String {
@@ -409,6 +417,15 @@ fn section(ctx: &Ctx, now: u64) -> String {
     }
     for (reason, n) in m.flushes.iter() {
         line(&format!("flushes_{reason}"), n);
+    }
+    for (cause, counters) in Again::WORDS.iter().zip(&m.rereads) {
+        counters.iter().for_each(|(result, n)| line(&format!("refreshes_{cause}_{result}"), n));
+    }
+    for (result, n) in m.touches.iter() {
+        line(&format!("touches_{result}"), n);
+    }
+    for (result, n) in m.warmed.iter() {
+        line(&format!("warmed_{result}"), n);
     }
     for (why, n) in m.pinned.iter() {
         line(&format!("pinned_{why}"), n);
