@@ -174,8 +174,8 @@ async fn tell(ctx: Rc<Ctx>, lane: Rc<Lane>, keys: Vec<Box<[u8]>>) {
         }
         sleep(PAUSE).await;
     }
-    // Where upstream does not evict by use they were noted before that was known.
-    if lane.touching.state.get() != State::Off {
+    // Else they were noted before it was known that upstream does not want to be told.
+    if lane.touching.is_wanted() {
         count(Touched::Refused, rest.len());
     }
     lane.touching.busy.set(false);

@@ -28,6 +28,8 @@ mod limits;
 mod oracle;
 /// Every read that can be kept, and every one that never is.
 mod reads;
+/// What is hit near its end is read again, within its bounds.
+mod refresh;
 /// Bugs that suites of others found, one test each.
 mod regressions;
 /// What a client session does, seen from the client and from upstream.
@@ -35,5 +37,9 @@ mod sessions;
 mod support;
 /// The rules of layout and layering hold because they are a test.
 mod tidy;
+/// Upstream is told which keys are hit here.
+mod touch;
+/// What is loaded at start, how fast, and when it is done.
+mod warm;
 /// Several threads serve as one does.
 mod workers;
