@@ -167,7 +167,7 @@ async fn tell(ctx: Rc<Ctx>, lane: Rc<Lane>, keys: Vec<Box<[u8]>>) {
         rest = &rest[batch.len()..];
         match lane.touch(batch).await {
             Some(found) => {
-                count(Touched::Touched, found);
+                count(Touched::Told, found);
                 count(Touched::Gone, batch.len() - found);
             }
             None => count(Touched::Refused, batch.len()),
@@ -184,11 +184,12 @@ async fn tell(ctx: Rc<Ctx>, lane: Rc<Lane>, keys: Vec<Box<[u8]>>) {
 /// The first of `keys` that one command names.
 fn batch(keys: &[Box<[u8]>]) -> &[Box<[u8]>] {
     let mut bytes = 0;
-    let fits = |key: &&Box<[u8]>| {
+    let full = keys.iter().position(|key| {
+        let full = bytes >= BATCH_BYTES;
         bytes += key.len();
-        bytes - key.len() < BATCH_BYTES
-    };
-    &keys[..keys.iter().take(BATCH).take_while(fits).count()]
+        full
+    });
+    &keys[..full.unwrap_or(keys.len()).min(BATCH)]
 }
 
 impl Lane {

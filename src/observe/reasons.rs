@@ -159,7 +159,7 @@ words! {
 words! {
     /// What became of a key that was hit here, and of which upstream was to be told by TOUCH.
     Touched {
-        Touched = "touched",
+        Told = "touched",
         /// Upstream has it no more.
         Gone = "gone",
         /// Upstream answered with an error, or the lane was lost.

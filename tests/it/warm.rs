@@ -93,6 +93,35 @@ fn nothing_is_loaded_faster_than_the_rate() {
     assert!(began.elapsed() >= Duration::from_secs_f64((KEYS - 1) as f64 / 200.0 - 0.01), "{:?}", began.elapsed());
 }
 
+/// What was loaded over it is void with it; the rest is loaded over the next one.
+#[test]
+fn a_lost_connection_is_waited_for() {
+    let redis = Redis::start();
+    fill(&redis, "k:", 400);
+    let relay = Relay::to(&redis);
+    let proxy = Proxy::upstream(&relay.url())
+        .set("coherence.canary", "off")
+        .set("warm.patterns", json!(["k:*"]))
+        .set("warm.rate", 200)
+        .start();
+    eventually(PATIENCE, "a beginning", || warmed(&proxy, "stored") > 20.0);
+    relay.cut(Scope::Existing);
+    proxy.wait_logged(" of 400 keys in");
+    let (stored, lost) = (warmed(&proxy, "stored"), warmed(&proxy, "lost"));
+    assert_eq!(stored + lost, 400.0);
+    assert!(lost <= 64.0, "{lost}");
+    assert!(proxy.stat("entries") >= 200.0, "the rest is there");
+}
+
+#[test]
+fn it_says_how_far_it_is() {
+    let redis = Redis::start();
+    fill(&redis, "k:", 60);
+    let proxy = to(&redis).set("warm.patterns", json!(["k:*"])).set("warm.rate", 10).start();
+    proxy.wait_logged("warming: ");
+    proxy.wait_logged("warmed 60 of 60 keys in");
+}
+
 #[test]
 fn few_are_under_way_at_once() {
     let redis = Redis::start();
