@@ -130,6 +130,8 @@ async fn run(
     tokio::task::spawn_local(take_orders(ctx.clone(), inbox));
     tokio::task::spawn_local(worker::rollout::run(ctx.clone()));
     coherence::check_prefix(&ctx);
+    tokio::task::spawn_local(coherence::tell_what_is_hit(ctx.clone()));
+    coherence::warm(&ctx);
     let lane = ctx.lane(&ctx.default_profile);
     let _ = timeout(FIRST_CONTACT, ctx.await_lane(&lane)).await;
     let mut shown = Vec::new();
@@ -142,7 +144,8 @@ async fn run(
     ctx.status.set_started();
     let http: Vec<String> = http.iter().map(SocketAddr::to_string).collect();
     tracing::info!(
-        "ready: cache: {} (impl: l1), upstream {}, coherence {}, listening on {}, http {}",
+        "{}: cache: {} (impl: l1), upstream {}, coherence {}, listening on {}, http {}",
+        if ctx.status.ready() { "ready" } else { "serving, not ready: warming first" },
         ctx.mode_word(),
         ctx.config.upstream.display(),
         ctx.config.coherence.mode.as_str(),

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use dashmap::DashMap;
 
 use crate::cache::{L1, Large, Matcher};
-use crate::coherence::{Availability, Channel, Hold, Lane, Malformed, Samples};
+use crate::coherence::{Availability, Channel, Hold, Lane, Malformed, Samples, Touches};
 use crate::command::Spec;
 use crate::command::cacheable::KeptCommands;
 use crate::command::categories::Categories;
@@ -75,6 +75,8 @@ pub(crate) struct Ctx {
     pub(crate) large: RefCell<Large>,
     /// Entries that are compared with upstream in service.
     pub(crate) samples: Samples,
+    /// Keys that were hit here and of which upstream is to be told.
+    pub(crate) touches: Touches,
     pub(crate) scratch: RefCell<Vec<u8>>,
     pub(crate) draining: Cell<bool>,
     /// The clock as last read by whoever read a socket: good enough to measure with, never to decide with.
@@ -140,6 +142,7 @@ impl Ctx {
         experiments.settle(&rules, &metrics.arms);
         name_tags(&metrics, &rules);
         let samples = Samples::new(config.coherence.sample_per_second, clock::now());
+        let touches = Touches::new(config.cache.touch_interval, clock::now());
         let ctx = Rc::new(Ctx {
             default_profile,
             mode: Cell::new(config.cache.mode),
@@ -164,6 +167,7 @@ impl Ctx {
             server: RefCell::default(),
             large: RefCell::default(),
             samples,
+            touches,
             scratch: RefCell::new(vec![0; SCRATCH]),
             draining: Cell::new(false),
             now: Cell::new(0),
@@ -591,6 +595,11 @@ impl Ctx {
     /// Upstream's name of a client's key.
     pub(crate) fn upstream_name<'k>(&self, key: &'k [u8]) -> Cow<'k, [u8]> {
         self.prefix.as_ref().map_or(Cow::Borrowed(key), |prefix| Cow::Owned(prefix.key(key)))
+    }
+
+    /// The same of a glob.
+    pub(crate) fn upstream_glob<'g>(&self, glob: &'g [u8]) -> Cow<'g, [u8]> {
+        self.prefix.as_ref().map_or(Cow::Borrowed(glob), |prefix| Cow::Owned(prefix.glob(glob)))
     }
 
     // ---- names the table does not have ----

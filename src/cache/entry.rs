@@ -1,7 +1,9 @@
 //! What the L1 keeps for one key: an entry per profile that has read it, each a reply in wire form with the facts that
-//! decide whether it may still be served. Entries never change; a new reading replaces them.
+//! decide whether it may still be served. Entries never change, save when a hit on one is next looked at more closely
+//! ([`Due`]); a new reading replaces them.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use smallvec::SmallVec;
 
@@ -23,6 +25,10 @@ pub(crate) struct Entry {
     pub(crate) flush_gen: u64,
     /// From here on it is not served (nanoseconds of CLOCK_BOOTTIME).
     pub(crate) deadline: u64,
+    /// From here on a hit has it read again; `u64::MAX`: never, else before `deadline`.
+    pub(crate) soft: u64,
+    /// From here on a hit is told upstream by TOUCH.
+    pub(crate) touch: Due,
     /// From here on upstream has expired it; `u64::MAX`: never, 0: there was no such key.
     pub(crate) expires: u64,
     /// When the command that read it was sent.
@@ -40,10 +46,44 @@ impl Entry {
         ours && self.flush_gen == flush_gen && now < self.deadline
     }
 
+    /// Whether more than an answer is to be made of a hit at `now`.
+    pub(crate) fn is_due(&self, now: u64) -> bool {
+        now >= self.soft || now >= self.touch.at()
+    }
+
     /// It can never be served any more, now that the same lane has read `newer`: another connection's, from before a flush,
     /// or past its deadline when `newer` was sent.
     pub(super) fn is_void_beside(&self, newer: &Entry) -> bool {
         self.lane == newer.lane && !self.may_serve(newer.epoch, newer.flush_gen, newer.t_sent)
+    }
+}
+
+/// A time that is put off while the entry stays. It decides nothing about what is served, so any order of memory will do;
+/// the data thread alone writes it.
+#[derive(Debug)]
+pub(crate) struct Due(AtomicU64);
+
+impl Due {
+    pub(crate) fn from(time: u64) -> Due {
+        Due(AtomicU64::new(time))
+    }
+
+    pub(crate) fn never() -> Due {
+        Due::from(u64::MAX)
+    }
+
+    pub(crate) fn at(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+
+    pub(crate) fn put_off(&self, until: u64) {
+        self.0.store(until, Relaxed);
+    }
+}
+
+impl Clone for Due {
+    fn clone(&self) -> Due {
+        Due::from(self.at())
     }
 }
 

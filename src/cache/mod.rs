@@ -33,7 +33,7 @@ use moka::notification::RemovalCause;
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 
-pub(crate) use entry::{Entry, Forms, Value};
+pub(crate) use entry::{Due, Entry, Forms, Value};
 pub(crate) use form::{Displaced, FormEntry, FormId};
 pub(crate) use large::Large;
 pub(crate) use marks::{Labels, ShareOf, Tag};

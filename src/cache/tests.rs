@@ -67,6 +67,8 @@ pub(super) fn entry(l1: &L1, lane: u32, text: &[u8]) -> Entry {
         lane,
         flush_gen: l1.flush_gen(),
         deadline: now + HOUR,
+        soft: u64::MAX,
+        touch: Due::never(),
         expires: u64::MAX,
         t_sent: now,
         pattern: PatternId::PLAIN,

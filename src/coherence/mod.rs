@@ -10,6 +10,7 @@
 //!
 //! What this module does not do: it parses no client's request and knows no connection state of a client.
 
+mod again;
 mod channel;
 mod events;
 mod facts;
@@ -18,6 +19,7 @@ mod hold;
 mod invalidate;
 mod judge;
 mod lane;
+mod life;
 mod log;
 mod loss;
 mod mode;
@@ -30,8 +32,11 @@ mod sample;
 mod spare;
 mod stale;
 mod tell;
+mod touch;
 mod wait;
+mod warm;
 
+pub(crate) use again::Question;
 pub(crate) use channel::Channel;
 pub(crate) use facts::{LaneFacts, Vouched};
 pub(crate) use fill::share_of;
@@ -47,7 +52,9 @@ pub(crate) use prefix::{check_prefix, outside};
 pub(crate) use probe::LaneProbe;
 pub(crate) use sample::Samples;
 pub(crate) use tell::told;
+pub(crate) use touch::{Touches, run as tell_what_is_hit};
 pub(crate) use wait::{Ends, FetchRead, Miss, Part, Refresh, RefreshKey, Relay};
+pub(crate) use warm::warm;
 
 #[cfg(test)]
 mod tests;

@@ -108,6 +108,7 @@ pub(crate) struct Config {
     pub(crate) cache: Cache,
     /// In the order in which they are asked; none: every key is cached as `cache` says.
     pub(crate) rules: Vec<Rule>,
+    pub(crate) warm: Warm,
     pub(crate) coherence: Coherence,
     pub(crate) commands: Commands,
     pub(crate) http: Http,
@@ -229,6 +230,29 @@ pub(crate) struct Cache {
     pub(crate) on_write: OnWrite,
     /// At most `max_value_bytes`.
     pub(crate) update_max_bytes: usize,
+    /// How often upstream is told of keys that are hit here; none: never.
+    pub(crate) touch_interval: Option<Duration>,
+}
+
+/// What is loaded at start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Warm {
+    pub(crate) keys: Vec<String>,
+    /// Globs, as SCAN takes them.
+    pub(crate) patterns: Vec<String>,
+    /// Keys, or SCANs, a second; at least 1.
+    pub(crate) rate: u32,
+    /// Keys altogether.
+    pub(crate) max_keys: usize,
+    /// Not ready before it is done, or `timeout` has passed.
+    pub(crate) before_ready: bool,
+    pub(crate) timeout: Duration,
+}
+
+impl Warm {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.keys.is_empty() && self.patterns.is_empty()
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

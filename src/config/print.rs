@@ -46,7 +46,8 @@ enum Shown {
 /// Every key with its value, in the order of `keys::KEYS` (a test compares the two).
 fn entries(config: &Config) -> Vec<(&'static str, Shown)> {
     let mut out = Entries(Vec::new());
-    let Config { environment, listen, upstream, admin, workers, cache, rules, coherence, commands, http, log } = config;
+    let Config { environment, listen, upstream, admin, workers, cache, rules, warm, coherence, commands, http, log } =
+        config;
     out.value("environment", environment_word(*environment));
     out.listen(listen);
     out.upstream(upstream);
@@ -55,6 +56,7 @@ fn entries(config: &Config) -> Vec<(&'static str, Shown)> {
     out.value("workers", workers);
     out.cache(cache);
     out.rules(rules);
+    out.warm(warm);
     out.coherence(coherence);
     out.commands(commands);
     out.list("http.listen", http.listen.iter().map(ToString::to_string));
@@ -123,12 +125,22 @@ impl Entries {
         self.value("cache.eviction", eviction_word(cache.eviction));
         self.value("cache.on_write", cache.on_write.as_str());
         self.size("cache.update_max_bytes", cache.update_max_bytes);
+        self.value("cache.touch_interval", show_duration(cache.touch_interval.unwrap_or_default()));
     }
 
     /// One rule a line.
     fn rules(&mut self, rules: &[super::Rule]) {
         let lines: Vec<String> = rules.iter().map(|rule| format!("\n  - {}", rule.yaml())).collect();
         self.value("rules", if lines.is_empty() { "[]".to_owned() } else { lines.concat() });
+    }
+
+    fn warm(&mut self, warm: &super::Warm) {
+        self.list("warm.keys", warm.keys.iter().cloned());
+        self.list("warm.patterns", warm.patterns.iter().cloned());
+        self.value("warm.rate", warm.rate);
+        self.value("warm.max_keys", warm.max_keys);
+        self.value("warm.before_ready", warm.before_ready);
+        self.value("warm.timeout", show_duration(warm.timeout));
     }
 
     fn coherence(&mut self, coherence: &super::Coherence) {

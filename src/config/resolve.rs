@@ -12,7 +12,7 @@ use std::{
 
 use super::{
     Admin, AdminResp, Cache, CacheMode, Canary, Coherence, CoherenceMode, Config, Environment, Eviction, Fence, Http,
-    Listen, Log, LogFormat, OnWrite, Retry, Secret, TtlCap, Upstream, cpu,
+    Listen, Log, LogFormat, OnWrite, Retry, Secret, TtlCap, Upstream, Warm, cpu,
     file::{Node, Value},
     settings::Settings,
     units::{self, DURATION_MAX, SIZE_MAX, shown},
@@ -75,6 +75,15 @@ const CONNECTIONS_MAX: u64 = 1_000_000;
 /// Passwords are short; the bound keeps a wrong path from filling memory.
 const PASSWORD_MAX: u64 = 64 * KIB;
 
+/// The clock that upstream's LRU figures are kept by ticks once a second.
+const TOUCH_MIN: Duration = secs(1);
+
+/// Upstream answers hardly more, and clients want to be answered as well.
+const WARM_RATE_MAX: u32 = 100_000;
+
+/// Their names are remembered while it lasts, so that what SCAN returns twice is loaded once.
+const WARM_KEYS_MAX: u64 = 10_000_000;
+
 pub(super) struct Resolver<'s> {
     pub(super) settings: &'s Settings,
     pub(super) problems: Vec<String>,
@@ -97,6 +106,7 @@ impl<'s> Resolver<'s> {
             workers: self.workers(),
             rules: self.rules(&cache),
             cache,
+            warm: self.warm(),
             coherence: self.coherence(),
             commands: self.commands(),
             http: self.http(),
@@ -229,6 +239,18 @@ impl<'s> Resolver<'s> {
                 (16 * KIB).min(max_value_bytes as u64),
                 0..=VALUE_MAX,
             ),
+            touch_interval: self.one("cache.touch_interval", Some(secs(60)), touch_interval),
+        }
+    }
+
+    fn warm(&mut self) -> Warm {
+        Warm {
+            keys: self.list("warm.keys", &[], key_name),
+            patterns: self.list("warm.patterns", &[], key_name),
+            rate: self.small("warm.rate", 1000, 1..=WARM_RATE_MAX),
+            max_keys: self.count("warm.max_keys", 100_000, 1..=WARM_KEYS_MAX),
+            before_ready: self.one("warm.before_ready", false, units::boolean),
+            timeout: self.duration("warm.timeout", secs(60), millis(1)..=DURATION_MAX),
         }
     }
 
@@ -335,6 +357,12 @@ impl Resolver<'_> {
         let upstream = &config.upstream;
         if upstream.retry.base_delay > upstream.retry.max_delay {
             self.problem("upstream.retry.base_delay", "is more than upstream.retry.max_delay");
+        }
+        if config.warm.before_ready && config.warm.is_empty() {
+            self.warnings.push(
+                "warm.before_ready is true and nothing is to be loaded: name keys in warm.keys or globs in warm.patterns"
+                    .to_owned(),
+            );
         }
         if upstream.pinned_idle > upstream.pinned_max {
             self.problem("upstream.pinned_idle", "is more than upstream.pinned_max");
@@ -469,6 +497,19 @@ fn key_prefix(text: &str) -> Result<String, String> {
 
 /// More often would be a write a moment to every upstream for a figure that nobody reads so often.
 const CANARY_MIN: Duration = secs(1);
+
+fn touch_interval(text: &str) -> Result<Option<Duration>, String> {
+    let interval = units::duration(text, Duration::ZERO..=TTL_MAX)?;
+    if !interval.is_zero() && interval < TOUCH_MIN {
+        return Err(format!("{} is less than 1s; use 0s to tell upstream nothing", shown(text)));
+    }
+    Ok((!interval.is_zero()).then_some(interval))
+}
+
+/// Any bytes are a key to Redis, also none; in a list here an empty one is a slip.
+fn key_name(text: &str) -> Result<String, String> {
+    if text.is_empty() { Err("has an empty element".to_owned()) } else { Ok(text.to_owned()) }
+}
 
 fn canary(text: &str) -> Result<Canary, String> {
     match text {

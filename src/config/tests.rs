@@ -152,11 +152,12 @@ upstream: {url: "unix:///run/r%3F.sock?db=3", connect_timeout: 20ms, request_tim
 admin: {resp: off}
 workers: 1
 cache: {mode: off, commands: [hgetall, Json.Get], max_bytes: 3MiB, max_entries: 7, max_value_bytes: 9KiB, default_ttl: 1h, negative_ttl: 0s, ttl_buffer: 0,
-        eviction: lru, on_write: resident, update_max_bytes: 8KiB}
+        eviction: lru, on_write: resident, update_max_bytes: 8KiB, touch_interval: 0s}
 rules:
   - {pattern: "tenant:{id}:*", name: "a: b", commands: [hgetall, get], ttl: 2h, negative_ttl: 0, max_value_bytes: 1KiB, on_write: invalidate,
      rollout: 12.5, variants: {short: {ttl: 5m}, long: {ttl: 1h}}, tags: ["tenant:{id}", "{1}"], max_share: 0.125, refresh_ahead: 1s, stale_while_revalidate: 2s}
   - {pattern: '\{user\}:*', mode: off, rollout: {percent: 0}}
+warm: {keys: ["a b", "1"], patterns: ["u:*"], rate: 7, max_keys: 9, before_ready: true, timeout: 3s}
 coherence: {mode: pubsub, max_staleness: 10ms, fence: session, channel: "app:drop", sample_per_second: 5, ttl_cap: {tracking: 1h, pubsub: 1m, ttl: 1ms}, pubsub_atomic: false, canary: 90s}
 commands: {shutdown: true, deny: ["@Dangerous", client kill, "~s:*"], allow: ["@all", ft.search, "~é\"*"], enforce: false,
            overrides: [{client: "b-*", user: u, listener: unix, deny: []}, {listener: "0.0.0.0:0", allow: [get], enforce: true}],
@@ -641,6 +642,33 @@ fn keys_must_agree_but_defaults_follow() {
     );
     assert_eq!(loaded("cache: {max_value_bytes: 1KiB}").cache.update_max_bytes, 1024);
     assert_eq!(loaded("upstream: {pinned_max: 4}").upstream.pinned_idle, 4);
+}
+
+#[test]
+fn what_is_loaded_and_told_is_checked() {
+    for (yaml, problem) in [
+        (
+            "cache: {touch_interval: 500ms}",
+            "cache.touch_interval: \"500ms\" is less than 1s; use 0s to tell upstream nothing",
+        ),
+        ("warm: {keys: a}", "warm.keys: a list is wanted here, for example [\"a\", \"b\"]"),
+        ("warm: {patterns: [\"\"]}", "warm.patterns: has an empty element"),
+    ] {
+        assert_eq!(problems(yaml), [format!("x.yaml:1: {problem}")], "{yaml}");
+    }
+    for yaml in
+        ["warm: {rate: 0}", "warm: {max_keys: 0}", "warm: {timeout: 0s}", "warm: {before_ready: 3}", "warm: {key: [a]}"]
+    {
+        let problems = problems(yaml);
+        assert!(problems.len() == 1 && problems[0].starts_with("x.yaml:1: warm."), "{problems:?}");
+    }
+    assert_eq!(loaded("cache: {touch_interval: 0s}").cache.touch_interval, None);
+    assert_eq!(loaded("cache: {touch_interval: 90s}").cache.touch_interval, Some(Duration::from_secs(90)));
+    let (_, warnings) = Written::new("warm: {before_ready: true}").load(&[UPSTREAM]).unwrap();
+    assert!(
+        warnings.iter().any(|w| w.starts_with("warm.before_ready is true and nothing is to be loaded")),
+        "{warnings:?}"
+    );
 }
 
 #[test]

@@ -149,8 +149,10 @@ impl Batch<'_> {
         true
     }
 
+    /// An entry that more than an answer is to be made of is the session's: it has the lane.
     fn usable<'f>(&self, forms: &'f Forms) -> Option<&'f Entry> {
-        cache::usable(forms, self.vouched.epoch, self.vouched.flush_gen, self.now)
+        let entry = cache::usable(forms, self.vouched.epoch, self.vouched.flush_gen, self.now);
+        entry.filter(|entry| !entry.is_due(self.now))
     }
 
     fn count(&self, entry: &Entry) {

@@ -155,7 +155,7 @@ impl Routes {
             Page::Metrics => self.metrics(),
             Page::Live => json(StatusCode::OK, Plain { status: "ok" }),
             Page::Ready => json(code(status.ready()), Ready::of(status)),
-            Page::Startup => json(code(status.started()), Plain { status: phase(status) }),
+            Page::Startup => json(code(status.started()), Plain { status: startup(status) }),
             Page::Health => json(code(status.ready()), Health::of(status)),
             Page::Policy => json(StatusCode::OK, Policy::of(&self.view.metrics)),
             Page::Cache => json(StatusCode::OK, Cache::of(&self.view)),
@@ -200,8 +200,16 @@ fn code(good: bool) -> StatusCode {
     if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
 }
 
-/// Where in its life the process is; `ok` when it takes commands.
+/// Where in its life the process is; `ok` when it is ready.
 fn phase(status: &Status) -> &'static str {
+    match startup(status) {
+        "ok" if status.warming() => "warming",
+        phase => phase,
+    }
+}
+
+/// The same, where `ok` is that it takes commands.
+fn startup(status: &Status) -> &'static str {
     match (status.draining(), status.started()) {
         (true, _) => "draining",
         (false, true) => "ok",
@@ -230,7 +238,7 @@ impl Ready {
 
 #[derive(Serialize)]
 struct Health {
-    /// `starting`, `ok`, `degraded`, `draining`.
+    /// `starting`, `warming`, `ok`, `degraded`, `draining`.
     status: &'static str,
     mode: &'static str,
     backend: &'static str,

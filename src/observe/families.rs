@@ -7,7 +7,7 @@ use prometheus::proto;
 use super::View;
 use super::counters::{Histogram, Labeled};
 use super::patterns::Row;
-use super::reasons::{Action, ChannelState, Coherence, Decision, Link, Method, Mode, Peer, Timed};
+use super::reasons::{Action, Again, ChannelState, Coherence, Decision, Link, Method, Mode, Peer, Timed};
 use super::{clock, process};
 
 /// `impl` of everything the L1 itself counts; the counts of `observe` mode get rows of their own when that mode exists.
@@ -84,6 +84,12 @@ const FAMILIES: &[Family] = &[
         |v, out| out.push(&[], v.metrics.updates.get() as f64)),
     family!(Gauge "nearside_pending_writes" [] "Writes sent upstream and not answered yet.",
         |v, out| out.push(&[], v.metrics.pending.get() as f64)),
+    family!(Counter "nearside_refreshes_total" ["cause", "result"] "Hits on entries near or past the end of their ttl, by what became of reading them again.",
+        rereads),
+    family!(Counter "nearside_touches_total" ["result"] "Keys hit here of which upstream was to be told by TOUCH.",
+        |v, out| by_word(out, &v.metrics.touches)),
+    family!(Counter "nearside_warmed_keys_total" ["result"] "Keys that were to be loaded at start.",
+        |v, out| by_word(out, &v.metrics.warmed)),
     family!(Gauge "nearside_coherence_mode" ["mode"] "1 for what keeps the local cache coherent now, 0 for the others.",
         |v, out| one_of(out, Coherence::WORDS, v.status.coherence().as_str())),
     family!(Gauge "nearside_link_up" [] "1 while every lane's invalidation link is live and there is one.",
@@ -182,6 +188,14 @@ fn invalidated(view: &View, out: &mut Series) {
     by_word_l1(out, &view.metrics.invalidated);
     for (template, count) in view.metrics.templates.list() {
         out.push(&[L1, &template], count as f64);
+    }
+}
+
+fn rereads(view: &View, out: &mut Series) {
+    for (cause, counters) in Again::WORDS.iter().zip(&view.metrics.rereads) {
+        for (result, count) in counters.iter() {
+            out.push(&[cause, result], count as f64);
+        }
     }
 }
 

@@ -8,8 +8,8 @@ use super::counters::{Counter, Gauge, Histogram, Labeled, Named};
 use super::patterns::{PatternId, Patterns, Row, ShardRows};
 use super::policy::PolicyCounts;
 use super::reasons::{
-    Action, Bypass, Class, Decision, Discard, Dropped, ErrorType, Evict, Flush, Peer, Pin, Reject, RolloutChange,
-    Source, Tag, Timed,
+    Action, Again, Bypass, Class, Decision, Discard, Dropped, ErrorType, Evict, Flush, Peer, Pin, Reject, Reread,
+    RolloutChange, Source, Tag, Timed, Touched, Warmed,
 };
 
 /// What a worker other than the data thread counts: hits, which are all it answers. Cells of its own, so that each keeps one
@@ -56,6 +56,12 @@ pub(crate) struct Metrics {
     pub(crate) updates: Counter,
     /// Own writes that are sent and not answered.
     pub(crate) pending: Gauge,
+    /// Hits on entries that were to be read again, by why.
+    pub(crate) rereads: [Labeled<{ Reread::COUNT }>; Again::COUNT],
+    /// Keys named in TOUCH.
+    pub(crate) touches: Labeled<{ Touched::COUNT }>,
+    /// Keys to be loaded at start.
+    pub(crate) warmed: Labeled<{ Warmed::COUNT }>,
 
     /// Entries that were compared with upstream in service, and how many of them differed.
     pub(crate) audit_checked: Counter,
@@ -131,6 +137,9 @@ impl Metrics {
             coalesced: Counter::default(),
             updates: Counter::default(),
             pending: Gauge::default(),
+            rereads: std::array::from_fn(|_| Labeled::new(Reread::WORDS)),
+            touches: Labeled::new(Touched::WORDS),
+            warmed: Labeled::new(Warmed::WORDS),
             audit_checked: Counter::default(),
             audit_stale: Counter::default(),
             audit_age: Gauge::default(),

@@ -151,6 +151,64 @@ words! {
 }
 
 words! {
+    /// Why an entry that is hit is read again before it ends.
+    Again {
+        /// Its end is near (`refresh_ahead`).
+        Ahead = "ahead",
+        /// It is past its ttl (`stale_while_revalidate`).
+        Stale = "stale",
+    }
+}
+
+words! {
+    /// What became of a hit on an entry that was to be read again.
+    Reread {
+        Stored = "stored",
+        /// It was read, and the reading not kept; see `nearside_fills_discarded_total`.
+        Discarded = "discarded",
+        /// The lane was lost before the answer.
+        Lost = "lost",
+        /// It was not read again: more would have been above its share of what goes upstream.
+        OverBudget = "over_budget",
+        /// It was not read again: the lane waited for something else.
+        HeldUp = "held_up",
+    }
+}
+
+words! {
+    /// What became of a key that was hit here, and of which upstream was to be told by TOUCH.
+    Touched {
+        Told = "touched",
+        /// Upstream has it no more.
+        Gone = "gone",
+        /// Upstream answered with an error, or the lane was lost.
+        Refused = "refused",
+        /// Too many keys in one interval.
+        Overflow = "overflow",
+    }
+}
+
+words! {
+    /// What became of a key that was to be loaded at start.
+    Warmed {
+        Stored = "stored",
+        /// Upstream has no such key.
+        Absent = "absent",
+        /// It was here already.
+        Present = "present",
+        /// The rules keep no GET of it.
+        NoRule = "no_rule",
+        /// It is no string.
+        WrongType = "wrong_type",
+        TooLarge = "too_large",
+        /// The lane was lost.
+        Lost = "lost",
+        /// Anything else that keeps a reading from being stored; see `nearside_fills_discarded_total`.
+        Discarded = "discarded",
+    }
+}
+
+words! {
     /// Why a reply that had come to be stored was not.
     Discard {
         /// An invalidation of the key came in between.

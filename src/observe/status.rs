@@ -16,6 +16,8 @@ const ERROR_MAX: usize = 200;
 pub(crate) struct Status {
     started: AtomicBool,
     draining: AtomicBool,
+    /// What is to be loaded before it is ready is not loaded yet.
+    warming: AtomicBool,
     upstream_up: AtomicBool,
     /// Why upstream is not up; empty while it is.
     upstream_error: Mutex<String>,
@@ -35,6 +37,7 @@ impl Status {
         Self {
             started: AtomicBool::new(false),
             draining: AtomicBool::new(false),
+            warming: AtomicBool::new(false),
             upstream_up: AtomicBool::new(false),
             upstream_error: Mutex::new(String::new()),
             coherence: AtomicU8::new(Coherence::Probing as u8),
@@ -53,6 +56,11 @@ impl Status {
 
     pub(crate) fn set_draining(&self) {
         self.draining.store(true, Relaxed);
+    }
+
+    /// Readiness waits while this is true.
+    pub(crate) fn set_warming(&self, warming: bool) {
+        self.warming.store(warming, Relaxed);
     }
 
     pub(crate) fn set_upstream_up(&self) {
@@ -95,9 +103,13 @@ impl Status {
         self.draining.load(Relaxed)
     }
 
-    /// Commands are accepted, whatever state upstream is in.
+    pub(crate) fn warming(&self) -> bool {
+        self.warming.load(Relaxed)
+    }
+
+    /// Commands are accepted, whatever state upstream is in, and what is to be loaded first is.
     pub(crate) fn ready(&self) -> bool {
-        self.started() && !self.draining()
+        self.started() && !self.draining() && !self.warming()
     }
 
     pub(crate) fn upstream_up(&self) -> bool {
@@ -348,6 +360,10 @@ mod tests {
         let status = Status::new("upstream", Mode::Serve);
         assert!(!status.ready());
         status.set_started();
+        assert!(status.ready());
+        status.set_warming(true);
+        assert!(!status.ready());
+        status.set_warming(false);
         assert!(status.ready());
         status.set_draining();
         assert!(!status.ready() && status.started());

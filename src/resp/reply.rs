@@ -613,5 +613,13 @@ pub(crate) fn copy_without(frame: &[u8], pushes: &[Range<usize>], out: &mut Byte
     out.put_slice(&frame[copied..]);
 }
 
+/// SCAN's reply: the next cursor, and the keys.
+pub(crate) fn scanned(frame: &[u8]) -> Option<(Vec<u8>, Vec<Vec<u8>>)> {
+    let mut parts = elements(frame);
+    let cursor = bulk(parts.next()?)?.to_vec();
+    let keys = elements(parts.next()?).filter_map(bulk).map(<[u8]>::to_vec).collect();
+    Some((cursor, keys))
+}
+
 #[cfg(test)]
 mod tests;

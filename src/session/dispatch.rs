@@ -10,8 +10,8 @@ use super::outbox::Asked;
 use super::{BACKPRESSURE, Client, OUTSTANDING_MAX, Session};
 use crate::cache::{self, Forms, StripeId, Value};
 use crate::coherence::{
-    self, Applied, Availability, Ends, FetchRead, FetchRequest, Hold, Lane, MgetRequest, Miss, Op, Part, Refresh,
-    RefreshKey, Relay,
+    self, Applied, Availability, Ends, FetchRead, FetchRequest, Hold, Lane, MgetRequest, Miss, Op, Part, Question,
+    Refresh, RefreshKey, Relay,
 };
 use crate::command::cacheable::{Caching, Kept, Never};
 use crate::command::table;
@@ -138,6 +138,12 @@ impl Batch {
 
     pub(super) fn is_recent(&self, entry: &cache::Entry) -> bool {
         entry.t_sent > self.since
+    }
+
+    fn after_mget_hit(&self, ctx: &Ctx, key: &[u8], entry: Option<&cache::Entry>) {
+        if let Some(entry) = entry.filter(|entry| entry.is_due(self.now)) {
+            self.lane.after_hit(ctx, self.now, key, entry, || Question::Get(Method::Mget));
+        }
     }
 }
 
@@ -504,6 +510,9 @@ impl Session {
             ctx.metrics.patterns.note_read(entry.pattern);
             ctx.metrics.patterns.candidate(entry.pattern, Method::Get);
             self.answer_hit(mute, &entry.value);
+            if entry.is_due(b.now) {
+                b.lane.after_hit(ctx, b.now, key, entry, || Question::Get(Method::Get));
+            }
             return None;
         }
         let lane = match self.carrier(b, req, spec, mute) {
@@ -589,6 +598,7 @@ impl Session {
         if (0..found.len()).all(|i| entry(i).is_some()) {
             ctx.metrics.patterns.candidate(family(), Method::Mget);
             let arms = self.answer_mget(ctx, mute, (0..found.len()).filter_map(entry));
+            (0..found.len()).for_each(|i| b.after_mget_hit(ctx, req.arg(i + 1), entry(i)));
             b.hits += 1;
             let common = arms.into_iter().inspect(|arm| b.arms.key(*arm)).fold(Common::NoKey, Common::and);
             b.arms.request(common.arm());
@@ -619,6 +629,7 @@ impl Session {
                 common = common.and(e.arm);
                 let generation = ctx.l1.generation(stripe);
                 parts.push(Part::Hit { stripe, generation, deadline: e.deadline, value: e.value.clone() });
+                b.after_mget_hit(ctx, key, Some(e));
             } else {
                 let Judged { arm, keep, .. } = self.note_lookup(ctx, b, key, Method::Mget, epoch);
                 common = common.and(arm);

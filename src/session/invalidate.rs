@@ -141,7 +141,7 @@ impl Session {
                     return Err("ERR stopped: the client has left".to_owned());
                 }
                 let frame = asker.ask(&[b"SCAN", &cursor, b"MATCH", glob, b"COUNT", SCAN_COUNT]).await?;
-                let (next, found) = scanned(&frame).ok_or_else(|| error_text(&frame))?;
+                let (next, found) = reply::scanned(&frame).ok_or_else(|| error_text(&frame))?;
                 so_far.scanned += found.len() as u64;
                 for keys in found.chunks(UNLINK_MAX) {
                     so_far.deleted += unlink(ctx, &mut asker, keys).await?;
@@ -185,14 +185,6 @@ async fn unlink(ctx: &Rc<Ctx>, asker: &mut Asker, keys: &[Vec<u8>]) -> Result<u6
     let frame = frame?;
     let deleted = reply::integer(&frame).ok_or_else(|| error_text(&frame))?;
     Ok(u64::try_from(deleted).unwrap_or(0))
-}
-
-/// SCAN's reply: the next cursor, and the keys.
-pub(super) fn scanned(frame: &[u8]) -> Option<(Vec<u8>, Vec<Vec<u8>>)> {
-    let mut parts = reply::elements(frame);
-    let cursor = reply::bulk(parts.next()?)?.to_vec();
-    let keys = reply::elements(parts.next()?).filter_map(reply::bulk).map(<[u8]>::to_vec).collect();
-    Some((cursor, keys))
 }
 
 /// What INVALIDATE or FLUSH asks for.

@@ -17,7 +17,7 @@ use crate::config::{AdminResp, CacheMode, Variant, show_percent};
 use crate::observe::arms::ArmId;
 use crate::observe::clock;
 use crate::observe::latency::Window;
-use crate::observe::reasons::{Bypass, Coherence, Decision, Limited, Method};
+use crate::observe::reasons::{Again, Bypass, Coherence, Decision, Limited, Method};
 use crate::policy::Rule;
 use crate::policy::explain::explain;
 use crate::policy::tag::TagTemplate;
@@ -236,6 +236,7 @@ impl Session {
             [
                 ("age_ms", ms(age)),
                 ("ttl_ms", ms(left)),
+                ("refresh_in_ms", until(entry.soft, now)),
                 ("served", served(entry).to_owned()),
                 ("stale_servable", stale.to_owned()),
             ]
@@ -285,6 +286,8 @@ fn rule_fields(ctx: &Ctx, rule: &Rule) -> Vec<(&'static str, String)> {
         ("commands", list(terms.commands.iter().map(Method::as_str).collect())),
         ("ttl_ms", ms(terms.ttl)),
         ("negative_ttl_ms", ms(terms.negative_ttl)),
+        ("refresh_ahead_ms", terms.refresh_ahead.map_or(String::new(), ms)),
+        ("stale_while_revalidate_ms", ms(terms.stale_while_revalidate)),
         ("max_value_bytes", terms.max_value_bytes.to_string()),
         ("on_write", terms.on_write.as_str().to_owned()),
         ("rollout_percent", show_percent(rule.share)),
@@ -349,6 +352,11 @@ impl Refusal {
             }
         }
     }
+}
+
+/// Milliseconds until then; empty for never.
+fn until(time: u64, now: u64) -> String {
+    if time == u64::MAX { String::new() } else { (time.saturating_sub(now) / 1_000_000).to_string() }
 }
 
 fn yes(is: bool) -> String {
@@ -463,6 +471,15 @@ fn section(ctx: &Ctx, now: u64) -> String {
     }
     for (reason, n) in m.flushes.iter() {
         line(&format!("flushes_{reason}"), n);
+    }
+    for (cause, counters) in Again::WORDS.iter().zip(&m.rereads) {
+        counters.iter().for_each(|(result, n)| line(&format!("refreshes_{cause}_{result}"), n));
+    }
+    for (result, n) in m.touches.iter() {
+        line(&format!("touches_{result}"), n);
+    }
+    for (result, n) in m.warmed.iter() {
+        line(&format!("warmed_{result}"), n);
     }
     for (why, n) in m.pinned.iter() {
         line(&format!("pinned_{why}"), n);

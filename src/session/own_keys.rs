@@ -6,7 +6,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::rc::Rc;
 
 use super::Session;
-use super::invalidate::{Deletion, scanned};
+use super::invalidate::Deletion;
 use crate::coherence::Asker;
 use crate::command::prefix::Prefix;
 use crate::command::{Request, Spec};
@@ -77,7 +77,7 @@ impl Session {
                     return Err("ERR stopped: the client has left".to_owned());
                 }
                 let frame = asker.ask(&[b"SCAN", &cursor, b"MATCH", &glob, b"COUNT", SCAN_COUNT]).await?;
-                let (next, mut found) = scanned(&frame).ok_or_else(|| error_text(&frame))?;
+                let (next, mut found) = reply::scanned(&frame).ok_or_else(|| error_text(&frame))?;
                 if !found.is_empty() {
                     let at = random % found.len() as u64;
                     key = own.own(&found.swap_remove(at as usize)).map(<[u8]>::to_vec);

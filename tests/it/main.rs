@@ -36,6 +36,8 @@ mod policy;
 mod prefix;
 /// Every read that can be kept, and every one that never is.
 mod reads;
+/// What is hit near its end is read again, within its bounds.
+mod refresh;
 /// Bugs that suites of others found, one test each.
 mod regressions;
 /// What is cached of which keys.
@@ -47,5 +49,9 @@ mod support;
 mod tags;
 /// The rules of layout and layering hold because they are a test.
 mod tidy;
+/// Upstream is told which keys are hit here.
+mod touch;
+/// What is loaded at start, how fast, and when it is done.
+mod warm;
 /// Several threads serve as one does.
 mod workers;
