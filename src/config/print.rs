@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use super::{
-    AdminResp, CacheMode, Canary, Config, Environment, Eviction, LogFormat,
+    AdminResp, Canary, Config, Environment, Eviction, LogFormat,
     file::quoted,
     units::{show_duration, show_size},
 };
@@ -36,14 +36,15 @@ fn open_sections<'k>(out: &mut String, open: &mut Vec<&'k str>, sections: &[&'k 
     open.extend_from_slice(sections);
 }
 
-enum Shown {
+#[derive(PartialEq, Eq)]
+pub(super) enum Shown {
     Value(String),
     /// Written as a comment.
     Hidden(&'static str),
 }
 
 /// Every key with its value, in the order of `keys::KEYS` (a test compares the two).
-fn entries(config: &Config) -> Vec<(&'static str, Shown)> {
+pub(super) fn entries(config: &Config) -> Vec<(&'static str, Shown)> {
     let mut out = Entries(Vec::new());
     let Config { environment, listen, upstream, admin, workers, cache, rules, coherence, commands, http, log } = config;
     out.value("environment", environment_word(*environment));
@@ -107,7 +108,7 @@ impl Entries {
     }
 
     fn cache(&mut self, cache: &super::Cache) {
-        self.value("cache.mode", cache_word(cache.mode));
+        self.value("cache.mode", cache.mode.as_str());
         self.list("cache.commands", cache.commands.iter().map(|method| method.as_str().to_owned()));
         self.value("cache.max_bytes", show_size(cache.max_bytes));
         match cache.max_entries {
@@ -176,13 +177,6 @@ fn admin_word(resp: AdminResp) -> &'static str {
         AdminResp::Auto => "auto",
         AdminResp::On => "on",
         AdminResp::Off => "off",
-    }
-}
-
-fn cache_word(mode: CacheMode) -> &'static str {
-    match mode {
-        CacheMode::Serve => "serve",
-        CacheMode::Off => "off",
     }
 }
 

@@ -4,7 +4,6 @@
 mod change;
 mod routes;
 mod server;
-mod stamp;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};

@@ -5,7 +5,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::counters::{Counter, Gauge, Histogram, Labeled};
 use super::patterns::{PatternId, Patterns, Row, ShardRows};
-use super::reasons::{Bypass, Class, Discard, Dropped, ErrorType, Evict, Flush, Peer, Pin, Reject, Source, Tag, Timed};
+use super::reasons::{
+    Bypass, Class, Discard, Dropped, ErrorType, Evict, Flush, Peer, Pin, Reject, Reload, Source, Tag, Timed,
+};
 
 /// What a worker other than the data thread counts: hits, which are all it answers. Cells of its own, so that each keeps one
 /// writer; added up when somebody asks.
@@ -75,6 +77,10 @@ pub(crate) struct Metrics {
     pub(crate) bytes_in: Labeled<{ Peer::COUNT }>,
     pub(crate) bytes_out: Labeled<{ Peer::COUNT }>,
 
+    pub(crate) reloads: Labeled<{ Reload::COUNT }>,
+    /// When the configuration that runs was loaded, in milliseconds since 1970.
+    pub(crate) reloaded_at: Gauge,
+
     /// One for each worker beside the data thread.
     pub(crate) shards: Box<[Shard]>,
 
@@ -133,6 +139,8 @@ impl Metrics {
             protocol_errors: Labeled::new(Peer::WORDS),
             bytes_in: Labeled::new(Peer::WORDS),
             bytes_out: Labeled::new(Peer::WORDS),
+            reloads: Labeled::new(Reload::WORDS),
+            reloaded_at: Gauge::default(),
             started_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64()),
         }
     }

@@ -201,6 +201,26 @@ words! {
 }
 
 words! {
+    /// `result` of `nearside_config_reloads_total`.
+    Reload {
+        Ok = "ok",
+        Failed = "failed",
+    }
+}
+
+words! {
+    /// `kind` of an event (`GET /api/v1/events/recent`).
+    EventKind {
+        /// The cache's mode was changed.
+        Mode = "mode",
+        /// Rules were changed in the running process.
+        Rules = "rules",
+        /// The configuration was read again, with success or without.
+        Reload = "reload",
+    }
+}
+
+words! {
     /// `tag` of `cache_invalidate_total` for invalidations without a tag of a rule.
     Tag {
         Key = "_key",

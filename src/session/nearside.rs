@@ -12,6 +12,8 @@ use crate::cache::{Entry, FormEntry, Value};
 use crate::command::cacheable::Caching;
 use crate::command::{Effect, Request, Spec, keys};
 use crate::config::{AdminResp, CacheMode, Variant};
+use crate::live;
+use crate::observe::events::Actor;
 use crate::observe::reasons::{Bypass, Coherence, Method};
 use crate::policy::Rule;
 use crate::policy::tag::TagTemplate;
@@ -42,7 +44,7 @@ const HELP: &[&str] = &[
     "    Drop the entries that are named so, here and in all sidecars of this upstream. PATTERN is a glob as KEYS",
     "    takes it, REGEX finds its expression anywhere in the key. Returns how many they were here.",
     "MODE [serve|off]",
-    "    Print the cache's mode, or change it until the next start.",
+    "    Print the cache's mode, or change it until the configuration is read again.",
     "RULES",
     "    The rules in force, in the order in which they are asked, each with its settings and counts.",
     "STATS",
@@ -95,7 +97,7 @@ impl Session {
                 return self.answer_error(mute, &text);
             }
         };
-        ctx.set_mode(mode);
+        live::set_mode(ctx, mode, &Actor::Client { id: self.id, addr: self.addr.clone() });
         self.answer(mute, |out| build::simple(out, "OK"));
     }
 
