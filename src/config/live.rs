@@ -5,6 +5,7 @@ use super::Config;
 use super::print::entries;
 
 /// Keys that a reload puts into force; all others need a restart. `docs/configuration.md` marks the same ones (a test).
+#[cfg(test)]
 pub(crate) const LIVE: &[&str] = &[
     "cache.mode",
     "cache.commands",

@@ -1,5 +1,5 @@
-//! The resolved configuration: plain values, validated when they are read, cloned to whoever needs a part of it. `load` reads
-//! flags over environment over file, `Layers` does so again while the process runs. Nothing here is global, and no value
+//! The resolved configuration: plain values, validated when they are read, cloned to whoever needs a part of it. `Layers` reads
+//! flags over environment over file, at start and again while the process runs. Nothing here is global, and no value
 //! changes: another configuration is another value. What the keys mean to users is in `config/nearside.yaml`.
 
 mod cpu;
@@ -19,16 +19,11 @@ mod tests;
 mod units;
 mod url;
 
-use std::{
-    fmt,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
 pub(crate) use layers::{Layers, look};
 pub(crate) use live::differing;
-pub(crate) use print::yaml;
+pub(crate) use print::{json, rule_json, yaml};
 pub(crate) use rule_change::{Changed, Place, no_such_rule, put_rule, without_rule};
 pub(crate) use rules::{Rule, RuleMode, Variant, WHOLE};
 pub(crate) use settings::{Digest, Overrides};
@@ -46,13 +41,15 @@ pub(crate) fn cache_mode(text: &str) -> Result<CacheMode, String> {
 
 /// Reads and checks everything. `env` is the process environment; only `NEARSIDE_*` is looked at. The strings beside the
 /// configuration are warnings, one sentence each.
+#[cfg(test)]
 pub(crate) fn load(
     overrides: &Overrides,
     env: impl Iterator<Item = (String, String)>,
 ) -> Result<(Config, Vec<String>), ConfigError> {
-    load_within(overrides, env, memory::limit(Path::new("/")))
+    load_within(overrides, env, memory::limit(std::path::Path::new("/")))
 }
 
+#[cfg(test)]
 fn load_within(
     overrides: &Overrides,
     env: impl Iterator<Item = (String, String)>,

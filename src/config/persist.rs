@@ -279,7 +279,10 @@ log:
         let new = changed(FILE, "a", None);
         assert_eq!(new, FILE.replace("  - name: a   # keeps its text\n    pattern: 'a:*'\n    ttl: 60s\n", ""));
         let new = changed(FILE, "c:*", Some(r#"{"pattern": "c:*", "rollout": 25}"#));
-        assert_eq!(new, FILE.replace("  - pattern: '*'\n", "  - pattern: \"c:*\"\n    rollout: 25\n  - pattern: '*'\n"));
+        assert_eq!(
+            new,
+            FILE.replace("  - pattern: '*'\n", "  - pattern: \"c:*\"\n    rollout: 25\n  - pattern: '*'\n")
+        );
     }
 
     #[test]
@@ -288,7 +291,10 @@ log:
         let block = "rules:\n  - name: \"c\"\n    pattern: \"c:*\"\n";
         let head = "upstream: {url: 'redis://h'}\n";
         assert_eq!(changed(&format!("{head}rules: []\nworkers: 1\n"), "c", body), format!("{head}{block}workers: 1\n"));
-        assert_eq!(changed(&format!("{head}rules:\n# c\nworkers: 1"), "c", body), format!("{head}{block}# c\nworkers: 1"));
+        assert_eq!(
+            changed(&format!("{head}rules:\n# c\nworkers: 1"), "c", body),
+            format!("{head}{block}# c\nworkers: 1")
+        );
         assert_eq!(changed(head.trim_end(), "c", body), format!("{head}{block}"));
         assert_eq!(changed(&format!("{head}{block}"), "c", None), format!("{head}rules: []\n"));
         let last = format!("{head}rules:\n- pattern: x");

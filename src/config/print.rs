@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use super::{
-    AdminResp, Canary, Config, Environment, Eviction, LogFormat,
+    AdminResp, Canary, Config, Environment, Eviction, LogFormat, Rule,
     file::quoted,
     units::{show_duration, show_size},
 };
@@ -25,6 +25,25 @@ pub(crate) fn yaml(config: &Config) -> String {
         };
     }
     out
+}
+
+/// The same as JSON: values are texts where YAML's are no numbers and no booleans.
+pub(crate) fn json(config: &Config) -> serde_json::Value {
+    as_json(&yaml(config))
+}
+
+/// A rule as `PUT /api/v1/rules/{name}` takes it, with its name.
+pub(crate) fn rule_json(rule: &Rule) -> serde_json::Value {
+    let mut value = as_json(&rule.yaml());
+    if let Some(map) = value.as_object_mut() {
+        map.insert("name".to_owned(), rule.name.clone().into());
+    }
+    value
+}
+
+/// What this module prints is valid; should it ever not be, that is shown in its place.
+fn as_json(yaml: &str) -> serde_json::Value {
+    super::file::as_json(yaml).unwrap_or_else(|error| error.message.into())
 }
 
 fn open_sections<'k>(out: &mut String, open: &mut Vec<&'k str>, sections: &[&'k str]) {

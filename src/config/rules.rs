@@ -508,6 +508,8 @@ fn variants(fields: &mut Fields<'_>) -> Vec<Variant> {
             (None, Ok(_)) => {}
         }
     }
+    // A map has no order, and JSON's loses the one it was written in: which keys are whose must not depend on it.
+    variants.sort_by(|a: &Variant, b: &Variant| a.name.cmp(&b.name));
     variants
 }
 

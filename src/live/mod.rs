@@ -307,7 +307,10 @@ async fn reloaded(ctx: &Rc<Ctx>, actor: &Actor, next: &Config, warnings: Vec<Str
     let filed = Arc::new(adopted.clone());
     let done = put_in_force(ctx, adopted, filed).await;
     if !needs_restart.is_empty() {
-        tracing::warn!("these keys have other values in the configuration and need a restart: {}", needs_restart.join(", "));
+        tracing::warn!(
+            "these keys have other values in the configuration and need a restart: {}",
+            needs_restart.join(", ")
+        );
     }
     if !undone.is_empty() {
         tracing::warn!("changed by hand, and now as the configuration says again: {}", undone.join(", "));
@@ -316,7 +319,11 @@ async fn reloaded(ctx: &Rc<Ctx>, actor: &Actor, next: &Config, warnings: Vec<Str
         true => "configuration read again, nothing changed",
         false => "configuration read again",
     };
-    let lists = [("changed", done.changed.join(", ")), ("needs_restart", needs_restart.join(", ")), ("undone", undone.join(", "))];
+    let lists = [
+        ("changed", done.changed.join(", ")),
+        ("needs_restart", needs_restart.join(", ")),
+        ("undone", undone.join(", ")),
+    ];
     let mut detail: Vec<(&str, String)> = lists.into_iter().filter(|(_, list)| !list.is_empty()).collect();
     detail.extend([("generation", done.generation.to_string()), ("dropped", done.dropped.to_string())]);
     ctx.status.events.add(EventKind::Reload, actor, message, detail);

@@ -91,7 +91,10 @@ mod tests {
     #[test]
     fn what_was_changed_by_hand_has_its_name() {
         assert!(by_hand(FILED).is_empty());
-        assert_eq!(by_hand("[{name: a, pattern: 'a*', ttl: 1s}, {name: c, pattern: 'c*'}]"), ["rules: a", "rules: c", "rules: b"]);
+        assert_eq!(
+            by_hand("[{name: a, pattern: 'a*', ttl: 1s}, {name: c, pattern: 'c*'}]"),
+            ["rules: a", "rules: c", "rules: b"]
+        );
         assert_eq!(by_hand("[{name: b, pattern: 'b*'}, {name: a, pattern: 'a*'}]"), ["rules: their order"]);
         let mut off = with(FILED);
         off.cache.mode = CacheMode::Off;

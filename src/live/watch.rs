@@ -37,6 +37,9 @@ pub(crate) async fn watch(ctx: Rc<Ctx>) {
             Err(why) => {
                 before = None;
                 away += 1;
+                if away == 1 {
+                    tracing::debug!("{} cannot be read just now: {why}", path.display());
+                }
                 if away == AWAY_LOOKS {
                     tracing::warn!("{}: {why}; the configuration that runs stays", path.display());
                 }

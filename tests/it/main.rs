@@ -24,6 +24,8 @@ mod http;
 mod lifecycle;
 /// Memory and other clients stay what they were, whatever one client does.
 mod limits;
+/// Rules, mode and configuration change while clients are served.
+mod live;
 /// Byte for byte what Redis itself answers.
 mod oracle;
 /// Every read that can be kept, and every one that never is.

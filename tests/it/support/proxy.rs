@@ -29,6 +29,7 @@ pub(crate) struct Builder {
     args: Vec<String>,
     env: Vec<(String, String)>,
     direct: Option<(PathBuf, Option<SocketAddr>)>,
+    file: Option<PathBuf>,
     wait: bool,
 }
 
@@ -59,6 +60,12 @@ impl Builder {
         self
     }
 
+    /// With this configuration file in place of what `set` has said; where it listens is added by a flag.
+    pub(crate) fn file(mut self, path: &Path) -> Builder {
+        self.file = Some(path.into());
+        self
+    }
+
     /// The redis itself in the proxy's place.
     pub(crate) fn direct(mut self, redis: &Redis, tcp: bool) -> Builder {
         self.direct = Some((redis.socket().into(), tcp.then(|| redis.address())));
@@ -86,7 +93,7 @@ impl Builder {
         }
         let unix = dir.path().join("nearside.sock");
         let wait = self.wait;
-        let mut child = self.set("listen.unix", unix.display().to_string()).spawn(dir.path());
+        let mut child = self.set("listen.unix", unix.display().to_string()).spawn(dir.path(), &unix);
         let lines = Lines::default();
         lines.follow(child.stderr.take().expect("its stderr"));
         let mut proxy = Proxy { child: Some(child), unix, tcp: Vec::new(), http: None, lines, dir };
@@ -96,7 +103,7 @@ impl Builder {
         proxy
     }
 
-    fn spawn(self, dir: &Path) -> Child {
+    fn spawn(self, dir: &Path, unix: &Path) -> Child {
         let file = dir.join("nearside.yaml");
         let mut config = self.config;
         if let Ok(workers) = std::env::var("NEARSIDE_TEST_WORKERS") {
@@ -108,7 +115,11 @@ impl Builder {
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("NEARSIDE_")) {
             command.env_remove(name); // what the developer's shell has set is not the test's
         }
-        command.arg("--config").arg(&file).args(&self.args).env("NO_COLOR", "1").envs(self.env);
+        match &self.file {
+            Some(own) => command.arg("--config").arg(own).arg("--unix").arg(unix),
+            None => command.arg("--config").arg(&file),
+        };
+        command.args(&self.args).env("NO_COLOR", "1").envs(self.env);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         command.spawn().expect("the built nearside")
     }
@@ -141,7 +152,8 @@ impl Proxy {
 
     /// In front of whatever the URL names: a relay, a fake, nothing at all.
     pub(crate) fn upstream(url: &str) -> Builder {
-        let builder = Builder { config: Map::new(), args: Vec::new(), env: Vec::new(), direct: None, wait: true };
+        let builder =
+            Builder { config: Map::new(), args: Vec::new(), env: Vec::new(), direct: None, file: None, wait: true };
         builder.set("upstream.url", url).set("listen.tcp", json!([])).set("http.listen", json!(["127.0.0.1:0"]))
     }
 
@@ -242,6 +254,10 @@ impl Proxy {
 
     pub(crate) fn sigcont(&mut self) {
         self.signal(Signal::CONT);
+    }
+
+    pub(crate) fn sighup(&mut self) {
+        self.signal(Signal::HUP);
     }
 
     pub(crate) fn sigterm(&mut self) {
