@@ -3,7 +3,7 @@
 
 use super::file::{self, Node, Value};
 use super::resolve::Resolver;
-use super::rules::{RULES_MAX, Rule};
+use super::rules::{NAME_MAX, RULES_MAX, Rule};
 use super::settings::Settings;
 use super::units::shown;
 use super::{Config, ConfigError, keys};
@@ -55,8 +55,11 @@ pub(crate) fn without_rule(base: &Config, name: &str) -> Option<Result<Changed, 
 
 /// The text with its suggestion for a name that no rule has.
 pub(crate) fn no_such_rule(base: &Config, name: &str) -> String {
-    let names: Vec<&str> = base.rules.iter().map(|rule| rule.name.as_str()).collect();
-    match keys::near(name, &names) {
+    // To compare names takes the product of their lengths.
+    let short = |name: &&str| name.len() <= NAME_MAX;
+    let names: Vec<&str> = base.rules.iter().map(|rule| rule.name.as_str()).filter(short).collect();
+    let near = if short(&name) { keys::near(name, &names) } else { None };
+    match near {
         Some(near) => format!("there is no rule {}; did you mean {}?", shown(name), shown(near)),
         None => format!("there is no rule {}", shown(name)),
     }

@@ -18,7 +18,7 @@ use crate::policy::tag::TagTemplate;
 pub(super) const RULES_MAX: usize = 4096;
 
 /// A rule's name is a metric label.
-const NAME_MAX: usize = 64;
+pub(super) const NAME_MAX: usize = 64;
 
 /// Variants of one rule: an experiment with more would never come to an end.
 const VARIANTS_MAX: usize = 16;

@@ -1,6 +1,6 @@
-//! What the side port has dropped: POST /api/v1/invalidate and /api/v1/flush; and the way of all changes: with the bearer
-//! token of `http.token_file`, one at a time per connection. The work is the data thread's: it is handed over as an
-//! [`Order`], waited for, and answered in JSON.
+//! What the side port has dropped: POST /api/v1/invalidate and /api/v1/flush; and the way of all changes: the bearer
+//! token of `http.token_file` is asked for, and the work, which is the data thread's, is handed over as an [`Order`], waited
+//! for, and answered in JSON.
 
 use std::time::Duration;
 

@@ -104,6 +104,36 @@ fn a_rule_taken_and_given_under_load_drops_nobody_and_nothing_it_forbids_is_serv
     readers.end();
 }
 
+/// So many entries that to look through them takes a while: an answer that came earlier would be seen here.
+#[test]
+fn the_answer_comes_when_all_is_gone() {
+    const MANY: usize = 6000;
+    let stand = stand();
+    let mut client = stand.proxy.client();
+    let keys: Vec<String> = (0..MANY).map(|i| format!("hot:{i}")).collect();
+    let pairs: Vec<&str> = std::iter::once("MSET").chain(keys.iter().flat_map(|key| [key.as_str(), "v"])).collect();
+    stand.redis.cmd(&pairs);
+    let commands: Vec<[&str; 2]> = keys.iter().map(|key| ["GET", key]).collect();
+    let commands: Vec<&[&str]> = commands.iter().map(|command| &command[..]).collect();
+    eventually(PATIENCE, "all in the L1", || {
+        client.pipeline(&commands);
+        stand.proxy.stat("entries") == MANY as f64
+    });
+    for change in [json!({"pattern": "hot:*", "mode": "off"}), json!({"pattern": "hot:*"})] {
+        let before = stand.proxy.stat("hits");
+        let done = stand.put("/api/v1/rules/hot", &change);
+        let replies = client.pipeline(&commands);
+        assert!(replies.iter().all(|reply| *reply == Reply::bulk("v")));
+        let hits = stand.proxy.stat("hits") - before;
+        if change["mode"] == "off" {
+            assert_eq!((done["dropped"].as_u64(), hits), (Some(MANY as u64), 0.0), "{done}");
+            assert_eq!(stand.proxy.stat("entries"), 0.0);
+        } else {
+            assert_eq!(done["dropped"], 0);
+        }
+    }
+}
+
 /// What passes through is as fresh as upstream: a hit here would be an old value at once.
 #[test]
 fn after_the_answer_every_read_sees_what_others_have_written_before() {

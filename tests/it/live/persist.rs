@@ -98,7 +98,7 @@ fn a_file_in_braces_and_rules_from_the_environment_are_refused() {
     refused(&stand, "the rules come from NEARSIDE_RULES, which wins over the file");
 }
 
-/// As a ConfigMap is mounted: read-only for everybody, root included, which modes do not hold.
+/// A read-only mount fails at the same place. No mode of the directory would do: it does not hold for root.
 #[test]
 fn a_directory_that_takes_no_draft_is_refused() {
     let stand = Stand::with_file(REST);
