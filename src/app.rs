@@ -22,10 +22,13 @@ use crate::coherence::{self, Channel, Message};
 use crate::config::{CacheMode, Config, Eviction, Listen};
 use crate::front::{self, Workers};
 use crate::http::{self, HttpConfig, Order};
+use crate::live::{self, Origin};
 use crate::net::Stream;
 use crate::observe::View;
+use crate::observe::events::Actor;
 use crate::observe::metrics::Metrics;
 use crate::observe::reasons::{Mode, Reject, Source};
+use crate::observe::stamp;
 use crate::observe::status::Status;
 use crate::session::{self, Peering, Session};
 use crate::worker::{self, Ctx};
@@ -64,19 +67,18 @@ enum Listener {
 }
 
 /// Runs until SIGTERM or SIGINT.
-pub(crate) fn serve(mut config: Config, warnings: Vec<String>) -> Result<(), AppError> {
+pub(crate) fn serve(mut config: Config, warnings: Vec<String>, origin: Origin) -> Result<(), AppError> {
     for warning in &warnings {
         tracing::warn!("{warning}");
     }
     crate::mutation::announce().map_err(AppError::Mutation)?;
+    let loaded = config.clone();
     fit_max_clients(&mut config);
     let listeners = listen(&config.listen)?;
     let mode = if config.cache.mode == CacheMode::Serve { Mode::Serve } else { Mode::Off };
     let metrics = Arc::new(Metrics::with_workers(":", 100, config.workers - 1));
     let status = Arc::new(Status::new("upstream", mode));
     let view = Arc::new(View { metrics: metrics.clone(), status: status.clone() });
-    let (orders, inbox) = mpsc::channel(http::ORDERS_MAX);
-    let http = http::start(http_config(&config, orders), view).map_err(AppError::Http)?;
     let bounds = Bounds {
         max_bytes: config.cache.max_bytes,
         max_entries: config.cache.max_entries,
@@ -84,6 +86,10 @@ pub(crate) fn serve(mut config: Config, warnings: Vec<String>) -> Result<(), App
     };
     let l1 = Arc::new(L1::new(bounds, metrics.clone()));
     let ctx = Ctx::new(Arc::new(config), l1, metrics, status);
+    ctx.live.begin(loaded, origin);
+    ctx.metrics.reloaded_at.set(stamp::unix_ms());
+    let (orders, inbox) = mpsc::channel(http::ORDERS_MAX);
+    let http = http::start(http_config(&ctx, orders), view).map_err(AppError::Http)?;
     let workers = start_workers(&ctx).map_err(AppError::Runtime)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(AppError::Runtime)?;
     let served = LocalSet::new().block_on(&runtime, run(ctx.clone(), workers, listeners, &http.addresses, inbox));
@@ -94,12 +100,12 @@ pub(crate) fn serve(mut config: Config, warnings: Vec<String>) -> Result<(), App
     served
 }
 
-fn http_config(config: &Config, orders: mpsc::Sender<Order>) -> HttpConfig {
+fn http_config(ctx: &Ctx, orders: mpsc::Sender<Order>) -> HttpConfig {
+    let config = &ctx.config;
     HttpConfig {
         listen: config.http.listen.clone(),
-        allowed_hosts: config.http.allowed_hosts.clone(),
         max_connections: config.http.max_connections,
-        token: config.http.token.clone(),
+        running: ctx.live.running().clone(),
         orders,
         production: config.environment == crate::config::Environment::Production,
     }
@@ -126,6 +132,7 @@ async fn run(
 ) -> Result<(), AppError> {
     let mut term = signal(SignalKind::terminate()).map_err(AppError::Runtime)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(AppError::Runtime)?;
+    let hangup = signal(SignalKind::hangup()).map_err(AppError::Runtime)?;
     Channel::spawn(&ctx);
     tokio::task::spawn_local(take_orders(ctx.clone(), inbox));
     tokio::task::spawn_local(worker::rollout::run(ctx.clone()));
@@ -142,6 +149,8 @@ async fn run(
         accepting.borrow_mut().push(task);
     }
     ctx.status.set_started();
+    tokio::task::spawn_local(reload_on(ctx.clone(), hangup));
+    tokio::task::spawn_local(live::watch(ctx.clone()));
     let http: Vec<String> = http.iter().map(SocketAddr::to_string).collect();
     tracing::info!(
         "{}: cache: {} (impl: l1), upstream {}, coherence {}, listening on {}, http {}",
@@ -168,13 +177,27 @@ async fn take_orders(ctx: Rc<Ctx>, mut inbox: mpsc::Receiver<Order>) {
     while let Some(order) = inbox.recv().await {
         let ctx = ctx.clone();
         tokio::task::spawn_local(async move {
-            let upstreams =
-                |message: Message| ctx.prefix.as_ref().map_or_else(|| message.clone(), |own| message.upstreams(own));
-            let messages: Vec<Message> = order.messages.into_iter().map(upstreams).collect();
-            let outcome = coherence::drop_all(&ctx, &ctx.default_profile, &messages, Source::Http).await;
             // Whoever asked may have stopped waiting.
-            let _ = order.done.send(outcome);
+            match order {
+                Order::Drop { messages, done } => {
+                    // Whoever asks over HTTP knows keys by their own names.
+                    let upstreams = |m: Message| ctx.prefix.as_ref().map_or_else(|| m.clone(), |own| m.upstreams(own));
+                    let messages: Vec<Message> = messages.into_iter().map(upstreams).collect();
+                    let _ = done.send(coherence::drop_all(&ctx, &ctx.default_profile, &messages, Source::Http).await);
+                }
+                Order::Change { change, actor, done } => {
+                    let _ = done.send(live::change(&ctx, change, &actor).await);
+                }
+            }
         });
+    }
+}
+
+/// Each SIGHUP reads the configuration again; those that come meanwhile are one.
+async fn reload_on(ctx: Rc<Ctx>, mut hangup: Signal) {
+    while hangup.recv().await.is_some() {
+        // What is wrong with it has been logged.
+        let _ = live::reload(&ctx, &Actor::Sighup).await;
     }
 }
 

@@ -6,18 +6,16 @@ mod explain;
 mod health;
 mod preflight;
 
-use std::{
-    ffi::OsString,
-    io::{IsTerminal as _, Write as _},
-    process::ExitCode,
-};
+use std::{ffi::OsString, io::Write as _, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
     app,
     audit::Options,
-    config::{self, Config, Log, LogFormat, Overrides},
+    config::{self, Config, Layers, Log, LogFormat, Overrides},
+    live::Origin,
+    observe::log::LogLevel,
 };
 
 /// Something failed while running: a port is taken, upstream's certificate is wrong, the process is not ready.
@@ -164,8 +162,10 @@ impl ServeArgs {
 
 fn serve(args: ServeArgs) -> u8 {
     let (check, print) = (args.check_config, args.print_config);
-    let (config, warnings) = match config::load(&args.overrides(), environment()) {
-        Ok(loaded) => loaded,
+    let layers = Layers::new(args.overrides(), environment());
+    let loaded = layers.load();
+    let (config, warnings) = match loaded.result {
+        Ok(valid) => valid,
         Err(error) => return complain(&error, WRONG_CONFIGURATION),
     };
     if check || print {
@@ -175,12 +175,12 @@ fn serve(args: ServeArgs) -> u8 {
         let text = if print { config::yaml(&config) } else { "configuration is valid\n".to_owned() };
         return say(&text);
     }
-    start(config, warnings)
+    let level = start_logging(&config.log);
+    start(config, warnings, Origin { layers: layers.into(), digest: loaded.digest, level })
 }
 
-fn start(config: Config, warnings: Vec<String>) -> u8 {
-    start_logging(&config.log);
-    match app::serve(config, warnings) {
+fn start(config: Config, warnings: Vec<String>, origin: Origin) -> u8 {
+    match app::serve(config, warnings, origin) {
         Ok(()) => 0,
         Err(error) => {
             tracing::error!("{error}");
@@ -189,14 +189,8 @@ fn start(config: Config, warnings: Vec<String>) -> u8 {
     }
 }
 
-/// Logs go to standard error: standard output belongs to what a command was asked for.
-fn start_logging(log: &Log) {
-    let builder = tracing_subscriber::fmt().with_max_level(log.level).with_writer(std::io::stderr).with_target(false);
-    // A second subscriber in one process only happens in tests; the first one stays.
-    let _ = match log.format {
-        LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
-    };
+fn start_logging(log: &Log) -> LogLevel {
+    LogLevel::start(log.level, log.format == LogFormat::Json)
 }
 
 fn ask_health(args: &HealthArgs) -> u8 {

@@ -20,6 +20,7 @@ use crate::command::categories::Categories;
 use crate::command::prefix::{Prefix, Words};
 use crate::command::table;
 use crate::config::{CacheMode, Config};
+use crate::live::Live;
 use crate::mutation::{self, Rule};
 use crate::observe::clock;
 use crate::observe::metrics::Metrics;
@@ -49,7 +50,9 @@ const SECOND: u64 = 1_000_000_000;
 const SAMPLE_MAX: usize = 100;
 
 pub(crate) struct Ctx {
+    /// As at start. What of it can change, and how it is now, is in `live`.
     pub(crate) config: Arc<Config>,
+    pub(crate) live: Live,
     pub(crate) l1: Arc<L1>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) status: Arc<Status>,
@@ -153,6 +156,7 @@ impl Ctx {
             rules: Arc::new(Current::from_pointee(rules)),
             experiments: RefCell::new(experiments),
             policy: InForce::nothing(),
+            live: Live::new(config.clone()),
             config,
             l1,
             metrics,
@@ -224,7 +228,7 @@ impl Ctx {
         }
     }
 
-    /// Until the next start. Nothing stored before is served after; lanes arm or disarm their tracking.
+    /// Asked for through `live::set_mode`, which keeps who and when. Nothing stored before is served after; lanes arm or disarm their tracking.
     pub(crate) fn set_mode(self: &Rc<Self>, mode: CacheMode) {
         if self.mode.replace(mode) == mode {
             return;
@@ -234,7 +238,6 @@ impl Ctx {
         self.status.set_mode(if mode == CacheMode::Serve { Mode::Serve } else { Mode::Off });
         let lanes: Vec<Rc<Lane>> = self.lanes.borrow().values().cloned().collect();
         lanes.iter().for_each(|lane| lane.set_tracking(self, mode == CacheMode::Serve));
-        tracing::info!("cache mode is {} now", self.mode_word());
     }
 
     // ---- rules ----

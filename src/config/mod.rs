@@ -1,15 +1,19 @@
-//! The resolved configuration: plain values, validated once at start, cloned to whoever needs a part of it. `load` reads
-//! flags over environment over file. Nothing here is global and nothing changes afterwards; what the keys mean to users
-//! is in `config/nearside.yaml`.
+//! The resolved configuration: plain values, validated when they are read, cloned to whoever needs a part of it. `Layers` reads
+//! flags over environment over file, at start and again while the process runs. Nothing here is global, and no value
+//! changes: another configuration is another value. What the keys mean to users is in `config/nearside.yaml`.
 
 mod commands;
 mod cpu;
 mod file;
 mod keys;
+mod layers;
+mod live;
 mod memory;
+mod persist;
 mod print;
 mod resolve;
 mod rollout;
+mod rule_change;
 mod rules;
 mod settings;
 #[cfg(test)]
@@ -17,17 +21,15 @@ mod tests;
 mod units;
 mod url;
 
-use std::{
-    fmt,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
-pub(crate) use print::yaml;
+pub(crate) use layers::{Layers, look};
+pub(crate) use live::differing;
+pub(crate) use print::{json, rule_json, yaml};
 pub(crate) use rollout::{AutoRollback, Ramp, Rollout, WHOLE};
+pub(crate) use rule_change::{Changed, Place, no_such_rule, put_rule, without_rule};
 pub(crate) use rules::{Rule, RuleMode, Variant, show_percent};
-pub(crate) use settings::Overrides;
+pub(crate) use settings::{Digest, Overrides};
 pub(crate) use units::duration;
 pub(crate) use url::{Url, parse as parse_url};
 
@@ -36,13 +38,18 @@ use crate::policy::commands::{Override, Rate, Word};
 use resolve::Resolver;
 use settings::Settings;
 
+/// The word of `cache.mode`.
+pub(crate) fn cache_mode(text: &str) -> Result<CacheMode, String> {
+    units::word(text, &CacheMode::ALL)
+}
+
 /// Reads and checks everything. `env` is the process environment; only `NEARSIDE_*` is looked at. The strings beside the
 /// configuration are warnings, one sentence each.
 pub(crate) fn load(
     overrides: &Overrides,
     env: impl Iterator<Item = (String, String)>,
 ) -> Result<(Config, Vec<String>), ConfigError> {
-    load_within(overrides, env, memory::limit(Path::new("/")))
+    load_within(overrides, env, memory::limit(std::path::Path::new("/")))
 }
 
 fn load_within(
@@ -50,11 +57,14 @@ fn load_within(
     env: impl Iterator<Item = (String, String)>,
     memory: Option<u64>,
 ) -> Result<(Config, Vec<String>), ConfigError> {
-    let settings = Settings::gather(overrides, env);
-    let mut resolver = Resolver::new(&settings);
+    resolve(&Settings::gather(overrides, env), memory)
+}
+
+fn resolve(settings: &Settings, memory: Option<u64>) -> Result<(Config, Vec<String>), ConfigError> {
+    let mut resolver = Resolver::new(settings);
     let config = resolver.config(memory);
     let warnings = [settings.warnings.as_slice(), &resolver.warnings].concat();
-    check(&settings, &resolver)?;
+    check(settings, &resolver)?;
     Ok((config, warnings))
 }
 
@@ -77,7 +87,7 @@ pub(crate) fn rules(
 ) -> Result<(Cache, Vec<Rule>), ConfigError> {
     let settings = Settings::gather(overrides, env);
     let mut resolver = Resolver::new(&settings);
-    let cache = resolver.cache(memory::limit(Path::new("/")));
+    let cache = resolver.cache(memory::limit(std::path::Path::new("/")));
     let rules = resolver.rules(&cache);
     check(&settings, &resolver)?;
     Ok((cache, rules))
@@ -96,6 +106,12 @@ fn check(settings: &Settings, resolver: &Resolver<'_>) -> Result<(), ConfigError
 #[error("{}", problems.join("\n"))]
 pub(crate) struct ConfigError {
     problems: Vec<String>,
+}
+
+impl ConfigError {
+    pub(crate) fn into_problems(self) -> Vec<String> {
+        self.problems
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -259,6 +275,15 @@ impl Warm {
 pub(crate) enum CacheMode {
     Serve,
     Off,
+}
+
+impl CacheMode {
+    /// The first word is the default.
+    const ALL: [(&str, CacheMode); 2] = [("serve", CacheMode::Serve), ("off", CacheMode::Off)];
+
+    pub(crate) fn as_str(self) -> &'static str {
+        Self::ALL[self as usize].0
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use super::{
-    AdminResp, CacheMode, Canary, Commands, Config, Environment, Eviction, LogFormat,
+    AdminResp, Canary, Commands, Config, Environment, Eviction, LogFormat, Rule,
     commands::{overrides_yaml, rates_yaml, words_yaml},
     file::quoted,
     units::{show_duration, show_size},
@@ -28,6 +28,25 @@ pub(crate) fn yaml(config: &Config) -> String {
     out
 }
 
+/// The same as JSON: values are texts where YAML's are no numbers and no booleans.
+pub(crate) fn json(config: &Config) -> serde_json::Value {
+    as_json(&yaml(config))
+}
+
+/// A rule as `PUT /api/v1/rules/{name}` takes it, with its name.
+pub(crate) fn rule_json(rule: &Rule) -> serde_json::Value {
+    let mut value = as_json(&rule.yaml());
+    if let Some(map) = value.as_object_mut() {
+        map.insert("name".to_owned(), rule.name.clone().into());
+    }
+    value
+}
+
+/// What this module prints is valid; should it ever not be, that is shown in its place.
+fn as_json(yaml: &str) -> serde_json::Value {
+    super::file::as_json(yaml).unwrap_or_else(|error| error.message.into())
+}
+
 fn open_sections<'k>(out: &mut String, open: &mut Vec<&'k str>, sections: &[&'k str]) {
     let same = open.iter().zip(sections).take_while(|(a, b)| a == b).count();
     for (depth, section) in sections.iter().enumerate().skip(same) {
@@ -37,14 +56,15 @@ fn open_sections<'k>(out: &mut String, open: &mut Vec<&'k str>, sections: &[&'k 
     open.extend_from_slice(sections);
 }
 
-enum Shown {
+#[derive(PartialEq, Eq)]
+pub(super) enum Shown {
     Value(String),
     /// Written as a comment.
     Hidden(&'static str),
 }
 
 /// Every key with its value, in the order of `keys::KEYS` (a test compares the two).
-fn entries(config: &Config) -> Vec<(&'static str, Shown)> {
+pub(super) fn entries(config: &Config) -> Vec<(&'static str, Shown)> {
     let mut out = Entries(Vec::new());
     let Config { environment, listen, upstream, admin, workers, cache, rules, warm, coherence, commands, http, log } =
         config;
@@ -111,7 +131,7 @@ impl Entries {
     }
 
     fn cache(&mut self, cache: &super::Cache) {
-        self.value("cache.mode", cache_word(cache.mode));
+        self.value("cache.mode", cache.mode.as_str());
         self.list("cache.commands", cache.commands.iter().map(|method| method.as_str().to_owned()));
         self.value("cache.max_bytes", show_size(cache.max_bytes));
         match cache.max_entries {
@@ -199,13 +219,6 @@ fn admin_word(resp: AdminResp) -> &'static str {
         AdminResp::Auto => "auto",
         AdminResp::On => "on",
         AdminResp::Off => "off",
-    }
-}
-
-fn cache_word(mode: CacheMode) -> &'static str {
-    match mode {
-        CacheMode::Serve => "serve",
-        CacheMode::Off => "off",
     }
 }
 

@@ -224,7 +224,7 @@ impl<'s> Resolver<'s> {
         let max_value_bytes = self.size("cache.max_value_bytes", MIB, 1..=VALUE_MAX);
         let ttl = |least| least..=TTL_MAX;
         Cache {
-            mode: self.word("cache.mode", &[("serve", CacheMode::Serve), ("off", CacheMode::Off)]),
+            mode: self.word("cache.mode", &CacheMode::ALL),
             commands: self.list("cache.commands", &COMMANDS_DEFAULT, kept_command).into_iter().collect(),
             max_bytes: self.one("cache.max_bytes", cache_auto(memory), |text| cache_bytes(text, memory)),
             max_entries: self.one("cache.max_entries", None, |text| units::number(text, 1..=u64::MAX).map(Some)),

@@ -16,10 +16,10 @@ use crate::policy::pattern::Pattern;
 use crate::policy::tag::TagTemplate;
 
 /// Each costs a few hundred bytes, and 1 µs of a miss where none of them begins with a text of its own.
-const RULES_MAX: usize = 4096;
+pub(super) const RULES_MAX: usize = 4096;
 
 /// A rule's name is a metric label.
-const NAME_MAX: usize = 64;
+pub(super) const NAME_MAX: usize = 64;
 
 /// Variants of one rule: an experiment with more would never come to an end.
 const VARIANTS_MAX: usize = 16;
@@ -333,30 +333,52 @@ impl Rule {
 
     /// As a map in one line of YAML that reads back as the same rule.
     pub(super) fn yaml(&self) -> String {
+        let pairs: Vec<String> = self.fields().iter().map(|(key, value)| format!("{key}: {value}")).collect();
+        format!("{{{}}}", pairs.join(", "))
+    }
+
+    /// The keys that are not as `cache` says, as block YAML: the first line is `- ` and its first key.
+    pub(super) fn yaml_block(&self, cache: &Cache, indent: &str, eol: &str) -> String {
+        let plain = Rule { name: self.name.clone(), pattern: self.pattern.clone(), ..Rule::of_cache(cache) }.fields();
+        let told = |pair: &(&str, String)| matches!(pair.0, "name" | "pattern") || !plain.contains(pair);
+        let fields = self.fields();
+        let lines = fields.iter().filter(|pair| told(pair)).enumerate().map(|(i, (key, value))| {
+            let lead = if i == 0 { "- " } else { "  " };
+            format!("{indent}{lead}{key}: {value}{eol}")
+        });
+        lines.collect()
+    }
+
+    /// Keys and values as YAML has them, all but those that say nothing. A name that is the pattern's text is none of its
+    /// own, and might not even be allowed as one.
+    fn fields(&self) -> Vec<(&'static str, String)> {
         let quoted = |text: &str| super::file::quoted(text);
-        let mut out = vec![
-            format!("name: {}", quoted(&self.name)),
-            format!("pattern: {}", quoted(self.pattern.text())),
-            format!("commands: [{}]", self.commands.iter().map(|m| quoted(m.as_str())).collect::<Vec<_>>().join(", ")),
-            format!("ttl: {}", units::show_duration(self.ttl)),
-            format!("negative_ttl: {}", units::show_duration(self.negative_ttl)),
-            format!("max_value_bytes: {}", units::show_size(self.max_value_bytes as u64)),
-            format!("on_write: {}", self.on_write.as_str()),
-            format!("mode: {}", self.mode.as_str()),
-            format!("rollout: {}", self.rollout.yaml()),
-            format!("stale_while_revalidate: {}", units::show_duration(self.stale_while_revalidate)),
-        ];
-        out.extend(self.refresh_ahead.map(|d| format!("refresh_ahead: {}", units::show_duration(d))));
+        let list = |words: Vec<String>| format!("[{}]", words.join(", "));
+        let mut out = vec![("pattern", quoted(self.pattern.text()))];
+        if self.name != self.pattern.text() {
+            out.insert(0, ("name", quoted(&self.name)));
+        }
+        out.extend([
+            ("commands", list(self.commands.iter().map(|m| quoted(m.as_str())).collect())),
+            ("ttl", units::show_duration(self.ttl)),
+            ("negative_ttl", units::show_duration(self.negative_ttl)),
+            ("max_value_bytes", units::show_size(self.max_value_bytes as u64)),
+            ("on_write", self.on_write.as_str().to_owned()),
+            ("mode", self.mode.as_str().to_owned()),
+            ("rollout", self.rollout.yaml()),
+            ("stale_while_revalidate", units::show_duration(self.stale_while_revalidate)),
+        ]);
+        out.extend(self.refresh_ahead.map(|d| ("refresh_ahead", units::show_duration(d))));
         if !self.variants.is_empty() {
             let variant = |v: &Variant| format!("{}: {{ttl: {}}}", quoted(&v.name), units::show_duration(v.ttl));
-            out.push(format!("variants: {{{}}}", self.variants.iter().map(variant).collect::<Vec<_>>().join(", ")));
+            let variants: Vec<String> = self.variants.iter().map(variant).collect();
+            out.push(("variants", format!("{{{}}}", variants.join(", "))));
         }
         if !self.tags.is_empty() {
-            let tags: Vec<String> = self.tags.iter().map(|tag| quoted(tag.text())).collect();
-            out.push(format!("tags: [{}]", tags.join(", ")));
+            out.push(("tags", list(self.tags.iter().map(|tag| quoted(tag.text())).collect())));
         }
-        out.extend(self.max_share.map(|share| format!("max_share: {}", show_fraction(share.into()))));
-        format!("{{{}}}", out.join(", "))
+        out.extend(self.max_share.map(|share| ("max_share", show_fraction(share.into()))));
+        out
     }
 }
 
@@ -486,6 +508,8 @@ fn variants(fields: &mut Fields<'_>) -> Vec<Variant> {
             (None, Ok(_)) => {}
         }
     }
+    // A map has no order, and JSON's loses the one it was written in: which keys are whose must not depend on it.
+    variants.sort_by(|a: &Variant, b: &Variant| a.name.cmp(&b.name));
     variants
 }
 

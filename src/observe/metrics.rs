@@ -8,8 +8,8 @@ use super::counters::{Counter, Gauge, Histogram, Labeled, Named};
 use super::patterns::{PatternId, Patterns, Row, ShardRows};
 use super::policy::PolicyCounts;
 use super::reasons::{
-    Action, Again, Bypass, Class, Decision, Discard, Dropped, ErrorType, Evict, Flush, Peer, Pin, Reject, Reread,
-    RolloutChange, Source, Tag, Timed, Touched, Warmed,
+    Action, Again, Bypass, Class, Decision, Discard, Dropped, ErrorType, Evict, Flush, Peer, Pin, Reject, Reload,
+    Reread, RolloutChange, Source, Tag, Timed, Touched, Warmed,
 };
 
 /// What a worker other than the data thread counts: hits, which are all it answers. Cells of its own, so that each keeps one
@@ -94,6 +94,9 @@ pub(crate) struct Metrics {
     /// What the arms of experiments see.
     pub(crate) arms: Arms,
     pub(crate) policy: PolicyCounts,
+    pub(crate) reloads: Labeled<{ Reload::COUNT }>,
+    /// When the configuration that runs was loaded, in milliseconds since 1970.
+    pub(crate) reloaded_at: Gauge,
 
     /// One for each worker beside the data thread.
     pub(crate) shards: Box<[Shard]>,
@@ -161,6 +164,8 @@ impl Metrics {
             bytes_out: Labeled::new(Peer::WORDS),
             arms: Arms::default(),
             policy: PolicyCounts::new(),
+            reloads: Labeled::new(Reload::WORDS),
+            reloaded_at: Gauge::default(),
             started_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64()),
         }
     }

@@ -281,6 +281,28 @@ words! {
 }
 
 words! {
+    /// `result` of `nearside_config_reloads_total`.
+    Reload {
+        Ok = "ok",
+        Failed = "failed",
+    }
+}
+
+words! {
+    /// `kind` of an event (`GET /api/v1/events/recent`).
+    EventKind {
+        /// The cache's mode was changed.
+        Mode = "mode",
+        /// Rules were changed in the running process.
+        Rules = "rules",
+        /// The configuration was read again, with success or without.
+        Reload = "reload",
+        /// A rollout has taken a step, or was taken back.
+        Rollout = "rollout",
+    }
+}
+
+words! {
     /// `tag` of `cache_invalidate_total` for invalidations without a tag of a rule, and for a tag that nothing stored has.
     Tag {
         Key = "_key",

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
 use parking_lot::Mutex;
 
 use super::clock;
+use super::events::Events;
 use super::reasons::{ChannelState, Coherence, Link, Mode};
 
 /// An upstream error as health shows it is cut here: some servers put a whole command into theirs.
@@ -25,10 +26,13 @@ pub(crate) struct Status {
     /// Why it is that.
     coherence_why: Mutex<String>,
     mode: AtomicU8,
+    /// Why the configuration could not be read again, where the last attempt failed.
+    config_error: Mutex<Option<String>>,
     backend: &'static str,
     /// As many as there are profiles with a lane, so `upstream.lanes_max` at most.
     lanes: Mutex<Vec<Arc<LaneStatus>>>,
     pub(crate) channel: ChannelStatus,
+    pub(crate) events: Events,
 }
 
 impl Status {
@@ -43,9 +47,11 @@ impl Status {
             coherence: AtomicU8::new(Coherence::Probing as u8),
             coherence_why: Mutex::new(String::new()),
             mode: AtomicU8::new(mode as u8),
+            config_error: Mutex::new(None),
             backend,
             lanes: Mutex::new(Vec::new()),
             channel: ChannelStatus::default(),
+            events: Events::default(),
         }
     }
 
@@ -82,6 +88,15 @@ impl Status {
 
     pub(crate) fn set_mode(&self, mode: Mode) {
         self.mode.store(mode as u8, Relaxed);
+    }
+
+    /// What the last attempt to read the configuration again came to. For everybody, as in `set_upstream_down`.
+    pub(crate) fn set_config_error(&self, why: Option<String>) {
+        *self.config_error.lock() = why;
+    }
+
+    pub(crate) fn config_error(&self) -> Option<String> {
+        self.config_error.lock().clone()
     }
 
     /// A lane comes into being. Its owner keeps the handle, writes to it, and gives it back to `remove_lane`.
@@ -156,6 +171,7 @@ impl Status {
         }
         reasons.extend(self.lane_troubles());
         reasons.extend(self.channel.trouble());
+        reasons.extend(self.config_error().map(|why| format!("config: reload failed: {why}")));
         reasons
     }
 
@@ -393,6 +409,8 @@ mod tests {
         assert_eq!(status.degraded()[1], "coherence: none on 1 of 2 lanes: nothing");
         status.set_mode(Mode::Off);
         assert!(status.degraded().is_empty(), "switched off is no fault");
+        status.set_config_error(Some("why".to_owned()));
+        assert_eq!(status.degraded(), ["config: reload failed: why"]);
     }
 
     #[test]

@@ -14,8 +14,10 @@ use crate::coherence;
 use crate::command::prefix::{self, Outcome, Words};
 use crate::command::{Effect, Request};
 use crate::config::{AdminResp, CacheMode, Variant, show_percent};
+use crate::live;
 use crate::observe::arms::ArmId;
 use crate::observe::clock;
+use crate::observe::events::Actor;
 use crate::observe::latency::Window;
 use crate::observe::reasons::{Again, Bypass, Coherence, Decision, Limited, Method};
 use crate::policy::Rule;
@@ -49,7 +51,7 @@ const HELP: &[&str] = &[
     "    takes it, REGEX finds its expression anywhere in the key, TAG is one that a rule gives its keys. Returns",
     "    how many they were here.",
     "MODE [serve|off]",
-    "    Print the cache's mode, or change it until the next start.",
+    "    Print the cache's mode, or change it until the configuration is read again.",
     "RULES",
     "    The rules in force, in the order in which they are asked, each with its settings and counts.",
     "STATS",
@@ -102,7 +104,7 @@ impl Session {
                 return self.answer_error(mute, &text);
             }
         };
-        ctx.set_mode(mode);
+        live::set_mode(ctx, mode, &Actor::Client { id: self.id, addr: self.addr.clone() });
         self.answer(mute, |out| build::simple(out, "OK"));
     }
 

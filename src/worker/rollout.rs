@@ -7,7 +7,8 @@ use std::time::Duration;
 use super::Ctx;
 use crate::config;
 use crate::observe::clock;
-use crate::observe::reasons::RolloutChange;
+use crate::observe::events::Actor;
+use crate::observe::reasons::{EventKind, RolloutChange};
 use crate::policy::{Act, Change, Rules};
 
 /// A guard's window and a ramp's step last a second at least; this is how late they may end.
@@ -43,15 +44,19 @@ fn again(ctx: &Ctx) -> Rules {
     Rules::new(&terms, &ctx.config.cache, &ctx.metrics.patterns)
 }
 
+fn record(ctx: &Ctx, message: &str, dropped: usize) {
+    let actor = Actor::Own("rollout");
+    ctx.status.events.add(EventKind::Rollout, &actor, message, vec![("dropped", dropped.to_string())]);
+}
+
 fn announce(ctx: &Ctx, change: &Change, dropped: usize) {
     let rule = &change.rule;
     match &change.act {
         Act::Step(share) => {
             ctx.metrics.rollout.inc(RolloutChange::Step);
-            tracing::info!(
-                "rule {rule}: {} % of its keys are cached now, as its ramp says",
-                config::show_percent(*share)
-            );
+            let percent = config::show_percent(*share);
+            tracing::info!("rule {rule}: {percent} % of its keys are cached now, as its ramp says");
+            record(ctx, &format!("rule {rule}: {percent} % of its keys are cached"), dropped);
         }
         Act::RollBack(why) => {
             ctx.metrics.rollout.inc(RolloutChange::RollBack);
@@ -59,6 +64,7 @@ fn announce(ctx: &Ctx, change: &Change, dropped: usize) {
                 "rule {rule}: rolled back, none of its keys are cached any more ({dropped} entries dropped) until its \
                  rollout is changed: {why}"
             );
+            record(ctx, &format!("rule {rule} rolled back: {why}"), dropped);
         }
         Act::Nothing | Act::NextWindow => {}
     }

@@ -28,6 +28,8 @@ mod http;
 mod lifecycle;
 /// Memory and other clients stay what they were, whatever one client does.
 mod limits;
+/// Rules, mode and configuration change while clients are served.
+mod live;
 /// Byte for byte what Redis itself answers.
 mod oracle;
 /// Who may run what, on which keys, how often.
