@@ -80,15 +80,17 @@ mod tests {
 listen: {{tcp: ['127.0.0.1:1'], unix: /tmp/x, unix_mode: '0600', protected: false, max_clients: 1, idle_timeout: 1s,
   output_limit: 1MiB, query_limit: 1MiB, buffers_max: 1MiB, drain_delay: 1s, drain_timeout: 1s}}
 upstream: {{url: 'redis://other', username: u, password_file: {secret}, connect_timeout: 2s, request_timeout: 1s,
-  retry: {{max_attempts: 1, base_delay: 1ms, max_delay: 1s}}, lanes_max: 1, pinned_max: 9, pinned_idle: 1}}
+  retry: {{max_attempts: 1, base_delay: 1ms, max_delay: 1s}}, lanes_max: 1, pinned_max: 9, pinned_idle: 1, key_prefix: 'p:'}}
 admin: {{resp: off, password_file: {secret}}}
 workers: 3
 cache: {{mode: off, commands: [GET], max_bytes: 2MiB, max_entries: 5, max_value_bytes: 1KiB, default_ttl: 1s,
-  negative_ttl: 1s, ttl_buffer: 1ms, eviction: lru, on_write: invalidate, update_max_bytes: 1KiB}}
+  negative_ttl: 1s, ttl_buffer: 1ms, eviction: lru, on_write: invalidate, update_max_bytes: 1KiB, touch_interval: 1s}}
 rules: [{{pattern: '*'}}]
+warm: {{keys: [k], patterns: [p], rate: 1, max_keys: 1, before_ready: true, timeout: 1s}}
 coherence: {{mode: ttl, max_staleness: 2s, fence: session, channel: c, sample_per_second: 2,
   ttl_cap: {{tracking: 1s, pubsub: 2s, ttl: 2s}}, pubsub_atomic: false, canary: off}}
-commands: {{shutdown: true}}
+commands: {{shutdown: true, deny: [get], allow: [set], enforce: false, overrides: [{{client: c, deny: []}}],
+  rate: [{{client: c, per_second: 1}}]}}
 http: {{listen: [], allowed_hosts: [x], token_file: {secret}, max_connections: 1}}
 log: {{level: warn, format: json}}
 "
