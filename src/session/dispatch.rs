@@ -522,9 +522,8 @@ impl Session {
         let family = || entry(0).map_or_else(|| ctx.judge(req.arg(1), Method::Mget).pattern, |e| e.pattern);
         if (0..found.len()).all(|i| entry(i).is_some()) {
             ctx.metrics.patterns.candidate(family(), Method::Mget);
-            if self.answer_mget(ctx, mute, b.now, (0..found.len()).filter_map(entry)) {
-                (0..found.len()).for_each(|i| b.after_mget_hit(ctx, req.arg(i + 1), entry(i)));
-            }
+            self.answer_mget(ctx, mute, (0..found.len()).filter_map(entry));
+            (0..found.len()).for_each(|i| b.after_mget_hit(ctx, req.arg(i + 1), entry(i)));
             b.hits += 1;
             return None;
         }
@@ -568,29 +567,19 @@ impl Session {
         None
     }
 
-    /// Whether any of them is due.
-    fn answer_mget<'e>(
-        &self,
-        ctx: &Ctx,
-        mute: bool,
-        now: u64,
-        entries: impl Iterator<Item = &'e cache::Entry>,
-    ) -> bool {
+    fn answer_mget<'e>(&self, ctx: &Ctx, mute: bool, entries: impl Iterator<Item = &'e cache::Entry>) {
         let proto = self.proto();
-        let mut due = false;
         let entries: SmallVec<[&cache::Entry; 16]> = entries.collect();
         self.answer(mute, |out| {
             build::array(out, entries.len());
             for entry in &entries {
                 ctx.metrics.patterns.hit(entry.pattern);
-                due |= entry.is_due(now);
                 match &entry.value {
                     Value::Bulk(bytes) => out.extend_from_slice(bytes),
                     Value::Nil => build::null(out, proto),
                 }
             }
         });
-        due
     }
 
     /// The connection that takes this command: the lane, or its spare while it is held up (decision 9). R18: what is
