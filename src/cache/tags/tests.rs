@@ -345,6 +345,8 @@ impl World {
             lane,
             flush_gen: token.flush_gen,
             deadline: clock::now() + HOUR,
+            soft: u64::MAX,
+            touch: crate::cache::Due::never(),
             expires: u64::MAX,
             t_sent: 0,
             pattern: PatternId::PLAIN,

@@ -38,7 +38,6 @@ pub(crate) struct Builder {
     args: Vec<String>,
     env: Vec<(String, String)>,
     direct: Option<(PathBuf, Option<SocketAddr>)>,
-    file: Option<Given>,
     wait: bool,
 }
 
