@@ -193,21 +193,6 @@ fn flush_for_mode(ctx: &Rc<Ctx>, mode: CacheMode) -> usize {
     entries as usize
 }
 
-/// Rules as `edit` makes them of those in force; none: they stay. For what changes them by a program of its own, which
-/// only ever makes valid ones. One at a time with all other changes, so that nobody's is lost.
-#[allow(dead_code, reason = "the control loop of experiments is its user")]
-pub(crate) async fn apply_rules(
-    ctx: &Rc<Ctx>,
-    actor: &Actor,
-    what: &str,
-    edit: impl FnOnce(&[Rule]) -> Option<Vec<Rule>>,
-) -> Result<Done, Refused> {
-    let _turn = ctx.live.turn().await?;
-    let base = ctx.live.running.load();
-    let rules = edit(&base.config.rules).unwrap_or_else(|| base.config.rules.clone());
-    Ok(put_rules(ctx, actor, what, rules, Vec::new(), base.filed.clone()).await)
-}
-
 async fn change_rules(
     ctx: &Rc<Ctx>,
     actor: &Actor,
