@@ -378,11 +378,10 @@ impl Stripper {
         {
             self.levels.pop();
             // An attribute precedes an element, and a push in the midst is none.
-            if level.kind != b'|' && !(level.kind == b'>' && !self.levels.is_empty()) {
-                if let Some(around) = self.levels.last_mut() {
-                    around.left = around.left.saturating_sub(1);
-                    around.index += 1;
-                }
+            let is_element = !matches!(level.kind, b'|' | b'>');
+            if let Some(around) = self.levels.last_mut().filter(|_| is_element) {
+                around.left = around.left.saturating_sub(1);
+                around.index += 1;
             }
         }
     }
