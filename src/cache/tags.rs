@@ -49,11 +49,12 @@ use crate::sync;
 const SHARE: u64 = 4;
 
 /// A record beside its key: its place in the tree, whose leaves are little more than half full when they are filled in
-/// ascending order, and the key's allocation (`the_index_takes_what_it_counts`).
+/// ascending order, and the key's allocation. Measured with keys of 12 bytes: 104 for both, where a tag has 1,000 keys, and
+/// 494 with the set of a tag of one (`the_index_takes_what_it_counts`).
 pub(super) const RECORD: usize = 92;
 
 /// A set beside its records and its name, which it has twice: mostly the first leaf of its tree.
-const SET: usize = 448;
+const SET: usize = 360;
 
 /// Places of `last`: 8 KiB.
 const PLACES: usize = 1024;

@@ -44,6 +44,9 @@ fn texts(reply: &Reply) -> Vec<String> {
     reply.items().iter().map(Reply::text).collect()
 }
 
+/// Somebody who invalidates a tag, and what they are told.
+type Way<'w> = &'w dyn Fn(&mut Client) -> Option<i64>;
+
 const OF_42: [&[&str]; 5] = [
     &["GET", "tenant:42:name"],
     &["GET", "tenant:42:absent"],
@@ -66,7 +69,7 @@ fn a_tag_drops_all_its_keys_in_every_sidecar_whoever_says_so() {
     let mut clients: Vec<Client> = proxies.iter().map(Proxy::client).collect();
     redis.cmd(&["SET", "tenant:42:name", "n"]);
     redis.cmd(&["HSET", "tenant:42:hash", "f", "v"]);
-    let ways: [&dyn Fn(&mut Client) -> Option<i64>; 4] = [
+    let ways: [Way<'_>; 4] = [
         &|client| Some(client.cmd(&["NEARSIDE", "INVALIDATE", "TAG", "tenant:42", "none"]).int()),
         &|_| {
             let answer =
