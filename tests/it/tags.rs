@@ -2,10 +2,11 @@
 //! `max_share`: a rule's entries leave the others their room.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::time::Duration;
 
 use serde_json::json;
 
-use crate::support::{Client, PATIENCE, Proxy, Redis, Reply, eventually, http, poll, temp_dir};
+use crate::support::{Client, Dir, PATIENCE, Proxy, Redis, Relay, Reply, Scope, eventually, http, poll, temp_dir};
 
 fn rules() -> serde_json::Value {
     json!([
@@ -132,7 +133,10 @@ fn after_the_answer_nobody_reads_what_was_there_before() {
     const READERS: u64 = 4;
     const ROUNDS: u64 = 80;
     let redis = Redis::start();
-    let proxy = Proxy::to(&redis)
+    // What upstream has answered is under way for a while: long enough to write past the sidecar and to invalidate.
+    let relay = Relay::to(&redis);
+    relay.delay(Scope::All, Dir::Down, Duration::from_millis(5));
+    let proxy = Proxy::upstream(&relay.url())
         .set("rules", rules())
         .set("workers", 2)
         .set("coherence.mode", "ttl")
@@ -177,6 +181,7 @@ fn after_the_answer_nobody_reads_what_was_there_before() {
         over.store(true, SeqCst);
     });
     let (hits, void) = (proxy.stat("hits"), proxy.stat("fills_discarded_sweep"));
+    assert!(void > 0.0, "no reading was under way");
     println!("{} reads, {hits} of them hits, {void} readings void", reads.load(SeqCst));
     assert_eq!(floor.load(SeqCst), ROUNDS);
     assert!(hits > ROUNDS as f64, "{hits} hits: it must not pass for want of them");
