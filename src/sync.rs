@@ -90,11 +90,6 @@ pub(crate) mod model {
             self.0.fetch_add(value, order)
         }
 
-        pub(crate) fn fetch_max(&self, value: u64, order: Ordering) -> u64 {
-            point();
-            self.0.fetch_max(value, order)
-        }
-
         pub(crate) fn fetch_sub(&self, value: u64, order: Ordering) -> u64 {
             point();
             self.0.fetch_sub(value, order)

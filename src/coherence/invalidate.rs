@@ -78,7 +78,7 @@ fn count(ctx: &Ctx, message: &Message, source: Source) {
 fn count_tag(ctx: &Ctx, tag: &[u8]) {
     let counted = ctx.l1.tag_template(tag).is_some_and(|template| ctx.metrics.templates.add(&template, 1));
     if !counted {
-        ctx.metrics.invalidated.inc(Tag::Tag);
+        ctx.metrics.invalidated.inc(Tag::Unnamed);
     }
 }
 

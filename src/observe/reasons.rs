@@ -309,7 +309,8 @@ words! {
         Prefix = "_prefix",
         Pattern = "_pattern",
         Regex = "_regex",
-        Tag = "_tag",
+        /// Of no template that is known.
+        Unnamed = "_tag",
         Flush = "_flush",
         Push = "_push",
     }

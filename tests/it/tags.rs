@@ -2,10 +2,11 @@
 //! `max_share`: a rule's entries leave the others their room.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::time::Duration;
 
 use serde_json::json;
 
-use crate::support::{Client, PATIENCE, Proxy, Redis, Reply, eventually, http, temp_dir};
+use crate::support::{Client, Dir, PATIENCE, Proxy, Redis, Relay, Reply, Scope, eventually, http, poll, temp_dir};
 
 fn rules() -> serde_json::Value {
     json!([
@@ -44,6 +45,9 @@ fn texts(reply: &Reply) -> Vec<String> {
     reply.items().iter().map(Reply::text).collect()
 }
 
+/// Somebody who invalidates a tag, and what they are told.
+type Way<'w> = &'w dyn Fn(&mut Client) -> Option<i64>;
+
 const OF_42: [&[&str]; 5] = [
     &["GET", "tenant:42:name"],
     &["GET", "tenant:42:absent"],
@@ -66,7 +70,7 @@ fn a_tag_drops_all_its_keys_in_every_sidecar_whoever_says_so() {
     let mut clients: Vec<Client> = proxies.iter().map(Proxy::client).collect();
     redis.cmd(&["SET", "tenant:42:name", "n"]);
     redis.cmd(&["HSET", "tenant:42:hash", "f", "v"]);
-    let ways: [&dyn Fn(&mut Client) -> Option<i64>; 4] = [
+    let ways: [Way<'_>; 4] = [
         &|client| Some(client.cmd(&["NEARSIDE", "INVALIDATE", "TAG", "tenant:42", "none"]).int()),
         &|_| {
             let answer =
@@ -129,7 +133,10 @@ fn after_the_answer_nobody_reads_what_was_there_before() {
     const READERS: u64 = 4;
     const ROUNDS: u64 = 80;
     let redis = Redis::start();
-    let proxy = Proxy::to(&redis)
+    // What upstream has answered is under way for a while: long enough to write past the sidecar and to invalidate.
+    let relay = Relay::to(&redis);
+    relay.delay(Scope::All, Dir::Down, Duration::from_millis(5));
+    let proxy = Proxy::upstream(&relay.url())
         .set("rules", rules())
         .set("workers", 2)
         .set("coherence.mode", "ttl")
@@ -166,12 +173,17 @@ fn after_the_answer_nobody_reads_what_was_there_before() {
             floor.store(version, SeqCst);
             // In every other round it is invalidated anew while the keys are still being read for the first time.
             let enough = reads.load(SeqCst) + if version % 2 == 0 { 8 * KEYS } else { 0 };
-            eventually(PATIENCE, "some hits", || reads.load(SeqCst) >= enough || over.load(SeqCst));
+            let go_on = || (reads.load(SeqCst) >= enough || over.load(SeqCst)).then_some(());
+            if poll(PATIENCE, go_on).is_none() {
+                break;
+            }
         }
         over.store(true, SeqCst);
     });
     let (hits, void) = (proxy.stat("hits"), proxy.stat("fills_discarded_sweep"));
+    assert!(void > 0.0, "no reading was under way");
     println!("{} reads, {hits} of them hits, {void} readings void", reads.load(SeqCst));
+    assert_eq!(floor.load(SeqCst), ROUNDS);
     assert!(hits > ROUNDS as f64, "{hits} hits: it must not pass for want of them");
 }
 
