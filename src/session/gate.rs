@@ -98,11 +98,13 @@ impl InForce {
     }
 
     /// Commands are judged, and counted.
+    #[inline]
     pub(super) fn judges(&self) -> bool {
         self.judges.get()
     }
 
     /// Somebody may have to wait.
+    #[inline]
     pub(super) fn paces(&self) -> bool {
         self.paces.get()
     }
@@ -124,6 +126,7 @@ impl InForce {
 }
 
 impl Session {
+    #[inline(never)]
     fn gate(&self, ctx: &Ctx) -> Rc<Gate> {
         let mut place = self.gate.borrow_mut();
         match &*place {
@@ -178,6 +181,7 @@ impl Session {
     }
 
     /// A GET is answered without asking.
+    #[inline]
     pub(super) fn gets_freely(&self, ctx: &Ctx) -> bool {
         ctx.policy.is_open() || self.gate(ctx).get
     }
@@ -191,7 +195,6 @@ impl Session {
     // ---- may it run ----
 
     /// Judges a request. Some: it may not run, and this is the error.
-    #[inline(never)]
     pub(super) fn judge(&self, ctx: &Ctx, spec: Result<&'static Spec, Stranger>, req: &Request<'_>) -> Option<String> {
         // Whom protected mode locks out is told so, and nothing else.
         if !ctx.policy.judges() || self.state.borrow().locked {
