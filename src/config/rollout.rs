@@ -284,7 +284,7 @@ mod tests {
         };
         let loaded = |n: usize| load_within(&Overrides::default(), env(rules(n)), None);
         assert!(loaded(32).is_ok());
-        let said = loaded(33).err().expect("66 groups").to_string();
+        let said = loaded(33).expect_err("66 groups").to_string();
         assert!(
             said.contains("rules: the rollouts and variants make 66 groups of keys; 64 are measured at once"),
             "{said}"
