@@ -43,10 +43,7 @@ fn run(args: impl Iterator<Item = OsString>) -> u8 {
     };
     match cli.command {
         Some(Command::Health(args)) => ask_health(&args),
-        Some(Command::Explain(args)) => match args.answer(environment()) {
-            Ok(lines) => say(&lines),
-            Err(what) => complain(&what, WRONG_CONFIGURATION),
-        },
+        Some(Command::Explain(args)) => explain(&args),
         Some(Command::Preflight(args)) => preflight(&args.overrides()),
         Some(Command::Audit(args)) => match args.options() {
             Ok((options, json)) => prove(options, json.as_deref()),
@@ -68,6 +65,7 @@ Examples:
   nearside --config config/nearside.yaml --check-config
   NEARSIDE_UPSTREAM__URL=redis://cache:6379 NEARSIDE_CACHE__MAX_BYTES=64MiB nearside
   nearside health --url http://127.0.0.1:9380
+  nearside explain GET session:7:abc
   nearside explain --config config/session-store.yaml GET session:7:abc
   nearside preflight --config config/nearside.yaml
   nearside audit --upstream redis://127.0.0.1:6379 --spawn 2 --faults all
@@ -95,7 +93,7 @@ enum Command {
     Serve(ServeArgs),
     /// Ask a running process whether it is ready, for probes and people
     Health(HealthArgs),
-    /// Say what a configuration makes of a command: which rule decides, and whether its replies are kept
+    /// Say what a running process, or a configuration file, makes of a command: which rule decides, and why
     Explain(explain::ExplainArgs),
     /// Ask upstream what a sidecar with this configuration would meet; exit 1 where a check fails
     Preflight(ServeArgs),
@@ -204,6 +202,28 @@ fn ask_health(args: &HealthArgs) -> u8 {
             if answer.status == 200 { printed } else { RUNTIME_FAILURE }
         }
         Err(error) => complain(&format!("{target}: {error}"), RUNTIME_FAILURE),
+    }
+}
+
+fn explain(args: &explain::ExplainArgs) -> u8 {
+    if !args.asks() {
+        return match args.by_file(environment()) {
+            Ok(lines) => say(&lines),
+            Err(what) => complain(&what, WRONG_CONFIGURATION),
+        };
+    }
+    let target = match health_target(&HealthArgs { url: args.url.clone(), config: None }) {
+        Ok(target) => target.at("/api/v1/config"),
+        Err(error) => return complain(&error, WRONG_CONFIGURATION),
+    };
+    let answer = match health::ask(&target) {
+        Ok(answer) if answer.status == 200 => args.by_answer(&target.to_string(), &answer.body),
+        Ok(answer) => Err(format!("{target}: status {}", answer.status)),
+        Err(error) => Err(format!("{target}: {error}; --config FILE explains without a running process")),
+    };
+    match answer {
+        Ok(lines) => say(&lines),
+        Err(what) => complain(&what, RUNTIME_FAILURE),
     }
 }
 

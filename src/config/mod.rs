@@ -85,11 +85,21 @@ pub(crate) fn rules(
     overrides: &Overrides,
     env: impl Iterator<Item = (String, String)>,
 ) -> Result<(Cache, Vec<Rule>), ConfigError> {
-    let settings = Settings::gather(overrides, env);
-    let mut resolver = Resolver::new(&settings);
+    rules_of(&Settings::gather(overrides, env))
+}
+
+/// The same of a configuration that a running process shows; `place` is where it came from.
+pub(crate) fn rules_in(place: &str, text: &str) -> Result<(Cache, Vec<Rule>), ConfigError> {
+    let mut overrides = Overrides::default();
+    overrides.file(Some(place.to_owned()));
+    rules_of(&Settings::gather_with(&overrides, std::iter::empty(), Some(text)))
+}
+
+fn rules_of(settings: &Settings) -> Result<(Cache, Vec<Rule>), ConfigError> {
+    let mut resolver = Resolver::new(settings);
     let cache = resolver.cache(memory::limit(std::path::Path::new("/")));
     let rules = resolver.rules(&cache);
-    check(&settings, &resolver)?;
+    check(settings, &resolver)?;
     Ok((cache, rules))
 }
 

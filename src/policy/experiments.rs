@@ -237,8 +237,9 @@ mod tests {
             let judged = judge(&format!("r:{i}"), Method::Get);
             match judged.keep {
                 Ok(keep) => {
-                    let long = usize::from(keep.variant_name() == Some("long"));
-                    assert_eq!((judged.arm, keep.arm()), (arms.cached[long], arms.cached[long]));
+                    // In the order of their names.
+                    let arm = arms.cached[usize::from(keep.variant_name() == Some("short"))];
+                    assert_eq!((judged.arm, keep.arm()), (arm, arm));
                 }
                 Err(_) => assert_eq!(judged.arm, arms.control),
             }
@@ -247,7 +248,7 @@ mod tests {
         assert_eq!(judge("other", Method::Get).arm, ArmId::NONE);
         let shown = world.shown();
         assert_eq!((shown.rule.as_str(), shown.share, shown.state), ("r", 5_000, RolloutState::Steady));
-        assert_eq!(shown.cached.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["short", "long"]);
+        assert_eq!(shown.cached.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["long", "short"]);
     }
 
     #[test]

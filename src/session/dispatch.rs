@@ -196,26 +196,12 @@ impl Client {
                 Scan::Request { len } => {
                     let req = Request { raw: &self.rbuf[at..at + len], args: self.scanner.args() };
                     batch.more = at + len < self.rbuf.len();
-                    (
-                        len,
-                        if paces {
-                            session.next(ctx, &mut batch, &req)
-                        } else {
-                            session.dispatch(ctx, &mut batch, &req)
-                        },
-                    )
+                    (len, session.next(ctx, &mut batch, &req, paces))
                 }
                 Scan::Inline { len } => {
                     let req = Request { raw: self.scanner.inline(), args: self.scanner.args() };
                     batch.more = at + len < self.rbuf.len();
-                    (
-                        len,
-                        if paces {
-                            session.next(ctx, &mut batch, &req)
-                        } else {
-                            session.dispatch(ctx, &mut batch, &req)
-                        },
-                    )
+                    (len, session.next(ctx, &mut batch, &req, paces))
                 }
                 Scan::Large if session.refused_unread() => break Step::Close,
                 Scan::Large => break Step::Suspend(Work::Large),
@@ -316,9 +302,9 @@ impl Session {
 
     /// One request out of the buffer, where there are rate limits. `None`: done, look at the next. Cold, and like the flags
     /// beside it outside of what is done for every hit: the calls alone cost a hit 60 instructions.
-    #[cold]
-    fn next(self: &Rc<Self>, ctx: &Rc<Ctx>, b: &mut Batch, req: &Request<'_>) -> Option<Step> {
-        if let Some(refused) = self.spend(ctx, Some(req)) {
+    #[inline]
+    fn next(self: &Rc<Self>, ctx: &Rc<Ctx>, b: &mut Batch, req: &Request<'_>, paces: bool) -> Option<Step> {
+        if paces && let Some(refused) = self.spend(ctx, Some(req)) {
             self.refuse(req, &refused);
             return None;
         }
