@@ -273,5 +273,5 @@ fn a_bad_rule_ends_the_start_with_its_line() {
     let mut proxy =
         Proxy::to(&redis).set("rules", json!([{"pattern": "a:*", "rollout": 120}])).without_waiting().start();
     assert_eq!(proxy.wait_exit(PATIENCE).code(), Some(2));
-    assert!(proxy.logged("rules: a:*: rollout: \"120\" is not a share of the keys; use 0 to 100 percent"));
+    proxy.wait_logged("rules: a:*: rollout: \"120\" is not a share of the keys; use 0 to 100 percent");
 }
