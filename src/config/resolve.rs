@@ -11,8 +11,8 @@ use std::{
 };
 
 use super::{
-    Admin, AdminResp, Backend, Cache, CacheMode, Canary, Coherence, CoherenceMode, Commands, Config, Environment,
-    Eviction, Fence, Http, Listen, Local, Log, LogFormat, OnWrite, Retry, Secret, TtlCap, Upstream, cpu,
+    Admin, AdminResp, Backend, Cache, CacheMode, Canary, Coherence, CoherenceMode, Config, Environment, Eviction,
+    Fence, Http, Listen, Local, Log, LogFormat, OnWrite, Retry, Secret, TtlCap, Upstream, Warm, cpu,
     file::{Node, Value},
     settings::Settings,
     units::{self, DURATION_MAX, SIZE_MAX, shown},
@@ -20,6 +20,7 @@ use super::{
 };
 
 use crate::command::cacheable::Caching;
+use crate::command::prefix::PREFIX_MAX;
 use crate::command::table;
 use crate::observe::reasons::Method;
 
@@ -28,7 +29,7 @@ const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
 /// Loopback only: whoever wants more says so.
-const TCP_DEFAULT: [&str; 2] = ["127.0.0.1:6380", "[::1]:6380"];
+pub(super) const TCP_DEFAULT: [&str; 2] = ["127.0.0.1:6380", "[::1]:6380"];
 const HTTP_DEFAULT: &str = "127.0.0.1:9380";
 
 /// What applications ask for most, and what one change of a key drops least of.
@@ -77,6 +78,15 @@ const CONNECTIONS_MAX: u64 = 1_000_000;
 /// Passwords are short; the bound keeps a wrong path from filling memory.
 const PASSWORD_MAX: u64 = 64 * KIB;
 
+/// The clock that upstream's LRU figures are kept by ticks once a second.
+const TOUCH_MIN: Duration = secs(1);
+
+/// Upstream answers hardly more, and clients want to be answered as well.
+const WARM_RATE_MAX: u32 = 100_000;
+
+/// Their names are remembered while it lasts, so that what SCAN returns twice is loaded once.
+const WARM_KEYS_MAX: u64 = 10_000_000;
+
 pub(super) struct Resolver<'s> {
     pub(super) settings: &'s Settings,
     pub(super) problems: Vec<String>,
@@ -101,8 +111,9 @@ impl<'s> Resolver<'s> {
             rules: self.rules(&cache),
             cache,
             local: Local { max_bytes: self.budget("local.max_bytes", memory) },
+            warm: self.warm(),
             coherence: self.coherence(),
-            commands: Commands { shutdown: self.one("commands.shutdown", false, units::boolean) },
+            commands: self.commands(),
             http: self.http(),
             log: self.log(),
         };
@@ -163,6 +174,7 @@ impl<'s> Resolver<'s> {
             lanes_max: self.count("upstream.lanes_max", 64, 1..=CONNECTIONS_MAX),
             pinned_max,
             pinned_idle: self.count("upstream.pinned_idle", 8.min(pinned_max as u64), 0..=CONNECTIONS_MAX),
+            key_prefix: self.one("upstream.key_prefix", String::new(), key_prefix),
         }
     }
 
@@ -243,7 +255,7 @@ impl<'s> Resolver<'s> {
         let max_value_bytes = self.size("cache.max_value_bytes", MIB, 1..=VALUE_MAX);
         let ttl = |least| least..=TTL_MAX;
         Cache {
-            mode: self.word("cache.mode", &[("serve", CacheMode::Serve), ("off", CacheMode::Off)]),
+            mode: self.word("cache.mode", &CacheMode::ALL),
             commands: self.list("cache.commands", &COMMANDS_DEFAULT, kept_command).into_iter().collect(),
             max_bytes: self.budget("cache.max_bytes", memory),
             max_entries: self.one("cache.max_entries", None, |text| units::number(text, 1..=u64::MAX).map(Some)),
@@ -258,6 +270,18 @@ impl<'s> Resolver<'s> {
                 (16 * KIB).min(max_value_bytes as u64),
                 0..=VALUE_MAX,
             ),
+            touch_interval: self.one("cache.touch_interval", Some(secs(60)), touch_interval),
+        }
+    }
+
+    fn warm(&mut self) -> Warm {
+        Warm {
+            keys: self.list("warm.keys", &[], key_name),
+            patterns: self.list("warm.patterns", &[], key_name),
+            rate: self.small("warm.rate", 1000, 1..=WARM_RATE_MAX),
+            max_keys: self.count("warm.max_keys", 100_000, 1..=WARM_KEYS_MAX),
+            before_ready: self.one("warm.before_ready", false, units::boolean),
+            timeout: self.duration("warm.timeout", secs(60), millis(1)..=DURATION_MAX),
         }
     }
 
@@ -314,6 +338,7 @@ impl Resolver<'_> {
         self.check_addresses(config);
         self.check_sizes(config, memory);
         self.check_pairs(config);
+        self.check_embedded(config);
         self.check_backend(config);
         self.check_rules(config);
         if !config.listen.protected {
@@ -361,10 +386,37 @@ impl Resolver<'_> {
         }
     }
 
+    /// What the in-memory engine does not carry out must not look as if it did.
+    fn check_embedded(&mut self, config: &Config) {
+        let commands = &config.commands;
+        for (key, given) in [
+            ("upstream.key_prefix", !config.upstream.key_prefix.is_empty()),
+            ("commands.deny", !commands.deny.is_empty()),
+            ("commands.allow", commands.allow.is_some()),
+            ("commands.overrides", !commands.overrides.is_empty()),
+            ("commands.rate", !commands.rate.is_empty()),
+            ("warm.keys", !config.warm.keys.is_empty()),
+            ("warm.patterns", !config.warm.patterns.is_empty()),
+        ] {
+            if given && config.upstream.backend == Backend::Local {
+                self.problem(key, "the in-memory engine has nothing of the kind; name an upstream in upstream.url");
+            }
+        }
+        if config.upstream.backend == Backend::Local && !config.rules.is_empty() {
+            self.warnings.push("rules: nothing is cached in front of the in-memory engine, they do nothing".to_owned());
+        }
+    }
+
     fn check_pairs(&mut self, config: &Config) {
         let upstream = &config.upstream;
         if upstream.retry.base_delay > upstream.retry.max_delay {
             self.problem("upstream.retry.base_delay", "is more than upstream.retry.max_delay");
+        }
+        if config.warm.before_ready && config.warm.is_empty() {
+            self.warnings.push(
+                "warm.before_ready is true and nothing is to be loaded: name keys in warm.keys or globs in warm.patterns"
+                    .to_owned(),
+            );
         }
         if upstream.pinned_idle > upstream.pinned_max {
             self.problem("upstream.pinned_idle", "is more than upstream.pinned_max");
@@ -395,7 +447,7 @@ fn collide(a: &SocketAddr, b: &SocketAddr) -> bool {
 
 /// One key each: default where nothing was given, else the value, else a problem that says where and what.
 impl Resolver<'_> {
-    fn one<T>(&mut self, key: &str, default: T, read: impl Fn(&str) -> Result<T, String>) -> T {
+    pub(super) fn one<T>(&mut self, key: &str, default: T, read: impl Fn(&str) -> Result<T, String>) -> T {
         let Some(setting) = self.settings.get(key) else {
             return default;
         };
@@ -409,7 +461,7 @@ impl Resolver<'_> {
         })
     }
 
-    fn list<T>(&mut self, key: &str, default: &[&str], read: impl Fn(&str) -> Result<T, String>) -> Vec<T> {
+    pub(super) fn list<T>(&mut self, key: &str, default: &[&str], read: impl Fn(&str) -> Result<T, String>) -> Vec<T> {
         let Some(setting) = self.settings.get(key) else {
             return default.iter().filter_map(|text| read(text).ok()).collect();
         };
@@ -497,8 +549,35 @@ fn channel(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+/// `*` would mean something in SORT's BY and GET, where nothing escapes it; and no ACL pattern can hold a blank.
+fn key_prefix(text: &str) -> Result<String, String> {
+    if text.chars().any(|c| c == '*' || c.is_whitespace() || c.is_control()) {
+        return Err(format!(
+            "{} has a *, blanks or control characters; write one word, for example app1:",
+            shown(text)
+        ));
+    }
+    if text.len() > PREFIX_MAX {
+        return Err(format!("{} has {} bytes; {PREFIX_MAX} are allowed", shown(text), text.len()));
+    }
+    Ok(text.to_owned())
+}
+
 /// More often would be a write a moment to every upstream for a figure that nobody reads so often.
 const CANARY_MIN: Duration = secs(1);
+
+fn touch_interval(text: &str) -> Result<Option<Duration>, String> {
+    let interval = units::duration(text, Duration::ZERO..=TTL_MAX)?;
+    if !interval.is_zero() && interval < TOUCH_MIN {
+        return Err(format!("{} is less than 1s; use 0s to tell upstream nothing", shown(text)));
+    }
+    Ok((!interval.is_zero()).then_some(interval))
+}
+
+/// Any bytes are a key to Redis, also none; in a list here an empty one is a slip.
+fn key_name(text: &str) -> Result<String, String> {
+    if text.is_empty() { Err("has an empty element".to_owned()) } else { Ok(text.to_owned()) }
+}
 
 fn canary(text: &str) -> Result<Canary, String> {
     match text {

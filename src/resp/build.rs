@@ -41,6 +41,17 @@ pub(crate) fn null(out: &mut BytesMut, proto: Proto) {
     });
 }
 
+/// A bulk of three pieces, one behind the other; where its payload lies in `out`.
+pub(crate) fn bulk_of(out: &mut BytesMut, pieces: [&[u8]; 3]) -> std::ops::Range<usize> {
+    let len = pieces.iter().map(|piece| piece.len()).sum();
+    out.reserve(len + INTEGER_MAX + 5);
+    header(out, b'$', len);
+    let start = out.len();
+    pieces.iter().for_each(|piece| out.put_slice(piece));
+    out.put_slice(b"\r\n");
+    start..start + len
+}
+
 pub(crate) fn integer(out: &mut BytesMut, n: i64) {
     out.put_u8(b':');
     decimal(out, n);
@@ -89,7 +100,7 @@ pub(crate) fn command(out: &mut BytesMut, args: &[&[u8]]) {
 }
 
 /// The header line of an aggregate or a bulk.
-pub(super) fn header(out: &mut BytesMut, kind: u8, n: usize) {
+pub(crate) fn header(out: &mut BytesMut, kind: u8, n: usize) {
     out.put_u8(kind);
     decimal(out, n as i64);
     out.put_slice(b"\r\n");

@@ -80,6 +80,9 @@ impl Session {
         req: &Request<'_>,
         mute: bool,
     ) -> Local {
+        if self.own_keys(ctx, spec, req, mute).await {
+            return Local::Done;
+        }
         let now = clock::now();
         match self.local_now(ctx, now, req, spec, mute, true) {
             Now::Done => return Local::Done,
@@ -193,6 +196,7 @@ impl Session {
             state.name = name.to_vec();
         }
         drop(state);
+        self.changed_identity();
         let info = ctx.server.borrow();
         self.answer(mute, |out| hello_reply(out, &info, hello.proto, self.id));
     }
@@ -219,6 +223,7 @@ impl Session {
         state.authenticated = true;
         state.locked = false;
         drop(state);
+        self.changed_identity();
         self.changed_profile();
     }
 
@@ -279,6 +284,7 @@ impl Session {
     /// Answered whatever CLIENT REPLY said: RESET ends that first.
     pub(super) fn reset(&self, ctx: &Ctx) {
         self.state.borrow_mut().reset(&ctx.default_profile, ctx.locks_out(self.near));
+        self.changed_identity();
         self.changed_profile();
         self.answer(false, |out| build::simple(out, "RESET"));
     }
@@ -327,6 +333,7 @@ impl Session {
             }
             "client|setname" if is_plain(req.arg(2)) => {
                 self.state.borrow_mut().name = req.arg(2).to_vec();
+                self.changed_identity();
                 self.answer(mute, |out| build::simple(out, "OK"));
             }
             "client|setname" => self.answer_error(mute, BAD_NAME),
