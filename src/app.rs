@@ -18,17 +18,20 @@ use tokio::task::LocalSet;
 use tokio::time::{sleep, timeout};
 
 use crate::cache::{Bounds, L1};
-use crate::coherence::{self, Channel};
-use crate::config::{CacheMode, Config, Eviction, Listen};
+use crate::coherence::{self, Channel, Message};
+use crate::config::{Backend, CacheMode, Config, Eviction, Listen};
 use crate::front::{self, Workers};
 use crate::http::{self, HttpConfig, Order};
+use crate::live::{self, Origin};
 use crate::net::Stream;
 use crate::observe::View;
+use crate::observe::events::Actor;
 use crate::observe::metrics::Metrics;
-use crate::observe::reasons::{Mode, Reject, Source};
+use crate::observe::reasons::{Coherence, Mode, Reject, Source};
+use crate::observe::stamp;
 use crate::observe::status::Status;
 use crate::session::{self, Peering, Session};
-use crate::worker::Ctx;
+use crate::worker::{self, Ctx};
 
 /// What a connection beyond the clients needs of open files: lanes, the side port, logs, and some air.
 const SPARE_FILES: u64 = 128;
@@ -58,24 +61,26 @@ pub(crate) enum AppError {
 
 /// Where clients come in.
 enum Listener {
-    Tcp(std::net::TcpListener),
+    /// With the address as configured.
+    Tcp(std::net::TcpListener, SocketAddr),
     Unix(std::os::unix::net::UnixListener, String),
 }
 
 /// Runs until SIGTERM or SIGINT.
-pub(crate) fn serve(mut config: Config, warnings: Vec<String>) -> Result<(), AppError> {
+pub(crate) fn serve(mut config: Config, warnings: Vec<String>, origin: Origin) -> Result<(), AppError> {
     for warning in &warnings {
         tracing::warn!("{warning}");
     }
     crate::mutation::announce().map_err(AppError::Mutation)?;
+    let loaded = config.clone();
     fit_max_clients(&mut config);
     let listeners = listen(&config.listen)?;
-    let mode = if config.cache.mode == CacheMode::Serve { Mode::Serve } else { Mode::Off };
+    let backend = config.upstream.backend;
+    let caches = config.cache.mode == CacheMode::Serve && backend == Backend::Upstream;
+    let mode = if caches { Mode::Serve } else { Mode::Off };
     let metrics = Arc::new(Metrics::with_workers(":", 100, config.workers - 1));
-    let status = Arc::new(Status::new("upstream", mode));
+    let status = Arc::new(Status::new(backend.as_str(), mode));
     let view = Arc::new(View { metrics: metrics.clone(), status: status.clone() });
-    let (orders, inbox) = mpsc::channel(http::ORDERS_MAX);
-    let http = http::start(http_config(&config, orders), view).map_err(AppError::Http)?;
     let bounds = Bounds {
         max_bytes: config.cache.max_bytes,
         max_entries: config.cache.max_entries,
@@ -83,6 +88,10 @@ pub(crate) fn serve(mut config: Config, warnings: Vec<String>) -> Result<(), App
     };
     let l1 = Arc::new(L1::new(bounds, metrics.clone()));
     let ctx = Ctx::new(Arc::new(config), l1, metrics, status);
+    ctx.live.begin(loaded, origin);
+    ctx.metrics.reloaded_at.set(stamp::unix_ms());
+    let (orders, inbox) = mpsc::channel(http::ORDERS_MAX);
+    let http = http::start(http_config(&ctx, orders), view).map_err(AppError::Http)?;
     let workers = start_workers(&ctx).map_err(AppError::Runtime)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(AppError::Runtime)?;
     let served = LocalSet::new().block_on(&runtime, run(ctx.clone(), workers, listeners, &http.addresses, inbox));
@@ -93,12 +102,12 @@ pub(crate) fn serve(mut config: Config, warnings: Vec<String>) -> Result<(), App
     served
 }
 
-fn http_config(config: &Config, orders: mpsc::Sender<Order>) -> HttpConfig {
+fn http_config(ctx: &Ctx, orders: mpsc::Sender<Order>) -> HttpConfig {
+    let config = &ctx.config;
     HttpConfig {
         listen: config.http.listen.clone(),
-        allowed_hosts: config.http.allowed_hosts.clone(),
         max_connections: config.http.max_connections,
-        token: config.http.token.clone(),
+        running: ctx.live.running().clone(),
         orders,
         production: config.environment == crate::config::Environment::Production,
     }
@@ -111,6 +120,7 @@ fn start_workers(ctx: &Ctx) -> io::Result<Rc<Workers>> {
         metrics: ctx.metrics.clone(),
         max_staleness: ctx.max_staleness,
         rules: ctx.rules().clone(),
+        prefix: ctx.prefix.clone(),
     };
     Workers::start(ctx.config.workers - 1, &shared).map(Rc::new)
 }
@@ -124,10 +134,9 @@ async fn run(
 ) -> Result<(), AppError> {
     let mut term = signal(SignalKind::terminate()).map_err(AppError::Runtime)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(AppError::Runtime)?;
-    Channel::spawn(&ctx);
+    let hangup = signal(SignalKind::hangup()).map_err(AppError::Runtime)?;
     tokio::task::spawn_local(take_orders(ctx.clone(), inbox));
-    let lane = ctx.lane(&ctx.default_profile);
-    let _ = timeout(FIRST_CONTACT, ctx.await_lane(&lane)).await;
+    begin_backend(&ctx).await;
     let mut shown = Vec::new();
     let accepting = Rc::new(RefCell::new(Vec::new()));
     for listener in listeners {
@@ -136,15 +145,12 @@ async fn run(
         accepting.borrow_mut().push(task);
     }
     ctx.status.set_started();
+    tokio::task::spawn_local(reload_on(ctx.clone(), hangup));
+    tokio::task::spawn_local(live::watch(ctx.clone()));
     let http: Vec<String> = http.iter().map(SocketAddr::to_string).collect();
-    tracing::info!(
-        "ready: cache: {} (impl: l1), upstream {}, coherence {}, listening on {}, http {}",
-        ctx.mode_word(),
-        ctx.config.upstream.display(),
-        ctx.config.coherence.mode.as_str(),
-        shown.join(", "),
-        if http.is_empty() { "off".to_owned() } else { http.join(", ") },
-    );
+    let http = if http.is_empty() { "off".to_owned() } else { http.join(", ") };
+    let phase = if ctx.status.ready() { "ready" } else { "serving, not ready: warming first" };
+    tracing::info!("{phase}: {}, listening on {}, http {http}", backend_line(&ctx), shown.join(", "));
     ctx.lanes.borrow().values().for_each(|lane| lane.say(&ctx));
     signalled(&mut term, &mut interrupt).await;
     ctx.status.set_draining();
@@ -156,15 +162,71 @@ async fn run(
     Ok(())
 }
 
+/// What serves clients besides this process's own memory is started, or that memory is.
+async fn begin_backend(ctx: &Rc<Ctx>) {
+    match ctx.config.upstream.backend {
+        Backend::Upstream => {
+            Channel::spawn(ctx);
+            tokio::task::spawn_local(worker::rollout::run(ctx.clone()));
+            coherence::check_prefix(ctx);
+            tokio::task::spawn_local(coherence::tell_what_is_hit(ctx.clone()));
+            coherence::warm(ctx);
+            let lane = ctx.lane(&ctx.default_profile);
+            let _ = timeout(FIRST_CONTACT, ctx.await_lane(&lane)).await;
+        }
+        Backend::Local => {
+            ctx.status.set_coherence(Coherence::None, "nothing is cached in front of the in-memory engine");
+            tokio::task::spawn_local(session::tick(ctx.clone()));
+        }
+    }
+}
+
+/// The backend in the first line of the log; where it is not what most people want in the end, with the next step.
+fn backend_line(ctx: &Ctx) -> String {
+    let config = &ctx.config;
+    match config.upstream.backend {
+        Backend::Upstream => format!(
+            "cache: {} (impl: l1), upstream {}, coherence {}",
+            ctx.mode_word(),
+            config.upstream.display(),
+            config.coherence.mode.as_str()
+        ),
+        Backend::Local => "backend: embedded (in memory, nothing is kept; name a Redis with --upstream \
+                           redis://127.0.0.1:6379)"
+            .to_owned(),
+    }
+}
+
 /// What the side port was asked to change, with the sidecar's own rights.
 async fn take_orders(ctx: Rc<Ctx>, mut inbox: mpsc::Receiver<Order>) {
     while let Some(order) = inbox.recv().await {
         let ctx = ctx.clone();
         tokio::task::spawn_local(async move {
-            let outcome = coherence::drop_all(&ctx, &ctx.default_profile, &order.messages, Source::Http).await;
             // Whoever asked may have stopped waiting.
-            let _ = order.done.send(outcome);
+            match order {
+                // There are no copies, and nobody else to tell.
+                Order::Drop { done, .. } if ctx.embedded().is_some() => {
+                    let _ = done.send(Ok(0));
+                }
+                Order::Drop { messages, done } => {
+                    // Whoever asks over HTTP knows keys by their own names.
+                    let upstreams = |m: Message| ctx.prefix.as_ref().map_or_else(|| m.clone(), |own| m.upstreams(own));
+                    let messages: Vec<Message> = messages.into_iter().map(upstreams).collect();
+                    let _ = done.send(coherence::drop_all(&ctx, &ctx.default_profile, &messages, Source::Http).await);
+                }
+                Order::Change { change, actor, done } => {
+                    let _ = done.send(live::change(&ctx, change, &actor).await);
+                }
+            }
         });
+    }
+}
+
+/// Each SIGHUP reads the configuration again; those that come meanwhile are one.
+async fn reload_on(ctx: Rc<Ctx>, mut hangup: Signal) {
+    while hangup.recv().await.is_some() {
+        // What is wrong with it has been logged.
+        let _ = live::reload(&ctx, &Actor::Sighup).await;
     }
 }
 
@@ -198,7 +260,7 @@ fn listen(config: &Listen) -> Result<Vec<Listener>, AppError> {
     let mut all = Vec::new();
     for address in &config.tcp {
         match listen_tcp(*address) {
-            Ok(listener) => all.push(Listener::Tcp(listener)),
+            Ok(listener) => all.push(Listener::Tcp(listener, *address)),
             Err(e) if config.tcp_is_default && lacks_family(&e) => {
                 tracing::debug!("not listening on {address}: {e}");
             }
@@ -254,10 +316,10 @@ fn accept_on(
     listener: Listener,
 ) -> Result<(String, tokio::task::JoinHandle<()>), AppError> {
     match listener {
-        Listener::Tcp(std) => {
+        Listener::Tcp(std, configured) => {
             let address = std.local_addr().map_err(AppError::Runtime)?;
             let listener = TcpListener::from_std(std).map_err(AppError::Runtime)?;
-            let task = tokio::task::spawn_local(accept_tcp(ctx.clone(), workers.clone(), listener, address));
+            let task = tokio::task::spawn_local(accept_tcp(ctx.clone(), workers.clone(), listener, configured));
             Ok((address.to_string(), task))
         }
         Listener::Unix(std, path) => {
@@ -268,17 +330,23 @@ fn accept_on(
     }
 }
 
-async fn accept_tcp(ctx: Rc<Ctx>, workers: Rc<Workers>, listener: TcpListener, local: SocketAddr) {
+async fn accept_tcp(ctx: Rc<Ctx>, workers: Rc<Workers>, listener: TcpListener, configured: SocketAddr) {
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
                 if let Err(e) = stream.set_nodelay(true) {
                     tracing::debug!("TCP_NODELAY for {peer}: {e}");
                 }
-                let laddr = stream.local_addr().unwrap_or(local);
+                let laddr = stream.local_addr().unwrap_or(configured);
                 let near = laddr.ip().to_canonical().is_loopback();
-                let peering =
-                    Peering { addr: peer.to_string(), laddr: laddr.to_string(), near, unix: false, link: None };
+                let peering = Peering {
+                    addr: peer.to_string(),
+                    laddr: laddr.to_string(),
+                    near,
+                    unix: false,
+                    listener: Some(configured),
+                    link: None,
+                };
                 admit(&ctx, &workers, Stream::Tcp(stream), peering);
             }
             Err(e) => pause(&e).await,
@@ -292,7 +360,8 @@ async fn accept_unix(ctx: Rc<Ctx>, workers: Rc<Workers>, listener: UnixListener,
             Ok((stream, _)) => {
                 // As Redis shows a client on its unix socket.
                 let name = format!("{path}:0");
-                let peering = Peering { addr: name.clone(), laddr: name, near: true, unix: true, link: None };
+                let peering =
+                    Peering { addr: name.clone(), laddr: name, near: true, unix: true, listener: None, link: None };
                 admit(&ctx, &workers, Stream::Unix(stream), peering);
             }
             Err(e) => pause(&e).await,

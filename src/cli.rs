@@ -4,19 +4,18 @@
 mod audit;
 mod explain;
 mod health;
+mod preflight;
 
-use std::{
-    ffi::OsString,
-    io::{IsTerminal as _, Write as _},
-    process::ExitCode,
-};
+use std::{ffi::OsString, io::Write as _, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
     app,
     audit::Options,
-    config::{self, Config, Log, LogFormat, Overrides},
+    config::{self, Config, Layers, Log, LogFormat, Overrides},
+    live::Origin,
+    observe::log::LogLevel,
 };
 
 /// Something failed while running: a port is taken, upstream's certificate is wrong, the process is not ready.
@@ -44,10 +43,8 @@ fn run(args: impl Iterator<Item = OsString>) -> u8 {
     };
     match cli.command {
         Some(Command::Health(args)) => ask_health(&args),
-        Some(Command::Explain(args)) => match args.answer(environment()) {
-            Ok(lines) => say(&lines),
-            Err(what) => complain(&what, WRONG_CONFIGURATION),
-        },
+        Some(Command::Explain(args)) => explain(&args),
+        Some(Command::Preflight(args)) => preflight(&args.overrides()),
         Some(Command::Audit(args)) => match args.options() {
             Ok((options, json)) => prove(options, json.as_deref()),
             Err(what) => complain(&what, WRONG_CONFIGURATION),
@@ -63,17 +60,20 @@ lists as YAML. Flags win over the environment, the environment over the file. Si
 durations are ms, s, m, h.
 
 Examples:
+  nearside
   nearside --upstream redis://127.0.0.1:6379
   nearside --upstream unix:///run/redis.sock?db=0 --listen 127.0.0.1:6380 --unix /run/nearside.sock
   nearside --config config/nearside.yaml --check-config
   NEARSIDE_UPSTREAM__URL=redis://cache:6379 NEARSIDE_CACHE__MAX_BYTES=64MiB nearside
   nearside health --url http://127.0.0.1:9380
+  nearside explain GET session:7:abc
   nearside explain --config config/session-store.yaml GET session:7:abc
+  nearside preflight --config config/nearside.yaml
   nearside audit --upstream redis://127.0.0.1:6379 --spawn 2 --faults all
 
 Exit codes:
   0  ended as asked (also: configuration valid, process ready)
-  1  failed while running (also: not ready, violations found)
+  1  failed while running (also: not ready, a failed check, violations found)
   2  arguments or configuration are wrong
   3  an audit could not be carried out
 ";
@@ -94,8 +94,10 @@ enum Command {
     Serve(ServeArgs),
     /// Ask a running process whether it is ready, for probes and people
     Health(HealthArgs),
-    /// Say what a configuration makes of a command: which rule decides, and whether its replies are kept
+    /// Say what a running process, or a configuration file, makes of a command: which rule decides, and why
     Explain(explain::ExplainArgs),
+    /// Ask upstream what a sidecar with this configuration would meet; exit 1 where a check fails
+    Preflight(ServeArgs),
     /// Prove from outside that sidecars serve nothing they should not, with faults if you like
     Audit(Box<audit::AuditArgs>),
 }
@@ -112,7 +114,8 @@ struct ServeArgs {
     /// Unix socket for clients, beside the addresses
     #[arg(long, value_name = "PATH")]
     unix: Option<String>,
-    /// Upstream: redis://[user[:password]@]host[:port][/db] or unix:///path?db=0
+    /// Upstream: redis://[user[:password]@]host[:port][/db] or unix:///path?db=0; `embedded` for the in-memory engine, which
+    /// is also what serves where neither this nor a configuration file is given
     #[arg(long, value_name = "URL")]
     upstream: Option<String>,
     /// Address of the side port (metrics, health); may be repeated; `off` for none [default: 127.0.0.1:9380]
@@ -159,8 +162,10 @@ impl ServeArgs {
 
 fn serve(args: ServeArgs) -> u8 {
     let (check, print) = (args.check_config, args.print_config);
-    let (config, warnings) = match config::load(&args.overrides(), environment()) {
-        Ok(loaded) => loaded,
+    let layers = Layers::new(args.overrides(), environment());
+    let loaded = layers.load();
+    let (config, warnings) = match loaded.result {
+        Ok(valid) => valid,
         Err(error) => return complain(&error, WRONG_CONFIGURATION),
     };
     if check || print {
@@ -170,12 +175,12 @@ fn serve(args: ServeArgs) -> u8 {
         let text = if print { config::yaml(&config) } else { "configuration is valid\n".to_owned() };
         return say(&text);
     }
-    start(config, warnings)
+    let level = start_logging(&config.log);
+    start(config, warnings, Origin { layers: layers.into(), digest: loaded.digest, level })
 }
 
-fn start(config: Config, warnings: Vec<String>) -> u8 {
-    start_logging(&config.log);
-    match app::serve(config, warnings) {
+fn start(config: Config, warnings: Vec<String>, origin: Origin) -> u8 {
+    match app::serve(config, warnings, origin) {
         Ok(()) => 0,
         Err(error) => {
             tracing::error!("{error}");
@@ -184,14 +189,8 @@ fn start(config: Config, warnings: Vec<String>) -> u8 {
     }
 }
 
-/// Logs go to standard error: standard output belongs to what a command was asked for.
-fn start_logging(log: &Log) {
-    let builder = tracing_subscriber::fmt().with_max_level(log.level).with_writer(std::io::stderr).with_target(false);
-    // A second subscriber in one process only happens in tests; the first one stays.
-    let _ = match log.format {
-        LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
-    };
+fn start_logging(log: &Log) -> LogLevel {
+    LogLevel::start(log.level, log.format == LogFormat::Json)
 }
 
 fn ask_health(args: &HealthArgs) -> u8 {
@@ -205,6 +204,42 @@ fn ask_health(args: &HealthArgs) -> u8 {
             if answer.status == 200 { printed } else { RUNTIME_FAILURE }
         }
         Err(error) => complain(&format!("{target}: {error}"), RUNTIME_FAILURE),
+    }
+}
+
+fn explain(args: &explain::ExplainArgs) -> u8 {
+    if !args.asks() {
+        return match args.by_file(environment()) {
+            Ok(lines) => say(&lines),
+            Err(what) => complain(&what, WRONG_CONFIGURATION),
+        };
+    }
+    let target = match health_target(&HealthArgs { url: args.url.clone(), config: None }) {
+        Ok(target) => target.at("/api/v1/config"),
+        Err(error) => return complain(&error, WRONG_CONFIGURATION),
+    };
+    let answer = match health::ask(&target) {
+        Ok(answer) if answer.status == 200 => args.by_answer(&target.to_string(), &answer.body),
+        Ok(answer) => Err(format!("{target}: status {}", answer.status)),
+        Err(error) => Err(format!("{target}: {error}; --config FILE explains without a running process")),
+    };
+    match answer {
+        Ok(lines) => say(&lines),
+        Err(what) => complain(&what, RUNTIME_FAILURE),
+    }
+}
+
+fn preflight(overrides: &Overrides) -> u8 {
+    let (config, _) = match config::load(overrides, environment()) {
+        Ok(loaded) => loaded,
+        Err(error) => return complain(&error, WRONG_CONFIGURATION),
+    };
+    match preflight::run(&config) {
+        Ok(checks) => {
+            let printed = say(&checks.iter().map(preflight::Check::line).collect::<String>());
+            if checks.iter().any(preflight::Check::failed) { RUNTIME_FAILURE } else { printed }
+        }
+        Err(error) => complain(&error, RUNTIME_FAILURE),
     }
 }
 

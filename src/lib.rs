@@ -20,8 +20,11 @@
 //! One request walks through it as one value, `command::Request`: bytes as received, with the ranges of its arguments.
 //! Where to read on: `session` (a client's loop), `session::dispatch` (from bytes to routes), `coherence` (why a hit is
 //! never wrong), `cache` (who may store). `worker::Ctx` is what the data thread owns, `app` the only file that knows all
-//! parts. Imports go down only: `app`, then `worker`, `session`, `http`, `coherence`, then `router`, then `cache`, `upstream`,
+//! parts. Imports go down only: `app`, then `worker`, `session`, `http`, `coherence`, `live`, then `router`, then `cache`, `upstream`,
 //! then `command`, `config`, then `resp`, `net`, then `observe`, `limits`.
+//!
+//! Where no upstream is named, `local` is the server behind `session::embedded`: an engine in memory, and none of the right
+//! half of the drawing runs.
 //!
 //! ARCHITECTURE.md at the root has the life of a request, the invariants and the ordering argument.
 
@@ -37,6 +40,8 @@ mod config;
 mod front;
 mod http;
 mod limits;
+mod live;
+mod local;
 mod mutation;
 mod net;
 mod observe;

@@ -1,8 +1,10 @@
 //! What one data thread owns: its lanes, its pinned connections, its sessions, and the few things they share. Everything in
 //! here is single-threaded; only `l1`, `metrics` and `status` are shared with other threads.
 
+pub(crate) mod rollout;
 mod upstream;
 
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -13,20 +15,25 @@ use std::time::Duration;
 use dashmap::DashMap;
 
 use crate::cache::{L1, Large, Matcher};
-use crate::coherence::{Availability, Channel, Hold, Lane, Malformed, Samples};
+use crate::coherence::{Availability, Channel, Hold, Lane, Malformed, Samples, Touches};
 use crate::command::Spec;
 use crate::command::cacheable::KeptCommands;
+use crate::command::categories::Categories;
+use crate::command::prefix::{Prefix, Words};
 use crate::command::table;
-use crate::config::{CacheMode, Config, OutageReads};
+use crate::config::{Backend, CacheMode, Config, OutageReads};
+use crate::live::Live;
+use crate::local::Engine;
 use crate::mutation::{self, Rule};
 use crate::observe::clock;
 use crate::observe::metrics::Metrics;
 use crate::observe::reasons::{Coherence, Dropped, Flush, Method, Mode};
 use crate::observe::status::Status;
 use crate::outage::Breaker;
-use crate::policy::{Current, Judged, Rules};
+use crate::policy::commands::Policy;
+use crate::policy::{Current, Experiments, Judged, Rules};
 use crate::router::Stranger;
-use crate::session::Session;
+use crate::session::{InForce, Session};
 use crate::upstream::handshake::{self, Learned, ServerInfo};
 use crate::upstream::pinned::{Pool, Settings};
 use crate::upstream::{Credential, Profile};
@@ -46,7 +53,9 @@ const SECOND: u64 = 1_000_000_000;
 const SAMPLE_MAX: usize = 100;
 
 pub(crate) struct Ctx {
+    /// As at start. What of it can change, and how it is now, is in `live`.
     pub(crate) config: Arc<Config>,
+    pub(crate) live: Live,
     pub(crate) l1: Arc<L1>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) status: Arc<Status>,
@@ -57,6 +66,10 @@ pub(crate) struct Ctx {
     pub(crate) name: String,
     /// No other sidecar has it.
     pub(crate) instance: String,
+    /// `upstream.key_prefix`, where it is set.
+    pub(crate) prefix: Option<Prefix>,
+    /// A request with the prefix in its names, while it is dispatched.
+    pub(crate) words: Cell<Words>,
     /// B, in nanoseconds.
     pub(crate) max_staleness: u64,
     /// What a client is before it says AUTH or SELECT.
@@ -68,14 +81,26 @@ pub(crate) struct Ctx {
     pub(crate) large: RefCell<Large>,
     /// Entries that are compared with upstream in service.
     pub(crate) samples: Samples,
+    /// Keys that were hit here and of which upstream is to be told.
+    pub(crate) touches: Touches,
     pub(crate) scratch: RefCell<Vec<u8>>,
     pub(crate) draining: Cell<bool>,
     /// The clock as last read by whoever read a socket: good enough to measure with, never to decide with.
     pub(crate) now: Cell<u64>,
+    /// By `clock::now`.
+    pub(crate) started: u64,
+    /// The backend, where no upstream is named.
+    engine: Option<RefCell<Engine>>,
     mode: Cell<CacheMode>,
     rules: Arc<Current>,
+    /// How far their rollouts have come.
+    experiments: RefCell<Experiments>,
     /// What any rule keeps: asked of every read.
     kept: Cell<KeptCommands>,
+    /// Any rule has writes refresh the L1: asked of every write.
+    refreshes: Cell<bool>,
+    /// Who may run what (`commands`).
+    pub(crate) policy: InForce,
     /// Sessions that have something to write since the batch began.
     dirty: RefCell<Vec<Rc<Session>>>,
     /// Replies held back, oldest first, and when they are let go at the latest.
@@ -83,7 +108,7 @@ pub(crate) struct Ctx {
     /// When something was last handed out that not every lane had proved (decision 6).
     floor: Cell<u64>,
     /// Of the process, not of a thread: what upstream says of a name is the same for all.
-    learned: DashMap<Vec<u8>, Learned>,
+    learned: DashMap<Vec<u8>, (Learned, Categories)>,
     /// One `Rc` per credential in use, so that equal ones compare fast and are kept once.
     credentials: RefCell<Vec<Rc<Credential>>>,
     refused: RefCell<HashMap<Profile, (u64, Rc<Lane>)>>,
@@ -101,10 +126,8 @@ pub(crate) struct Ctx {
 impl Ctx {
     pub(crate) fn new(config: Arc<Config>, l1: Arc<L1>, metrics: Arc<Metrics>, status: Arc<Status>) -> Rc<Ctx> {
         let up = &config.upstream;
-        let credential = up.password.as_ref().map(|password| {
-            let user = up.username.as_deref().unwrap_or("default");
-            Rc::new(Credential { user: user.as_bytes().into(), password: password.expose().as_bytes().into() })
-        });
+        let default_profile = Profile::configured(up);
+        let credential = default_profile.credential.clone();
         let name = client_name();
         let pool = Pool::new(Settings {
             endpoint: up.endpoint.clone(),
@@ -114,14 +137,30 @@ impl Ctx {
             name: name.clone(),
         });
         let max_staleness = u64::try_from(config.coherence.max_staleness.as_nanos()).unwrap_or(u64::MAX);
-        let rules = Rules::new(&config.rules, &config.cache, &metrics.patterns);
+        let mut rules = Rules::new(&config.rules, &config.cache, &metrics.patterns);
+        let mut experiments = Experiments::default();
+        experiments.adopt(clock::now(), None, &mut rules, &metrics.arms);
+        experiments.settle(&rules, &metrics.arms);
+        name_tags(&metrics, &rules);
         l1.set_linger(linger(&config, &rules));
+        let engine = (up.backend == Backend::Local)
+            .then(|| RefCell::new(Engine::new(config.local.max_bytes, RandomState::new().hash_one(0))));
         let samples = Samples::new(config.coherence.sample_per_second, clock::now());
-        Rc::new(Ctx {
-            default_profile: Profile { db: up.db, credential: credential.clone() },
-            mode: Cell::new(config.cache.mode),
+        let touches = Touches::new(config.cache.touch_interval, clock::now());
+        let ctx = Rc::new(Ctx {
+            default_profile,
+            started: clock::now(),
+            // Nothing is cached in front of memory.
+            mode: Cell::new(if engine.is_some() { CacheMode::Off } else { config.cache.mode }),
+            engine,
+            prefix: Prefix::new(&config.upstream.key_prefix),
+            words: Cell::default(),
             kept: Cell::new(rules.commands()),
+            refreshes: Cell::new(rules.refresh()),
             rules: Arc::new(Current::from_pointee(rules)),
+            experiments: RefCell::new(experiments),
+            policy: InForce::nothing(),
+            live: Live::new(config.clone()),
             config,
             l1,
             metrics,
@@ -136,6 +175,7 @@ impl Ctx {
             server: RefCell::default(),
             large: RefCell::default(),
             samples,
+            touches,
             scratch: RefCell::new(vec![0; SCRATCH]),
             draining: Cell::new(false),
             now: Cell::new(0),
@@ -151,7 +191,9 @@ impl Ctx {
             malformed_logged: Cell::new(0),
             next: Cell::new(1),
             next_session: Cell::new(1),
-        })
+        });
+        ctx.set_policy(Arc::new(Policy::new(&ctx.config.commands)));
+        ctx
     }
 
     fn number(&self) -> u64 {
@@ -179,6 +221,11 @@ impl Ctx {
         n
     }
 
+    /// The local engine, where it is the backend: then there are no lanes, no pinned connections and no channel.
+    pub(crate) fn embedded(&self) -> Option<&RefCell<Engine>> {
+        self.engine.as_ref()
+    }
+
     // ---- the cache's mode ----
 
     pub(crate) fn cache_serves(&self) -> bool {
@@ -192,7 +239,7 @@ impl Ctx {
         }
     }
 
-    /// Until the next start. Nothing stored before is served after; lanes arm or disarm their tracking.
+    /// Asked for through `live::set_mode`, which keeps who and when. Nothing stored before is served after; lanes arm or disarm their tracking.
     pub(crate) fn set_mode(self: &Rc<Self>, mode: CacheMode) {
         if self.mode.replace(mode) == mode {
             return;
@@ -202,7 +249,6 @@ impl Ctx {
         self.status.set_mode(if mode == CacheMode::Serve { Mode::Serve } else { Mode::Off });
         let lanes: Vec<Rc<Lane>> = self.lanes.borrow().values().cloned().collect();
         lanes.iter().for_each(|lane| lane.set_tracking(self, mode == CacheMode::Serve));
-        tracing::info!("cache mode is {} now", self.mode_word());
     }
 
     // ---- rules ----
@@ -217,9 +263,14 @@ impl Ctx {
         self.kept.get()
     }
 
+    /// Any rule has writes refresh the L1.
+    pub(crate) fn refreshes(&self) -> bool {
+        self.refreshes.get()
+    }
+
     /// What the rules say of a read of `key` by this command.
     pub(crate) fn judge(&self, key: &[u8], method: Method) -> Judged {
-        self.rules.load().judge(&self.metrics.patterns, key, method)
+        self.rules.load().judge(&self.metrics.patterns, self.own_name(key), method)
     }
 
     /// Puts other rules into force. When this is done no entry is left that they forbid or would have kept otherwise;
@@ -228,14 +279,31 @@ impl Ctx {
     /// The argument. Between the change and the sweep's beginning nothing else runs on this thread, the only one that
     /// stores. What is being fetched under the old rules has a token from before the sweep, and is not stored. What is
     /// stored already the sweep finds. Whatever is judged from here on is judged by the new rules.
-    pub(crate) async fn set_rules(self: &Rc<Self>, next: Rules) -> usize {
+    /// Rollouts that read as before go on where they were.
+    pub(crate) async fn set_rules(self: &Rc<Self>, mut next: Rules) -> usize {
+        let arms = &self.metrics.arms;
+        self.experiments.borrow_mut().adopt(clock::now(), Some(&self.rules.load()), &mut next, arms);
         let next = Arc::new(next);
+        name_tags(&self.metrics, &next);
         let old = self.rules.swap(next.clone());
         self.kept.set(next.commands());
+        self.refreshes.set(next.refresh());
         self.l1.set_linger(linger(&self.config, &next));
-        let sweep = self.l1.sweep(vec![Matcher::Rules { old, next }]);
+        let sweep = self.l1.sweep(vec![Matcher::Rules { old, next, prefix: self.prefix.clone() }]);
         self.lanes.borrow().values().for_each(|lane| lane.asks_for_field_expiry(self));
-        sweep.finish(&self.l1).await
+        let dropped = sweep.finish(&self.l1).await;
+        self.experiments.borrow().settle(&self.rules.load(), arms);
+        dropped
+    }
+
+    // ---- the command policy ----
+
+    /// Holds for the next command of every session, whatever was found out about it before. A front's right to answer ends
+    /// here too: what it answers later than this call it has asked its session for.
+    pub(crate) fn set_policy(&self, policy: Arc<Policy>) {
+        self.metrics.policy.set_mode(policy.mode());
+        self.policy.set(policy);
+        self.sessions.borrow().values().for_each(|session| session.changed_policy());
     }
 
     // ---- lanes ----
@@ -509,6 +577,15 @@ impl Ctx {
         self.metrics.pending.set(self.l1.pending());
         self.metrics.in_flight.set(in_flight as u64);
         self.metrics.pinned_connections.set(self.pool.open() as u64);
+        if let Some(engine) = &self.engine {
+            let engine = engine.borrow();
+            let ((keys, bytes), counts, local) = (engine.size(), engine.counts(), &self.metrics.local);
+            local.keys.set(keys);
+            local.bytes.set(bytes);
+            local.expired.set(counts.expired);
+            local.evicted.set(counts.evicted);
+            local.refused.set(counts.refused);
+        }
     }
 
     // ---- identity ----
@@ -540,17 +617,39 @@ impl Ctx {
         fresh
     }
 
+    // ---- names of keys ----
+
+    /// The client's name of a key: what rules and patterns are about.
+    pub(crate) fn own_name<'k>(&self, key: &'k [u8]) -> &'k [u8] {
+        self.prefix.as_ref().and_then(|prefix| prefix.own(key)).unwrap_or(key)
+    }
+
+    /// Upstream's name of a client's key.
+    pub(crate) fn upstream_name<'k>(&self, key: &'k [u8]) -> Cow<'k, [u8]> {
+        self.prefix.as_ref().map_or(Cow::Borrowed(key), |prefix| Cow::Owned(prefix.key(key)))
+    }
+
+    /// The same of a glob.
+    pub(crate) fn upstream_glob<'g>(&self, glob: &'g [u8]) -> Cow<'g, [u8]> {
+        self.prefix.as_ref().map_or(Cow::Borrowed(glob), |prefix| Cow::Owned(prefix.glob(glob)))
+    }
+
     // ---- names the table does not have ----
 
     /// What is known of a name that the table does not have.
     pub(crate) fn learned(&self, name: &[u8]) -> Result<&'static Spec, Stranger> {
-        let known = self.learned.get(&name.to_ascii_lowercase()).map(|l| l.value().clone());
+        let known = self.learned.get(&name.to_ascii_lowercase()).map(|l| l.value().0.clone());
         match known {
             None => Err(Stranger::New),
             Some(Learned::Module { reads_one }) => Err(Stranger::Module { reads_one }),
-            Some(Learned::Unknown) => Err(Stranger::Unknown),
+            Some(Learned::Unknown | Learned::Refused) => Err(Stranger::Unknown),
             Some(Learned::Renamed(canonical)) => table::by_name(canonical.as_bytes()).ok_or(Stranger::Unknown),
         }
+    }
+
+    /// All that upstream has said of such a name; none: it has not been asked.
+    pub(crate) fn explanation(&self, name: &[u8]) -> Option<(Learned, Categories)> {
+        self.learned.get(&name.to_ascii_lowercase()).map(|known| known.value().clone())
     }
 
     /// Asks upstream once what `name` is (decision 1).
@@ -562,7 +661,7 @@ impl Ctx {
         };
         // No answer: the lane is lost, and the name is asked about again.
         let Some(frame) = answer else { return };
-        let learned = handshake::learned(&frame);
+        let learned = (handshake::learned(&frame), handshake::categories(&frame));
         if self.learned.len() >= LEARNED_MAX {
             self.learned.clear();
         }
@@ -575,6 +674,15 @@ fn linger(config: &Config, rules: &Rules) -> Duration {
     match config.outage.reads {
         OutageReads::Stale => config.outage.max_stale.max(rules.longest_stale()),
         OutageReads::Fail => Duration::ZERO,
+    }
+}
+
+/// Every tag's template has its series from the start.
+fn name_tags(metrics: &Metrics, rules: &Rules) {
+    let templates = rules.list().iter().flat_map(|rule| rule.terms.tags.iter());
+    for tag in templates {
+        // Where there are too many, they count as `_tag`.
+        let _ = metrics.templates.add(tag.text(), 0);
     }
 }
 

@@ -1,12 +1,16 @@
 //! What the L1 keeps for one key: an entry per profile that has read it, each a reply in wire form with the facts that
-//! decide whether it may still be served. Entries never change; a new reading replaces them.
+//! decide whether it may still be served. Entries never change, save when a hit on one is next looked at more closely
+//! ([`Due`]); a new reading replaces them.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use smallvec::SmallVec;
 
 use super::form::FormEntry;
+use super::marks::Marks;
 use crate::mutation::{self, Rule};
+use crate::observe::arms::ArmId;
 use crate::observe::patterns::PatternId;
 
 /// One profile's reading of one key.
@@ -21,11 +25,17 @@ pub(crate) struct Entry {
     pub(crate) flush_gen: u64,
     /// From here on it is not served (nanoseconds of CLOCK_BOOTTIME).
     pub(crate) deadline: u64,
+    /// From here on a hit has it read again; `u64::MAX`: never, else before `deadline`.
+    pub(crate) soft: u64,
+    /// From here on a hit is told upstream by TOUCH.
+    pub(crate) touch: Due,
     /// From here on upstream has expired it; `u64::MAX`: never, 0: there was no such key.
     pub(crate) expires: u64,
     /// When the command that read it was sent.
     pub(crate) t_sent: u64,
     pub(crate) pattern: PatternId,
+    /// The part of its rule's experiment that it counts in.
+    pub(crate) arm: ArmId,
     pub(crate) value: Value,
 }
 
@@ -42,10 +52,44 @@ impl Entry {
         self.deadline.max(self.deadline.saturating_add(linger).min(self.expires))
     }
 
+    /// Whether more than an answer is to be made of a hit at `now`.
+    pub(crate) fn is_due(&self, now: u64) -> bool {
+        now >= self.soft || now >= self.touch.at()
+    }
+
     /// It can never be served any more, now that the same lane has read `newer`: another connection's, from before a flush,
     /// or past its deadline when `newer` was sent.
     pub(super) fn is_void_beside(&self, newer: &Entry) -> bool {
         self.lane == newer.lane && !self.may_serve(newer.epoch, newer.flush_gen, newer.t_sent)
+    }
+}
+
+/// A time that is put off while the entry stays. It decides nothing about what is served, so any order of memory will do;
+/// the data thread alone writes it.
+#[derive(Debug)]
+pub(crate) struct Due(AtomicU64);
+
+impl Due {
+    pub(crate) fn from(time: u64) -> Due {
+        Due(AtomicU64::new(time))
+    }
+
+    pub(crate) fn never() -> Due {
+        Due::from(u64::MAX)
+    }
+
+    pub(crate) fn at(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+
+    pub(crate) fn put_off(&self, until: u64) {
+        self.0.store(until, Relaxed);
+    }
+}
+
+impl Clone for Due {
+    fn clone(&self) -> Due {
+        Due::from(self.at())
     }
 }
 
@@ -76,12 +120,14 @@ impl Value {
 }
 
 /// All entries of one key name: one in practice, more where several databases or users read the same name.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Forms {
     /// GET's.
     pub(crate) entries: SmallVec<[Entry; 1]>,
     /// Other commands', oldest first. Apart, so that a GET never looks at them.
     pub(crate) others: Box<[Arc<FormEntry>]>,
+    /// For the L1's books; none for most. Of one stored value: what replaces it gets its own.
+    pub(crate) marks: Option<Box<Marks>>,
 }
 
 impl Forms {
@@ -89,12 +135,16 @@ impl Forms {
     pub(crate) fn with(&self, entry: Entry) -> Forms {
         let mut entries: SmallVec<[Entry; 1]> = self.entries.iter().filter(|e| e.lane != entry.lane).cloned().collect();
         entries.push(entry);
-        Forms { entries, others: self.others.clone() }
+        Forms { entries, others: self.others.clone(), marks: None }
     }
 
     /// All of them, whatever the command.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Entry> {
         self.entries.iter().chain(self.others.iter().map(|form| &form.entry))
+    }
+
+    pub(crate) fn tags(&self) -> impl Iterator<Item = &[u8]> {
+        self.marks.iter().flat_map(|marks| marks.tags())
     }
 
     pub(crate) fn bytes(&self) -> usize {

@@ -135,7 +135,7 @@ impl Forms {
             self.others.iter().filter(|old| !replaced(old) && worth(&old.entry)).cloned().collect();
         displaced.oldest = make_room(&mut others, &form);
         others.push(Arc::new(form));
-        (Forms { entries, others: others.into() }, displaced)
+        (Forms { entries, others: others.into(), marks: None }, displaced)
     }
 }
 

@@ -17,8 +17,11 @@
 mod entry;
 mod form;
 mod large;
+mod marks;
+mod shares;
 mod snapshot;
 mod sweep;
+mod tags;
 
 use std::hash::BuildHasher;
 use std::sync::atomic::Ordering;
@@ -30,9 +33,10 @@ use moka::notification::RemovalCause;
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 
-pub(crate) use entry::{Entry, Forms, Value};
+pub(crate) use entry::{Due, Entry, Forms, Value};
 pub(crate) use form::{Displaced, FormEntry, FormId};
 pub(crate) use large::Large;
+pub(crate) use marks::{Labels, ShareOf, Tag};
 pub(crate) use sweep::{Matcher, Sweep};
 
 use crate::mutation::{self, Rule};
@@ -40,6 +44,7 @@ use crate::observe::clock;
 use crate::observe::metrics::Metrics;
 use crate::observe::reasons::{Discard, Evict};
 use crate::sync::{self, AtomicU64, Mutex};
+use marks::{Books, Marks};
 
 /// Stripes of generations and pending writes. 65,536 x 16 bytes = 1 MiB; with a million keys in use a write touches the
 /// generation of 15 others, which costs those at most a store they were just about to make.
@@ -89,6 +94,8 @@ pub(crate) struct Token {
     pub(crate) generation: u64,
     pub(crate) flush_gen: u64,
     pub(crate) sweep_gen: u64,
+    /// Invalidations of tags before it.
+    pub(crate) tag_gen: u64,
     pub(crate) epoch: u64,
 }
 
@@ -101,6 +108,10 @@ pub(crate) struct L1 {
     /// Grows with every sweep: what was sent before is not stored after. Entries do not carry it, the sweep finds them.
     sweep_gen: AtomicU64,
     sweeper: OnceLock<Option<SyncSender<sweep::Job>>>,
+    /// Tags and shares of what is stored.
+    books: Arc<Books>,
+    /// What every entry weighs at least.
+    floor: u64,
     /// The sum of all stripes' `pending`.
     pending: AtomicU64,
     hasher: foldhash::fast::RandomState,
@@ -135,17 +146,16 @@ impl L1 {
     pub(crate) fn new(bounds: Bounds, metrics: Arc<Metrics>) -> L1 {
         // An entry never weighs less than its share of `max_bytes`, so `max_entries` holds as well (moka counts one weight).
         let floor = bounds.max_entries.map_or(0, |n| bounds.max_bytes.div_ceil(n.max(1)));
+        let books = Arc::new(Books::new(bounds.max_bytes));
+        let in_listener = books.clone();
         let policy = if bounds.lru { EvictionPolicy::lru() } else { EvictionPolicy::tiny_lfu() };
         let linger: Arc<std::sync::atomic::AtomicU64> = Arc::default();
         let store = Cache::builder()
             .max_capacity(bounds.max_bytes)
             .eviction_policy(policy)
-            .weigher(move |key: &Key, forms: &Arc<Forms>| {
-                let true_bytes = (OVERHEAD + key.len() + forms.bytes()) as u64;
-                u32::try_from(true_bytes.max(floor)).unwrap_or(u32::MAX)
-            })
+            .weigher(move |key: &Key, forms: &Arc<Forms>| weigh(floor, key, forms))
             .expire_after(FreeAtDeadline { linger: linger.clone() })
-            .eviction_listener(move |_, forms, cause| note_removal(&metrics, &forms, cause))
+            .eviction_listener(move |_, forms, cause| note_removal(&metrics, &in_listener, &forms, cause))
             .build_with_hasher(foldhash::fast::RandomState::default());
         let stripes = (0..STRIPES).map(|_| Mutex::default()).collect();
         L1 {
@@ -155,6 +165,8 @@ impl L1 {
             flush_gen: AtomicU64::new(0),
             sweep_gen: AtomicU64::new(0),
             sweeper: OnceLock::new(),
+            books,
+            floor,
             pending: AtomicU64::new(0),
             hasher: foldhash::fast::RandomState::default(),
         }
@@ -205,38 +217,56 @@ impl L1 {
     }
 
     fn token_at(&self, stripe: StripeId, generation: u64, epoch: u64) -> Token {
-        Token { stripe, generation, flush_gen: self.flush_gen(), sweep_gen: self.sweep_gen(), epoch }
+        let (flush_gen, sweep_gen, tag_gen) = (self.flush_gen(), self.sweep_gen(), self.books.tags.generation());
+        Token { stripe, generation, flush_gen, sweep_gen, tag_gen, epoch }
     }
 
-    /// Whether `token` still gives the right to store, were it used now.
+    /// Whether `token` still gives the right to store, were it used now. Which tags its reading will have is not known here,
+    /// so any that was invalidated since counts.
     pub(crate) fn alive(&self, token: &Token) -> bool {
         let s = self.stripes[token.stripe.0 as usize].lock();
-        self.voids(token, &s).is_none()
+        self.books.tags.generation() == token.tag_gen && self.voids(token, &s).is_none()
     }
 
-    /// Stores `entry` if `token` is still good; else says what took the right away. The caller has compared the epoch with
-    /// its lane's.
-    pub(crate) fn insert(&self, key: &[u8], token: &Token, entry: Entry) -> Result<(), Discard> {
-        self.replace(key, token, |old| (old.with(entry), ()))
+    /// Stores `entry` under `labels` if `token` is still good; else says what took the right away. The caller has compared the
+    /// epoch with its lane's.
+    pub(crate) fn keep(&self, key: &[u8], token: &Token, labels: &Labels<'_>, entry: Entry) -> Result<(), Discard> {
+        self.replace(key, token, labels, |old| (old.with(entry), ()))
     }
 
     /// The same for the reply to another command than GET; says what had to go for it.
-    pub(crate) fn insert_form(&self, key: &[u8], token: &Token, form: FormEntry) -> Result<Displaced, Discard> {
-        self.replace(key, token, |old| old.with_form(form))
+    pub(crate) fn keep_form(
+        &self,
+        key: &[u8],
+        token: &Token,
+        labels: &Labels<'_>,
+        form: FormEntry,
+    ) -> Result<Displaced, Discard> {
+        self.replace(key, token, labels, |old| old.with_form(form))
     }
 
-    fn replace<T>(&self, key: &[u8], token: &Token, with: impl FnOnce(&Forms) -> (Forms, T)) -> Result<T, Discard> {
+    fn replace<T>(
+        &self,
+        key: &[u8],
+        token: &Token,
+        labels: &Labels<'_>,
+        with: impl FnOnce(&Forms) -> (Forms, T),
+    ) -> Result<T, Discard> {
         let s = self.stripes[token.stripe.0 as usize].lock();
         if let Some(why) = self.voids(token, &s).filter(|_| !mutation::off(Rule::Token)) {
             return Err(why);
         }
-        let (forms, said) = match self.get(key) {
-            Some(old) => with(&old),
-            None => with(&Forms::default()),
-        };
+        let (old, nothing) = (self.get(key).filter(|old| !self.books.is_void(old)), Forms::default());
+        let old = old.as_deref().unwrap_or(&nothing);
+        let (mut forms, said) = with(old);
+        self.mark(key, token, labels, old.marks.as_deref(), &mut forms)?;
+        let own = forms.marks.as_ref().map(|marks| marks.number);
         sync::point();
         self.store.insert(key.into(), Arc::new(forms));
         drop(s);
+        if let (Some(limit), Some(own)) = (labels.share, own) {
+            self.make_room(limit, own);
+        }
         Ok(said)
     }
 
@@ -319,12 +349,24 @@ pub(crate) fn usable(forms: &Forms, epoch: u64, flush_gen: u64, now: u64) -> Opt
     forms.entries.iter().find(|e| e.may_serve(epoch, flush_gen, now))
 }
 
-fn note_removal(metrics: &Metrics, forms: &Forms, cause: RemovalCause) {
+/// What an entry costs of `max_bytes`.
+fn weigh(floor: u64, key: &[u8], forms: &Forms) -> u32 {
+    let marks = forms.marks.as_ref().map_or(0, |marks| marks.bytes(key));
+    let true_bytes = (OVERHEAD + key.len() + forms.bytes() + marks) as u64;
+    u32::try_from(true_bytes.max(floor)).unwrap_or(u32::MAX)
+}
+
+fn note_removal(metrics: &Metrics, books: &Books, forms: &Forms, cause: RemovalCause) {
+    let marks = forms.marks.as_deref();
+    if let Some(marks) = marks {
+        books.leave(marks);
+    }
     // A replacement is no removal (DESIGN 8).
     let evict = match cause {
         RemovalCause::Replaced => return,
         RemovalCause::Size => Evict::Size,
         RemovalCause::Expired => Evict::Expired,
+        RemovalCause::Explicit if marks.is_some_and(Marks::goes_for_share) => Evict::Share,
         RemovalCause::Explicit => Evict::Invalidated,
     };
     for entry in forms.all() {

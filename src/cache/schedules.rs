@@ -62,9 +62,12 @@ impl World {
             lane: 1,
             flush_gen: token.flush_gen,
             deadline: clock::now() + HOUR,
+            soft: u64::MAX,
+            touch: Due::never(),
             expires: u64::MAX,
             t_sent: 0,
             pattern: PatternId::PLAIN,
+            arm: crate::observe::arms::ArmId::NONE,
             value: Value::Bulk(frame[..].into()),
         }
     }

@@ -1,4 +1,5 @@
-//! Dropping what a prefix, a glob or a regular expression names. The L1 has no order by name, so all of it has to be
+//! Dropping what a prefix, a glob, a regular expression or a tag names. Of tags there is an index (`tags`), and what is said
+//! here concerns only those that it does not know whole. Beside it the L1 has no order by name, so all of it has to be
 //! looked at; that is done by a thread of its own, which only *finds*. What it finds is dropped by whoever asked, a few
 //! names at a time, so that hits of other clients go on in between.
 //!
@@ -24,7 +25,9 @@ use moka::sync::Cache;
 use regex::bytes::{Regex, RegexBuilder};
 use tokio::sync::mpsc;
 
+use super::tags::{Found as OfTag, Walk};
 use super::{Forms, Key, L1, Stripe};
+use crate::command::prefix::Prefix;
 use crate::policy::{Rules, glob};
 
 /// Sweeps that wait for the walk under way. One more and the L1 is flushed instead, which is more than was asked for.
@@ -45,10 +48,14 @@ pub(crate) enum Matcher {
     Prefix(Vec<u8>),
     Glob(Vec<u8>),
     Regex(Box<Regex>),
+    /// Keys that have been stored with one of these tags. The entry knows its tags: rules may have changed since.
+    Tags(Vec<Vec<u8>>),
     /// Keys whose entries would not be the same under other rules.
     Rules {
         old: Arc<Rules>,
         next: Arc<Rules>,
+        /// Rules are about names without it.
+        prefix: Option<Prefix>,
     },
 }
 
@@ -68,12 +75,16 @@ impl Matcher {
         }
     }
 
-    fn matches(&self, key: &[u8]) -> bool {
+    fn matches(&self, key: &[u8], forms: &Forms) -> bool {
         match self {
             Matcher::Prefix(prefix) => key.starts_with(prefix),
             Matcher::Glob(pattern) => glob::matches(pattern, key),
             Matcher::Regex(regex) => regex.is_match(key),
-            Matcher::Rules { old, next } => !old.same_fate(next, key),
+            Matcher::Tags(tags) => forms.tags().any(|tag| tags.iter().any(|wanted| **wanted == *tag)),
+            Matcher::Rules { old, next, prefix } => {
+                let key = prefix.as_ref().and_then(|prefix| prefix.own(key)).unwrap_or(key);
+                !old.same_fate(next, key)
+            }
         }
     }
 }
@@ -92,6 +103,8 @@ pub(super) struct Job {
 pub(crate) struct Sweep {
     found: mpsc::Receiver<Found>,
     flushed: usize,
+    /// Keys that need not be searched for.
+    walks: Vec<Walk>,
 }
 
 impl L1 {
@@ -110,15 +123,47 @@ impl L1 {
                 entries as usize
             }
         };
-        Sweep { found: receiver, flushed }
+        Sweep { found: receiver, flushed, walks: Vec::new() }
+    }
+
+    /// Begins to drop what has one of these tags. Why nothing old is left is argued in `tags`; for a tag of which not every
+    /// key is known, as for every other sweep.
+    pub(crate) fn sweep_tags(&self, names: &[Vec<u8>]) -> Sweep {
+        let tags = &self.books.tags;
+        names.iter().for_each(|tag| tags.raise(tag));
+        let (mut walks, mut unknown) = (Vec::new(), Vec::new());
+        for name in names {
+            match tags.find(name) {
+                OfTag::Nothing => {}
+                OfTag::Records(walk) => walks.push(walk),
+                OfTag::Everything => unknown.push(name.clone()),
+            }
+        }
+        let sweep = if unknown.is_empty() { Sweep::nothing() } else { self.sweep(vec![Matcher::Tags(unknown)]) };
+        Sweep { walks, ..sweep }
     }
 }
 
 impl Sweep {
+    fn nothing() -> Sweep {
+        let (_, found) = mpsc::channel(1);
+        Sweep { found, flushed: 0, walks: Vec::new() }
+    }
+
     /// Drops what is found until all has been looked at; returns how many entries that were. To be awaited to its end:
     /// whoever may go away in between leaves it to a task.
     pub(crate) async fn finish(mut self, l1: &L1) -> usize {
         let mut dropped = self.flushed;
+        for mut walk in self.walks {
+            loop {
+                let keys = walk.next();
+                if keys.is_empty() {
+                    break;
+                }
+                dropped += keys.iter().map(|key| l1.invalidate(key)).sum::<usize>();
+                tokio::task::yield_now().await;
+            }
+        }
         while let Some(batch) = self.found.recv().await {
             dropped += batch.iter().map(|key| l1.invalidate(key)).sum::<usize>();
             tokio::task::yield_now().await;
@@ -149,16 +194,16 @@ fn run(store: &Cache<Key, Arc<Forms>, foldhash::fast::RandomState>, stripes: &[M
         let mut together = vec![first];
         together.extend(jobs.try_iter());
         stripes.iter().for_each(|stripe| drop(stripe.lock()));
-        for (key, _) in store {
-            together.iter_mut().for_each(|job| job.look_at(&key));
+        for (key, forms) in store {
+            together.iter_mut().for_each(|job| job.look_at(&key, &forms));
         }
         together.iter_mut().for_each(Job::hand_over);
     }
 }
 
 impl Job {
-    fn look_at(&mut self, key: &Arc<Key>) {
-        if self.matchers.iter().any(|m| m.matches(key)) {
+    fn look_at(&mut self, key: &Arc<Key>, forms: &Forms) {
+        if self.matchers.iter().any(|m| m.matches(key, forms)) {
             self.batch.push(key.clone());
             if self.batch.len() == BATCH {
                 self.hand_over();

@@ -24,6 +24,15 @@ impl L1 {
         during()
     }
 
+    /// What no rule says anything of.
+    pub(crate) fn insert(&self, key: &[u8], token: &Token, entry: Entry) -> Result<(), Discard> {
+        self.keep(key, token, &Labels::default(), entry)
+    }
+
+    pub(crate) fn insert_form(&self, key: &[u8], token: &Token, form: FormEntry) -> Result<Displaced, Discard> {
+        self.keep_form(key, token, &Labels::default(), form)
+    }
+
     pub(crate) fn show_pending(&self, key: &[u8], count: u32) {
         self.stripes[self.stripe(key).0 as usize].lock().pending += count;
     }
@@ -58,9 +67,12 @@ pub(super) fn entry(l1: &L1, lane: u32, text: &[u8]) -> Entry {
         lane,
         flush_gen: l1.flush_gen(),
         deadline: now + HOUR,
+        soft: u64::MAX,
+        touch: Due::never(),
         expires: u64::MAX,
         t_sent: now,
         pattern: PatternId::PLAIN,
+        arm: crate::observe::arms::ArmId::NONE,
         value: Value::Bulk(frame[..].into()),
     }
 }

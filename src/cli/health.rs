@@ -1,4 +1,4 @@
-//! One question to a running process: is it ready? A probe runs this every few seconds, so it opens one connection, asks
+//! One question to a running process: is it ready, or what is its configuration? A probe runs this every few seconds, so it opens one connection, asks
 //! once and ends; no runtime, no client library, no redirects, no TLS.
 
 use std::{
@@ -12,8 +12,8 @@ use std::{
 /// should not wait longer than this for a process that hangs.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The answer is a small JSON object; whatever sends more is not Nearside.
-const ANSWER_MAX: u64 = 64 * 1024;
+/// A small JSON object, or a configuration of at most 1 MiB with what JSON adds to it; whatever sends more is not Nearside.
+const ANSWER_MAX: u64 = 4 << 20;
 
 const DEFAULT_PATH: &str = "/health/ready";
 
@@ -54,6 +54,11 @@ impl Target {
             ip => ip,
         };
         Target { host: ip.to_string(), port: address.port(), path: DEFAULT_PATH.to_owned() }
+    }
+
+    /// Another question to the same process.
+    pub(super) fn at(self, path: &str) -> Target {
+        Target { path: path.to_owned(), ..self }
     }
 
     fn authority(&self) -> String {

@@ -472,7 +472,8 @@ impl Channel {
 
     fn message(self: &Rc<Self>, ctx: &Rc<Ctx>, bytes: &[u8]) {
         let parsed = payload::parse(bytes);
-        let canary = parsed.as_ref().is_ok_and(|m| m.op == Op::Key && m.args[0].starts_with(CANARY.as_bytes()));
+        let is_canary = |key: &[u8]| ctx.own_name(key).starts_with(CANARY.as_bytes());
+        let canary = parsed.as_ref().is_ok_and(|m| m.op == Op::Key && is_canary(&m.args[0]));
         if let (true, Ok(message)) = (canary, &parsed) {
             ctx.heard_canary(&message.args[0]);
         }

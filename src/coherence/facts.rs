@@ -100,7 +100,7 @@ mod tests {
     use std::sync::atomic::Ordering::SeqCst;
 
     use super::*;
-    use crate::cache::{self, Bounds, Entry, Value};
+    use crate::cache::{self, Bounds, Due, Entry, Value};
     use crate::observe::metrics::Metrics;
     use crate::observe::patterns::PatternId;
     use crate::sync::{model, point};
@@ -141,9 +141,12 @@ mod tests {
             lane: 1,
             flush_gen: token.flush_gen,
             deadline: u64::MAX,
+            soft: u64::MAX,
+            touch: Due::never(),
             expires: u64::MAX,
             t_sent: 1,
             pattern: PatternId::PLAIN,
+            arm: crate::observe::arms::ArmId::NONE,
             value: Value::Nil,
         };
         l1.insert(key, &token, entry).expect("stored");

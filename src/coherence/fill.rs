@@ -6,11 +6,13 @@ use std::rc::Rc;
 use bytes::BytesMut;
 
 use super::lane::{Lane, MGET_POPULATE_MAX};
+use super::life::{Life, Terms};
 use super::mode::Why;
 use super::reader::nanos;
-use super::wait::{Fetch, MgetFetch, Part, Refresh, Relay};
-use crate::cache::{Entry, FormEntry, FormId, Token, Value};
+use super::wait::{End, Fetch, MgetFetch, Part, Refresh, Refused, Relay};
+use crate::cache::{Due, Entry, FormEntry, FormId, Labels, ShareOf, Tag, Token, Value};
 use crate::command::cacheable::Shape;
+use crate::config::{Rule, WHOLE};
 use crate::observe::clock;
 use crate::observe::reasons::{Coherence, Discard, Evict};
 use crate::policy::Keep;
@@ -28,7 +30,7 @@ impl Lane {
             None => cacheable(ctx, &fetch.keep, frame),
             Some(id) => cacheable_form(ctx, &fetch.keep, id, frame),
         };
-        fetch.denied.set(frame.starts_with(b"-NOPERM"));
+        fetch.refused.set(Refused::of(frame));
         ctx.metrics.upstream.observe(self.last_byte.get().saturating_sub(fetch.t_sent));
         for (session, slot) in fetch.waiters.borrow_mut().drain(..) {
             session.complete(ctx, slot, frame, fetch.read.form);
@@ -37,11 +39,13 @@ impl Lane {
 
     pub(super) fn on_fetch_ttl(self: &Rc<Self>, ctx: &Rc<Ctx>, fetch: &Fetch, frame: &[u8]) {
         let Some(value) = fetch.value.borrow_mut().take() else {
-            if !fetch.denied.get() {
+            if fetch.refused.get() != Refused::Denied {
                 self.note_denied(ctx, frame);
             }
-            return self.supersede(ctx, &fetch.key);
+            self.supersede(ctx, &fetch.key);
+            return self.over(ctx, fetch, End::Refused(fetch.refused.get()));
         };
+        let absent = matches!(value, Value::Nil);
         let read = Reading {
             key: &fetch.key,
             id: fetch.read.id.clone(),
@@ -51,23 +55,25 @@ impl Lane {
             keep: &fetch.keep,
             value,
         };
-        self.store(ctx, read, frame);
+        let end = match self.store(ctx, read, frame) {
+            Ok(()) => End::Stored { absent },
+            Err(why) => End::Discarded(why),
+        };
+        self.over(ctx, fetch, end);
     }
 
     /// R12: stores a reading if everything still says that it may be.
-    fn store(self: &Rc<Self>, ctx: &Rc<Ctx>, read: Reading<'_>, pttl: &[u8]) -> bool {
+    fn store(self: &Rc<Self>, ctx: &Rc<Ctx>, read: Reading<'_>, pttl: &[u8]) -> Result<(), Discard> {
         let key = read.key;
-        match self.try_store(ctx, read, pttl) {
-            Ok(()) => {
-                self.populated.set(true);
-                true
-            }
+        let stored = self.try_store(ctx, read, pttl);
+        match stored {
+            Ok(()) => self.populated.set(true),
             Err(why) => {
                 ctx.metrics.discarded.inc(why);
                 self.supersede(ctx, key);
-                false
             }
         }
+        stored
     }
 
     /// A reading that is not stored has been passed on all the same, and was newer than what is stored. Where changes are
@@ -98,17 +104,8 @@ impl Lane {
             self.note_denied(ctx, pttl);
             return Err(Discard::NoPerm);
         };
-        let cache = &ctx.config.cache;
         let absent = read.shape.agrees(read.value.frame(), ttl).ok_or(Discard::Inconsistent)?;
-        let own_limit = if absent { read.keep.terms().negative_ttl } else { read.keep.ttl() };
-        let mut life = nanos(own_limit).min(self.ttl_cap(ctx));
-        if ttl >= 0 {
-            let upstream = ttl as u64 * MS;
-            life = life.min(upstream.checked_sub(nanos(cache.ttl_buffer)).ok_or(Discard::Ttl)?);
-        }
-        if life == 0 {
-            return Err(Discard::Ttl);
-        }
+        let life = self.life(ctx, read.keep, absent, ttl).ok_or(Discard::Ttl)?;
         let expires = match ttl {
             _ if absent => 0,
             0.. => read.t_sent + ttl as u64 * MS,
@@ -118,16 +115,20 @@ impl Lane {
             epoch: read.token.epoch,
             lane: self.id,
             flush_gen: read.token.flush_gen,
-            deadline: read.t_sent + life,
+            deadline: read.t_sent.saturating_add(life.end),
+            soft: read.t_sent.saturating_add(life.soft),
+            touch: if absent { Due::never() } else { ctx.touches.first(self, read.t_sent) },
             expires,
             t_sent: read.t_sent,
             pattern: read.keep.pattern,
+            arm: read.keep.arm(),
             value: read.value,
         };
+        let labels = labels(ctx, read.keep, read.key);
         match read.id {
-            None => ctx.l1.insert(read.key, &read.token, entry)?,
+            None => ctx.l1.keep(read.key, &read.token, &labels, entry)?,
             Some(id) => {
-                let displaced = ctx.l1.insert_form(read.key, &read.token, FormEntry { id, entry })?;
+                let displaced = ctx.l1.keep_form(read.key, &read.token, &labels, FormEntry { id, entry })?;
                 ctx.metrics.evictions.add_shared(Evict::Size, displaced.oldest as u64);
                 ctx.metrics.evictions.add_shared(Evict::Invalidated, displaced.void as u64);
                 (0..displaced.oldest + displaced.void).for_each(|_| ctx.metrics.patterns.del(read.keep.pattern));
@@ -138,7 +139,20 @@ impl Lane {
         Ok(())
     }
 
-    /// No entry outlives this, whatever the key's TTL.
+    /// `pttl`: what upstream says is left of the key, in milliseconds; below 0: it does not end.
+    fn life(&self, ctx: &Ctx, keep: &Keep, absent: bool, pttl: i64) -> Option<Life> {
+        let rule = keep.terms();
+        let own = if absent { rule.negative_ttl } else { keep.ttl() };
+        let terms = Terms {
+            ttl: nanos(own).min(self.ttl_cap(ctx)),
+            ahead: rule.refresh_ahead,
+            stale: rule.stale_while_revalidate,
+        };
+        let left = u64::try_from(pttl).ok().map(|ms| ms.saturating_mul(MS));
+        Life::of(&terms, left.map(|left| left.saturating_sub(nanos(ctx.config.cache.ttl_buffer))))
+    }
+
+    /// No entry outlives this, whatever the key's TTL, by more than its rule's `stale_while_revalidate`.
     pub(super) fn ttl_cap(&self, ctx: &Ctx) -> u64 {
         let cap = &ctx.config.coherence.ttl_cap;
         nanos(match self.mode() {
@@ -207,7 +221,7 @@ impl Lane {
         let (Some(value), Some((keep, token))) = (miss.value.take(), &miss.right) else { return };
         let read = Reading::get(&miss.key, *token, fetch.t_sent, keep, value);
         // A wrong type reads as nil in MGET; its PTTL then says -1 or more, and `store` finds the two inconsistent.
-        self.store(ctx, read, frame);
+        let _ = self.store(ctx, read, frame);
     }
 
     pub(super) fn on_refresh(self: &Rc<Self>, ctx: &Rc<Ctx>, refresh: &Rc<Refresh>, frame: &[u8]) {
@@ -243,7 +257,7 @@ impl Lane {
         let Some(key) = keys.get_mut(i) else { return };
         let Some(value) = key.value.take() else { return };
         let read = Reading::get(&key.key, key.token, refresh.t_sent, &key.keep, value);
-        if self.store(ctx, read, frame) {
+        if self.store(ctx, read, frame).is_ok() {
             ctx.metrics.updates.inc();
         }
     }
@@ -264,6 +278,19 @@ impl<'a> Reading<'a> {
     fn get(key: &'a [u8], token: Token, t_sent: u64, keep: &'a Keep, value: Value) -> Reading<'a> {
         Reading { key, id: None, shape: Shape::GET, token, t_sent, keep, value }
     }
+}
+
+/// What the rule of `key` calls its entry, and lets its entries take.
+fn labels<'k>(ctx: &Ctx, keep: &'k Keep, key: &[u8]) -> Labels<'k> {
+    let terms = keep.terms();
+    let tags = terms.tags_of(ctx.own_name(key)).into_iter().map(|(text, template)| Tag { text, template }).collect();
+    Labels { tags, share: share_of(ctx, terms) }
+}
+
+/// `max_share` in bytes.
+pub(crate) fn share_of<'r>(ctx: &Ctx, terms: &'r Rule) -> Option<ShareOf<'r>> {
+    let bytes = |part: u16| ctx.config.cache.max_bytes.saturating_mul(part.into()) / u64::from(WHOLE);
+    terms.max_share.map(|part| ShareOf { rule: &terms.name, max_bytes: bytes(part) })
 }
 
 /// The reply of a GET (or an element of MGET's) as the L1 keeps it; none for errors and for what is too large.

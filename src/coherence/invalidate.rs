@@ -33,8 +33,11 @@ pub(crate) fn apply(ctx: &Ctx, message: &Message, source: Source) -> Result<Appl
         Op::Prefix => Applied::Sweeping(ctx.l1.sweep(message.args.iter().cloned().map(Matcher::Prefix).collect())),
         Op::Pattern => Applied::Sweeping(ctx.l1.sweep(message.args.iter().cloned().map(Matcher::Glob).collect())),
         Op::Regex => Applied::Sweeping(ctx.l1.sweep(expressions(&message.args)?)),
-        // Rules give entries their tags, and there are none yet: no entry has one.
-        Op::Tag => Applied::Done(0),
+        Op::Tag => {
+            // Before it, because a tag's set is gone with its last key.
+            message.args.iter().for_each(|tag| count_tag(ctx, tag));
+            Applied::Sweeping(ctx.l1.sweep_tags(&message.args))
+        }
         Op::Flush => Applied::Done(flush(ctx, source)),
     };
     count(ctx, message, source);
@@ -69,6 +72,14 @@ fn count(ctx: &Ctx, message: &Message, source: Source) {
         Op::Tag => return,
     };
     ctx.metrics.invalidated.add(tag, names);
+}
+
+/// A tag is counted under the text that it was filled in from, of which there are only so many.
+fn count_tag(ctx: &Ctx, tag: &[u8]) {
+    let counted = ctx.l1.tag_template(tag).is_some_and(|template| ctx.metrics.templates.add(&template, 1));
+    if !counted {
+        ctx.metrics.invalidated.inc(Tag::Unnamed);
+    }
 }
 
 impl Applied {

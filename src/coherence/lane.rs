@@ -10,6 +10,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 use tokio::sync::{Notify, oneshot};
 
+use super::again::Rereads;
 use super::facts::LaneFacts;
 use super::hold::Hold;
 use super::log::Log;
@@ -17,7 +18,8 @@ use super::mode::{Arming, Why};
 use super::recovery::{Place, Recovery};
 use super::spare::{HeldUp, SpareOf};
 use super::stale::LostLane;
-use super::wait::{Fetch, FetchRead, MgetFetch, Miss, Part, Refresh, RefreshKey, Relay, Waiter, Waiting};
+use super::touch::Touching;
+use super::wait::{Fetch, FetchRead, MgetFetch, Miss, Origin, Part, Refresh, RefreshKey, Relay, Waiter, Waiting};
 use crate::cache::{FormId, StripeId, Token};
 use crate::mutation::{self, Rule};
 use crate::observe::reasons::{Bypass, Coherence, Discard};
@@ -104,6 +106,10 @@ pub(crate) struct Lane {
     pub(super) ended: Cell<bool>,
     /// Something was stored under the present epoch (else it needs no fence).
     pub(super) populated: Cell<bool>,
+    /// What is read again of what is hit.
+    pub(super) rereads: Rereads,
+    /// Whether upstream is told what is hit.
+    pub(super) touching: Touching,
 }
 
 pub(super) struct Inner {
@@ -188,6 +194,8 @@ impl Lane {
             spare_of: None,
             ended: Cell::new(false),
             populated: Cell::new(false),
+            rereads: Rereads::default(),
+            touching: Touching::default(),
         }
     }
 
@@ -347,7 +355,7 @@ impl Lane {
     }
 
     /// `note_read` for a read that goes upstream: in `pubsub` mode the lease is the channel's.
-    fn note_miss(&self, ctx: &Ctx, now: u64) {
+    pub(super) fn note_miss(&self, ctx: &Ctx, now: u64) {
         if self.mode() == Coherence::Pubsub {
             ctx.channel.want(now, ctx.max_staleness / 4);
         }
@@ -399,6 +407,7 @@ impl Lane {
         inner.log.extend(raw);
         inner.fifo.push_back(Waiter { t_sent: now, len, attempts: 0, kind });
         self.sent.set(self.sent.get() + 1);
+        self.rereads.note_sent();
         self.last_sent.set(now);
         self.wake.call();
     }
@@ -449,24 +458,22 @@ impl Lane {
             let relay = Relay::plain(session.clone(), slot, get.read.form, get.read.resend);
             return self.send(&mut self.inner.borrow_mut(), now, get.raw, Waiting::Relay(relay));
         };
-        let fetch = Rc::new(Fetch {
-            key: flight.0.clone(),
-            read: get.read,
-            token,
-            t_sent: now,
-            keep,
-            waiters: RefCell::new(SmallVec::from_buf([(session.clone(), slot)])),
-            value: RefCell::new(None),
-            denied: Cell::new(false),
-            _place: get.place,
-        });
+        let mut fetch = Fetch::unasked(flight.0, get.read, token, now, keep, Origin::Clients);
+        fetch.place = get.place;
+        fetch.waiters.borrow_mut().push((session.clone(), slot));
+        self.send_fetch(now, get.raw, fetch);
+    }
+
+    /// A read and, where its token gives a right to store it, its PTTL; from here on others may join it.
+    pub(super) fn send_fetch(&self, now: u64, raw: &[u8], fetch: Fetch) {
+        let fetch = Rc::new(fetch);
         let mut inner = self.inner.borrow_mut();
-        self.send(&mut inner, now, get.raw, Waiting::Fetch(fetch.clone()));
+        self.send(&mut inner, now, raw, Waiting::Fetch(fetch.clone()));
         if fetch.token.epoch != 0 {
-            let pttl = pttl(key);
+            let pttl = pttl(&fetch.key);
             self.send(&mut inner, now, &pttl, Waiting::FetchTtl(fetch.clone()));
         }
-        inner.flights.insert(flight, fetch);
+        inner.flights.insert((fetch.key.clone(), fetch.read.id.clone()), fetch);
     }
 
     fn join(&self, ctx: &Ctx, now: u64, session: &Rc<Session>, slot: u64, to: &(Rc<[u8]>, Option<FormId>)) -> bool {

@@ -8,7 +8,7 @@ use std::collections::{HashSet, VecDeque};
 use std::rc::Rc;
 
 use super::lane::{Availability, Inner, Lane};
-use super::wait::{Fetch, Waiter, Waiting};
+use super::wait::{End, Fetch, Waiter, Waiting};
 use crate::observe::clock;
 use crate::observe::reasons::{ErrorType, Flush, Link};
 use crate::resp::downgrade::Form;
@@ -225,6 +225,7 @@ impl Lane {
                     session.complete_error(ctx, slot, error(false));
                 }
             }
+            Waiting::FetchTtl(fetch) => self.over(ctx, &fetch, End::Lost),
             Waiting::Mget(fetch) => {
                 if let Some(session) = fetch.session.borrow_mut().take() {
                     session.complete_error(ctx, fetch.slot, error(false));

@@ -10,6 +10,7 @@
 //!
 //! What this module does not do: it parses no client's request and knows no connection state of a client.
 
+mod again;
 mod channel;
 mod events;
 mod facts;
@@ -18,10 +19,12 @@ mod hold;
 mod invalidate;
 mod judge;
 mod lane;
+mod life;
 mod log;
 mod loss;
 mod mode;
 mod payload;
+mod prefix;
 #[cfg(feature = "bench")]
 mod probe;
 mod reader;
@@ -31,10 +34,14 @@ mod silence;
 mod spare;
 mod stale;
 mod tell;
+mod touch;
 mod wait;
+mod warm;
 
+pub(crate) use again::Question;
 pub(crate) use channel::Channel;
 pub(crate) use facts::{LaneFacts, Vouched};
+pub(crate) use fill::share_of;
 pub(crate) use hold::Hold;
 pub(crate) use invalidate::{
     Applied, Asker, NotDropped, apply, come_back, drop_all, drop_everywhere, publish, publish_flush,
@@ -42,12 +49,15 @@ pub(crate) use invalidate::{
 pub(crate) use lane::{Availability, FetchRequest, Lane, MgetRequest};
 pub(crate) use loss::Redo;
 pub(crate) use payload::{Malformed, Message, Op, Wanted, parse};
+pub(crate) use prefix::{check_prefix, outside};
 #[cfg(feature = "bench")]
 pub(crate) use probe::LaneProbe;
 pub(crate) use recovery::Place;
 pub(crate) use sample::Samples;
 pub(crate) use tell::told;
+pub(crate) use touch::{Touches, run as tell_what_is_hit};
 pub(crate) use wait::{Ends, FetchRead, Miss, Part, Refresh, RefreshKey, Relay};
+pub(crate) use warm::warm;
 
 #[cfg(test)]
 mod tests;

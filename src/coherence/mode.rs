@@ -371,7 +371,7 @@ impl Lane {
     /// A name of its own each time: what becomes of an earlier one must not be taken for this one's invalidation.
     fn new_canary(&self, ctx: &Ctx, now: u64) -> (u64, Vec<u8>) {
         let number = ctx.next_canary();
-        let key = format!("{CANARY}{}-{number}", ctx.instance).into_bytes();
+        let key = ctx.upstream_name(format!("{CANARY}{}-{number}", ctx.instance).as_bytes()).into_owned();
         *self.arming.canary.borrow_mut() = Some(Canary { number, key: key.clone(), sent: now });
         self.arming.canary_at.set(now);
         (number, key)

@@ -7,6 +7,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
+use crate::command::prefix::Prefix;
+
 /// What is to be dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -42,6 +44,18 @@ pub(crate) struct Message {
     pub(crate) op: Op,
     /// Names, prefixes, patterns; empty for `flush` only.
     pub(crate) args: Vec<Vec<u8>>,
+}
+
+impl Message {
+    /// The same with upstream's names for a client's. An expression finds its text in upstream's names anyway.
+    pub(crate) fn upstreams(&self, prefix: &Prefix) -> Message {
+        let named = |arg: &Vec<u8>| match self.op {
+            Op::Key | Op::Prefix => prefix.key(arg),
+            Op::Pattern => prefix.glob(arg),
+            Op::Regex | Op::Tag | Op::Flush => arg.clone(),
+        };
+        Message { op: self.op, args: self.args.iter().map(named).collect() }
+    }
 }
 
 /// Why a payload has no effect.

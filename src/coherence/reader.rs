@@ -296,6 +296,7 @@ impl Lane {
         let now = clock::now();
         self.f.set(0);
         self.populated.set(false);
+        self.touching.reset();
         self.epoch.set(ctx.next_epoch());
         self.role_check.set(link.role_check);
         self.fields_stay.set(link.fields_stay);

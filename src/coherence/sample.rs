@@ -339,7 +339,8 @@ mod tests {
 
     #[test]
     fn an_unordered_reply_may_come_in_any_order() {
-        let token = Token { stripe: StripeId::numbered(7), generation: 0, flush_gen: 0, sweep_gen: 0, epoch: 1 };
+        let token =
+            Token { stripe: StripeId::numbered(7), generation: 0, flush_gen: 0, sweep_gen: 0, tag_gen: 0, epoch: 1 };
         let same = |method: Method, kept: &[u8], frame: &[u8]| {
             let form = Some(FormId::for_test(method));
             let value = Value::Bulk(kept.into());

@@ -204,6 +204,11 @@ impl Lane {
         }
     }
 
+    /// Its reads take the spare.
+    pub(super) fn is_held_up(&self) -> bool {
+        self.held.verdict.get().is_some()
+    }
+
     /// The lane has answered something.
     pub(super) fn moves(&self, ctx: &Rc<Ctx>) {
         self.held.progress.set(self.last_byte.get());

@@ -111,7 +111,7 @@ fn servable(entry: &Entry, view: &View) -> Result<(), Unservable> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache::Value;
+    use crate::cache::{Due, Value};
     use crate::observe::patterns::PatternId;
 
     const MAX_STALE: u64 = 300_000_000_000;
@@ -133,9 +133,12 @@ mod tests {
             flush_gen: 3,
             // Its own deadline is about serving while the lane lives.
             deadline: 1_500,
+            soft: u64::MAX,
+            touch: Due::never(),
             expires: 2_001,
             t_sent: 500,
             pattern: PatternId::PLAIN,
+            arm: crate::observe::arms::ArmId::NONE,
             value: Value::Bulk((*b"$1\r\nv\r\n").into()),
         }
     }

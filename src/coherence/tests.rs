@@ -7,7 +7,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
-use world::{Ask, Broken, Foreign, KEYS, Layout, Own, SESSIONS, Step, World};
+use world::{Ask, Broken, Foreign, KEYS, Layout, Lives, Own, SESSIONS, Step, World};
 
 fn key() -> impl Strategy<Value = usize> {
     // Few keys meet more often.
@@ -68,28 +68,56 @@ fn layout() -> impl Strategy<Value = Layout> {
     prop_oneof![Just(Layout::OneLane), Just(Layout::TwoUsers), Just(Layout::TwoDatabases)]
 }
 
-fn history() -> impl Strategy<Value = (Layout, bool, Vec<Step>)> {
-    (layout(), any::<bool>(), vec(step(), 1..150))
+fn lives() -> impl Strategy<Value = Lives> {
+    prop_oneof![3 => Just(Lives::Long), 2 => Just(Lives::Ahead), 2 => Just(Lives::Stale), 2 => Just(Lives::Both)]
 }
 
-/// What a history had, so that it proves something.
-#[derive(Clone, Copy, Default)]
-struct Had {
+fn history() -> impl Strategy<Value = (Layout, Lives, bool, Vec<Step>)> {
+    (layout(), lives(), any::<bool>(), vec(step(), 1..150))
+}
+
+/// What a history came to, so that a test can say whether it has tried anything.
+#[derive(Clone, Copy, Debug, Default)]
+struct Played {
     hits: u64,
-    /// Refreshes that were stored.
+    /// Refreshes behind writes that were stored.
     refreshed: u64,
+    /// Hits that had their entry read again.
+    read_again: u64,
     /// Keys that were answered while upstream was gone.
     stale: u64,
 }
 
+impl Played {
+    fn plus(self, other: Played) -> Played {
+        Played {
+            hits: self.hits + other.hits,
+            refreshed: self.refreshed + other.refreshed,
+            read_again: self.read_again + other.read_again,
+            stale: self.stale + other.stale,
+        }
+    }
+}
+
 /// Plays a history to its end.
-fn play(layout: Layout, own_pushes_first: bool, steps: &[Step], broken: Option<Broken>) -> Result<Had, String> {
-    let mut world = World::new(layout, own_pushes_first, broken);
+fn play(layout: Layout, own_pushes_first: bool, steps: &[Step], broken: Option<Broken>) -> Result<Played, String> {
+    play_with(layout, Lives::Long, own_pushes_first, steps, broken)
+}
+
+fn play_with(
+    layout: Layout,
+    lives: Lives,
+    own_pushes_first: bool,
+    steps: &[Step],
+    broken: Option<Broken>,
+) -> Result<Played, String> {
+    let mut world = World::new(layout, lives, own_pushes_first, broken);
     for (i, step) in steps.iter().enumerate() {
         world.step(step).map_err(|why| format!("at step {i}, {step:?}: {why}"))?;
     }
     world.rest().map_err(|why| format!("at rest: {why}"))?;
-    Ok(Had { hits: world.hits(), refreshed: world.refreshed(), stale: world.stale() })
+    let (hits, refreshed) = (world.hits(), world.refreshed());
+    Ok(Played { hits, refreshed, read_again: world.read_again(), stale: world.stale() })
 }
 
 /// As many histories as PROPTEST_CASES says, or `cases`.
@@ -101,21 +129,18 @@ fn runner(cases: u32) -> TestRunner {
 
 #[test]
 fn no_reply_is_older_than_it_may_be() {
-    let all = std::cell::Cell::new(Had::default());
-    let outcome = runner(240).run(&history(), |(layout, own_pushes_first, steps)| {
-        let had = play(layout, own_pushes_first, &steps, None).map_err(TestCaseError::fail)?;
-        let Had { hits, refreshed, stale } = all.get();
-        all.set(Had { hits: hits + had.hits, refreshed: refreshed + had.refreshed, stale: stale + had.stale });
+    let all = std::cell::Cell::new(Played::default());
+    let outcome = runner(240).run(&history(), |(layout, lives, own_pushes_first, steps)| {
+        let played = play_with(layout, lives, own_pushes_first, &steps, None).map_err(TestCaseError::fail)?;
+        all.set(all.get().plus(played));
         Ok(())
     });
     if let Err(e) = outcome {
         panic!("{e}");
     }
-    // Without hits and refreshes it would have proved nothing.
-    let Had { hits, refreshed, stale } = all.get();
-    assert!(hits > 150, "only {hits} hits");
-    assert!(refreshed > 50, "only {refreshed} refreshes stored");
-    assert!(stale > 5, "only {stale} stale reads");
+    // Without hits, refreshes, second and stale readings it would have proved nothing.
+    let Played { hits, refreshed, read_again, stale } = all.get();
+    assert!(hits > 150 && refreshed > 50 && read_again > 30 && stale > 5, "{:?}", all.get());
 }
 
 // ---- each rule, with it and without it ----
@@ -297,6 +322,79 @@ fn stale_reads_are_as_old_as_they_may_be() {
     assert_eq!(had.stale, 3, "and no older");
 }
 
+// ---- what is read again ----
+
+const AGAIN: [Lives; 3] = [Lives::Ahead, Lives::Stale, Lives::Both];
+
+/// The key is in the L1, and a hit of session 2 has it read again: nothing of that has been executed yet.
+fn read_again(key: usize) -> Vec<Step> {
+    let mut steps = warm(0, key).to_vec();
+    steps.extend([Step::Pass(10), Step::Ask(2, vec![Ask::Get(key)])]);
+    steps
+}
+
+/// The reading stores what upstream has then, or nothing: whatever comes between its GET and its PTTL, or behind them.
+#[test]
+fn what_is_read_again_is_stored_as_a_miss_is() {
+    let foreign = || Step::Foreign(Foreign::Set(2, None));
+    let [send, execute, answer] = whole(1, 2, Own::Write);
+    let between: &[&[Step]] = &[
+        &[],
+        &[foreign()],
+        &[Step::Execute(0, 1), foreign(), Step::Execute(0, 1)],
+        &[Step::Execute(0, 2), foreign()],
+        &[Step::Execute(0, 1), Step::Foreign(Foreign::FlushAll), foreign()],
+        &[Step::Ask(0, vec![Ask::Set(2, None)])],
+        &[Step::Execute(0, 2), Step::Ask(0, vec![Ask::Set(2, Some(5))]), Step::Settle(0), Step::Pass(10)],
+        &[send, Step::Execute(0, 2), execute, Step::Deliver(0, 2), answer],
+        &[Step::Execute(0, 1), Step::Deliver(0, 1), Step::Drop(2), foreign()],
+        &[Step::Cut(0, 1), foreign(), Step::Reconnect(0)],
+        &[Step::Execute(0, 1), Step::Foreign(Foreign::Del(2))],
+        &[Step::Ask(1, vec![Ask::Script(2)]), Step::Ask(0, vec![Ask::Get(2)])],
+    ];
+    for lives in AGAIN {
+        for middle in between {
+            let mut steps = read_again(2);
+            steps.extend_from_slice(middle);
+            steps.extend([Step::Ask(3, vec![Ask::Get(2)]), Step::Settle(0), Step::Ask(0, vec![Ask::Get(2)])]);
+            play_with(Layout::OneLane, lives, false, &steps, None)
+                .unwrap_or_else(|why| panic!("{lives:?} with {middle:?}: {why}"));
+        }
+        let mut steps = read_again(2);
+        steps.push(Step::Settle(0));
+        let played = play_with(Layout::OneLane, lives, false, &steps, None).expect("coherent");
+        assert!(played.read_again >= 1, "{lives:?}");
+    }
+}
+
+#[test]
+fn what_is_read_again_needs_its_token_as_a_miss_does() {
+    let mut steps = read_again(2);
+    steps.extend([Step::Execute(0, 1), Step::Foreign(Foreign::Set(2, None)), Step::Settle(0)]);
+    for lives in AGAIN {
+        play_with(Layout::OneLane, lives, false, &steps, None).expect("coherent with all rules");
+        let broken = play_with(Layout::OneLane, lives, false, &steps, Some(Broken::Token));
+        assert!(broken.is_err(), "without its token nothing was seen: {lives:?}");
+    }
+}
+
+/// A key that ends upstream is never served beyond that, however long its rule lets it be served stale.
+#[test]
+fn nothing_is_served_stale_past_its_keys_end() {
+    let set = |ms| Step::Foreign(Foreign::Set(2, Some(ms)));
+    let get = || Step::Ask(0, vec![Ask::Get(2)]);
+    for lives in AGAIN {
+        for ends in [150, 250, 350, 600] {
+            let mut steps = vec![set(ends), get(), Step::Settle(0), Step::Ping(0), Step::Settle(0)];
+            for _ in 0..80 {
+                steps.extend([Step::Pass(8), get(), Step::Execute(0, 1), Step::Deliver(0, 1)]);
+            }
+            play_with(Layout::OneLane, lives, false, &steps, None)
+                .unwrap_or_else(|why| panic!("{lives:?} {ends}: {why}"));
+        }
+    }
+}
+
 // ---- what the property test has found, or a reader ----
 
 #[track_caller]
@@ -364,7 +462,7 @@ fn a_script_waits_for_lanes_that_have_a_refresh_in_flight() {
 /// C72: `GETSET k v` with a large old value, `upstream.request_timeout` over before its reply came.
 #[test]
 fn a_write_that_timed_out_ends_with_its_large_reply() {
-    let mut world = World::new(Layout::OneLane, false, None);
+    let mut world = World::new(Layout::OneLane, Lives::Long, false, None);
     world.step(&Step::Ask(0, vec![Ask::Set(2, None)])).expect("coherent");
     world.step(&Step::Execute(0, 3)).expect("coherent");
     world.time_out_before_a_large_reply(0);

@@ -11,10 +11,13 @@ use super::mode::Step;
 use super::recovery::Place;
 use super::sample::Sample;
 use super::tell::{self, Wrapped};
+use super::warm::Loading;
 use crate::cache::{FormId, StripeId, Token, Value};
 use crate::command::cacheable::Shape;
+use crate::observe::reasons::{Again, Discard};
 use crate::policy::Keep;
 use crate::resp::downgrade::Form;
+use crate::resp::reply;
 use crate::session::Session;
 
 pub(super) struct Waiter {
@@ -147,6 +150,34 @@ impl Relay {
     }
 }
 
+/// On whose account a read is.
+pub(super) enum Origin {
+    Clients,
+    /// A hit on an entry near its end.
+    Again(Again),
+    /// What is loaded at start.
+    Warming(Rc<Loading>),
+}
+
+/// What the reply to a read was, where it is none that could be kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// Too large; also before it has come.
+    Large,
+    Denied,
+    WrongType,
+    Error,
+}
+
+/// How a read and its PTTL ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    Stored { absent: bool },
+    Refused(Refused),
+    Discarded(Discard),
+    Lost,
+}
+
 /// Sessions and their slots.
 pub(super) type Waiters = SmallVec<[(Rc<Session>, u64); 1]>;
 
@@ -159,13 +190,42 @@ pub(super) struct Fetch {
     pub(super) keep: Keep,
     pub(super) waiters: RefCell<Waiters>,
     pub(super) value: RefCell<Option<Value>>,
-    /// The read was answered with NOPERM: then PTTL's NOPERM is about the key, not about the command.
-    pub(super) denied: Cell<bool>,
-    /// Given back when it and its PTTL are answered.
-    pub(super) _place: Option<Place>,
+    /// Why there is no value. After NOPERM, PTTL's NOPERM is about the key, not about the command.
+    pub(super) refused: Cell<Refused>,
+    pub(super) origin: Origin,
+    /// Where the lane recovers; given back when it and its PTTL are answered.
+    pub(super) place: Option<Place>,
+}
+
+impl Fetch {
+    /// One that nobody waits for yet.
+    pub(super) fn unasked(
+        key: Rc<[u8]>,
+        read: FetchRead,
+        token: Token,
+        t_sent: u64,
+        keep: Keep,
+        origin: Origin,
+    ) -> Fetch {
+        let (waiters, value) = Default::default();
+        let refused = Cell::new(Refused::Large);
+        Fetch { key, read, token, t_sent, keep, waiters, value, refused, origin, place: None }
+    }
+}
+
+impl Refused {
+    pub(super) fn of(frame: &[u8]) -> Refused {
+        match frame {
+            _ if frame.starts_with(b"-NOPERM") => Refused::Denied,
+            _ if frame.starts_with(b"-WRONGTYPE") => Refused::WrongType,
+            _ if reply::is_error(frame) => Refused::Error,
+            _ => Refused::Large,
+        }
+    }
 }
 
 /// What a fetch reads of its key.
+#[derive(Clone)]
 pub(crate) struct FetchRead {
     /// `None`: GET.
     pub(crate) id: Option<FormId>,

@@ -10,8 +10,12 @@ use crate::resp::downgrade::Form;
 
 /// Calls `f` with every key the request names, in the order of the arguments, repeated ones as often as they occur.
 pub(crate) fn for_each<'a>(spec: &Spec, req: &Request<'a>, mut f: impl FnMut(&'a [u8])) {
+    for_each_place(spec, req, |i| f(req.arg(i)));
+}
+
+/// The same by their places among the arguments.
+pub(crate) fn for_each_place(spec: &Spec, req: &Request<'_>, mut give: impl FnMut(usize)) {
     let argc = req.argc();
-    let mut give = |i: usize| f(req.arg(i));
     match spec.keys {
         Keys::None => {}
         Keys::Range { first, last, step } => stepped(argc, first, last, step).for_each(give),
@@ -51,6 +55,24 @@ pub(crate) fn blocks(spec: &Spec, req: &Request<'_>) -> bool {
     spec.keys == Keys::Streams && stream_options(req).blocks
 }
 
+/// SORT and SORT_RO with a pattern of other keys to read (BY, GET): which ones depends on the data.
+pub(crate) fn reads_by_pattern(spec: &Spec, req: &Request<'_>) -> bool {
+    if !matches!(spec.name, "sort" | "sort_ro") {
+        return false;
+    }
+    let mut i = 2;
+    while i < req.argc() {
+        let word = |n: usize| if n < req.argc() { req.arg(n) } else { &[] };
+        // BY something without `*` means not to sort; GET # is the element itself.
+        let by = is_word(req, i, "by") && word(i + 1).contains(&b'*');
+        if by || (is_word(req, i, "get") && word(i + 1) != b"#") {
+            return true;
+        }
+        i += step_over(req, i, &[("store", 2), ("by", 2), ("get", 2), ("limit", 3)]);
+    }
+    false
+}
+
 /// How the RESP2 bytes of this request's reply are rebuilt, where it stands alone (elements of an EXEC come on a pinned
 /// connection, which speaks the client's own protocol).
 pub(crate) fn form(spec: &Spec, req: &Request<'_>) -> Form {
@@ -74,12 +96,12 @@ pub(super) fn c_str(arg: &[u8]) -> &[u8] {
     arg.split(|b| *b == 0).next().unwrap_or_default()
 }
 
-fn is_word(req: &Request<'_>, i: usize, word: &str) -> bool {
+pub(super) fn is_word(req: &Request<'_>, i: usize, word: &str) -> bool {
     c_str(req.arg(i)).eq_ignore_ascii_case(word.as_bytes())
 }
 
 /// How many arguments the option at `i` takes up, itself included; one where it is not among `options`.
-fn step_over(req: &Request<'_>, i: usize, options: &[(&str, usize)]) -> usize {
+pub(super) fn step_over(req: &Request<'_>, i: usize, options: &[(&str, usize)]) -> usize {
     options.iter().find(|(word, _)| is_word(req, i, word)).map_or(1, |(_, words)| *words)
 }
 
@@ -108,7 +130,7 @@ fn counted(req: &Request<'_>, at: usize) -> Range<usize> {
 }
 
 /// The count's leading digits, as Redis's key finder reads them (`atoi`); what is no number counts nothing.
-fn number(arg: &[u8]) -> usize {
+pub(crate) fn number(arg: &[u8]) -> usize {
     let digits = arg.strip_prefix(b"+").unwrap_or(arg);
     digits
         .iter()
@@ -153,10 +175,20 @@ fn sort_store(req: &Request<'_>) -> Option<usize> {
     dest.filter(|i| *i < req.argc())
 }
 
-/// What STORE and STOREDIST name; options stand from argument 5 (GEORADIUSBYMEMBER) or 6 on. Redis stores in the last one
-/// only, its key finder names one of each word; dropping one too many does no harm.
-fn georadius_stores(req: &Request<'_>) -> impl Iterator<Item = usize> {
-    (6..req.argc()).filter(|i| is_word(req, i - 1, "store") || is_word(req, i - 1, "storedist"))
+/// What STORE and STOREDIST name; options stand from argument 5 (GEORADIUSBYMEMBER) or 6 on, and no unit is called as one.
+/// Redis stores in the last one only, its key finder names one of each word; dropping one too many does no harm.
+fn georadius_stores<'a>(req: &'a Request<'_>) -> impl Iterator<Item = usize> + use<'a> {
+    let mut i = 5;
+    std::iter::from_fn(move || {
+        while i < req.argc() {
+            let option = i;
+            i += step_over(req, i, &[("store", 2), ("storedist", 2), ("count", 2)]);
+            if (is_word(req, option, "store") || is_word(req, option, "storedist")) && option + 1 < req.argc() {
+                return Some(option + 1);
+            }
+        }
+        None
+    })
 }
 
 /// Argument 3, or with an empty one all that stands behind KEYS. KEYS is not looked for among credentials.

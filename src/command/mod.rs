@@ -3,7 +3,10 @@
 //! one concrete request. Pure: knows no connection, no cache, no configuration.
 
 pub(crate) mod cacheable;
+pub(crate) mod categories;
 pub(crate) mod keys;
+pub(crate) mod prefix;
+pub(crate) mod strip;
 pub(crate) mod table;
 #[cfg(test)]
 mod tests;
@@ -130,6 +133,8 @@ pub(crate) enum Keys {
 /// One row of the table.
 #[derive(Debug)]
 pub(crate) struct Spec {
+    /// Its place in the table, for whoever keeps something of his own about each command.
+    pub(crate) row: u16,
     /// Canonical name in lower case; a subcommand as `client|setname`.
     pub(crate) name: &'static str,
     /// As Redis counts: positive exact, negative at least; the container's name counts for a subcommand too.

@@ -63,6 +63,7 @@ pub(crate) fn caching(name: &str) -> Option<Caching> {
 /// The one module command whose replies may be kept. Not in the table, which is the core's: a server without the module
 /// has no such command, and one that has it says so (`COMMAND INFO`).
 pub(crate) static JSON_GET: Spec = Spec {
+    row: LEN as u16,
     name: "json.get",
     arity: -2,
     keys: Keys::Range { first: 1, last: 1, step: 1 },
@@ -74,9 +75,16 @@ pub(crate) static JSON_GET: Spec = Spec {
     caching: cacheable::kept("json.get", Part::Some, Absent::Null),
 };
 
-#[cfg(test)]
+/// Every row, in the order of `Spec::row`.
 pub(crate) fn all() -> impl Iterator<Item = &'static Spec> {
     TABLE.iter()
+}
+
+/// Rows of the table; JSON.GET's number is one more.
+pub(crate) const LEN: usize = ROWS.len();
+
+pub(crate) fn containers() -> impl Iterator<Item = &'static str> {
+    CONTAINERS.into_iter()
 }
 
 /// `POST` and `HOST:`: somebody's browser is made to talk to us; the caller closes the connection as Redis does. Redis
@@ -136,7 +144,8 @@ fn probe(hash: u32, is: impl Fn(&[u8]) -> bool) -> Option<&'static Spec> {
     None
 }
 
-fn is_container(name: &[u8]) -> bool {
+/// Whether a command of this name is known by its subcommands only.
+pub(crate) fn is_container(name: &[u8]) -> bool {
     CONTAINERS.iter().any(|c| c.as_bytes().eq_ignore_ascii_case(name))
 }
 
@@ -169,11 +178,20 @@ const FREE: u16 = u16::MAX;
 const RUN_MAX: usize = 12;
 const HASH_SEED: u32 = 0x811c_9dc5;
 
-static TABLE: [Spec; ROWS.len()] = ROWS;
+static TABLE: [Spec; LEN] = numbered(ROWS);
 static INDEX: [u16; SLOTS] = build_index();
 
 /// No name that is longer is looked at: a request may name 512 MiB.
 const NAME_MAX: usize = longest();
+
+const fn numbered(mut rows: [Spec; LEN]) -> [Spec; LEN] {
+    let mut row = 0;
+    while row < LEN {
+        rows[row].row = row as u16;
+        row += 1;
+    }
+    rows
+}
 
 const fn build_index() -> [u16; SLOTS] {
     let mut index = [FREE; SLOTS];
@@ -310,6 +328,7 @@ macro_rules! table {
     ($($name:literal $arity:literal $keys:ident $effect:ident $need:ident
        $resp2:ident $(($words:literal))? $again:ident $kind:ident $($caching:ident ($what:ident))?;)*) => {
         const ROWS: [Spec; [$($name),*].len()] = [$(Spec {
+            row: 0,
             name: $name,
             arity: $arity,
             keys: col::$keys,

@@ -1,6 +1,8 @@
 //! The table and the key finder against what they must agree with: a real server's COMMAND and COMMAND GETKEYS, and the
 //! observed reply forms in `tests/fixtures/resp-forms.tsv`.
 
+mod prefix;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -580,6 +582,7 @@ proptest! {
 }
 
 /// A request that owns its bytes.
+#[derive(PartialEq)]
 struct Words {
     raw: Vec<u8>,
     args: Vec<Arg>,

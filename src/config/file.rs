@@ -50,6 +50,12 @@ pub(super) fn parse(source: &str) -> Result<Node, SyntaxError> {
     Ok(tree.into_node(source))
 }
 
+/// YAML of our own as JSON.
+pub(super) fn as_json(source: &str) -> Result<serde_json::Value, SyntaxError> {
+    let options = serde_saphyr::options! { with_snippet: false, strict_booleans: true };
+    serde_saphyr::from_str_with_options(source, options).map_err(syntax_error)
+}
+
 /// A text as a YAML scalar that reads back as the same text. JSON's strings are YAML's double-quoted ones.
 pub(super) fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()

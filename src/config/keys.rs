@@ -27,6 +27,7 @@ pub(super) const KEYS: &[&str] = &[
     "upstream.lanes_max",
     "upstream.pinned_max",
     "upstream.pinned_idle",
+    "upstream.key_prefix",
     "admin.resp",
     "admin.password_file",
     "workers",
@@ -42,7 +43,15 @@ pub(super) const KEYS: &[&str] = &[
     "cache.on_write",
     "cache.update_max_bytes",
     "cache.refills_max",
+    "cache.touch_interval",
+    "local.max_bytes",
     "rules",
+    "warm.keys",
+    "warm.patterns",
+    "warm.rate",
+    "warm.max_keys",
+    "warm.before_ready",
+    "warm.timeout",
     "coherence.mode",
     "coherence.max_staleness",
     "coherence.fence",
@@ -57,6 +66,11 @@ pub(super) const KEYS: &[&str] = &[
     "outage.max_stale",
     "outage.writes",
     "outage.error",
+    "commands.deny",
+    "commands.allow",
+    "commands.enforce",
+    "commands.overrides",
+    "commands.rate",
     "commands.shutdown",
     "http.listen",
     "http.allowed_hosts",
@@ -96,17 +110,18 @@ pub(super) fn hint(name: &str) -> String {
 pub(super) fn nearest(name: &str) -> Option<String> {
     let section = parent(name);
     let last = last_word(name);
-    let spelled = near(last, &siblings(section)).map(|sibling| join(section, sibling));
+    let spelled = nearest_of(last, siblings(section).into_iter()).map(|sibling| join(section, sibling));
     spelled.or_else(|| {
         let moved = KEYS.iter().find(|key| last_word(key) == last);
         moved.map(|key| (*key).to_owned())
     })
 }
 
-/// The one of `known` that `word` was probably meant to be.
-pub(super) fn near<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
-    let near = known.iter().map(|other| (distance(word, other), *other));
-    near.filter(|(d, other)| *d <= near_enough(word.len().min(other.len()))).min_by_key(|(d, _)| *d).map(|(_, k)| k)
+/// Which of `words` was probably meant, by its spelling.
+pub(super) fn nearest_of<'w>(name: &str, words: impl Iterator<Item = &'w str>) -> Option<&'w str> {
+    let near = words.map(|word| (distance(name, word), word));
+    let near = near.filter(|(d, word)| *d <= near_enough(name.len().min(word.len())));
+    near.min_by_key(|(d, _)| *d).map(|(_, word)| word)
 }
 
 pub(super) fn join(section: &str, word: &str) -> String {

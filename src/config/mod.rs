@@ -1,13 +1,19 @@
-//! The resolved configuration: plain values, validated once at start, cloned to whoever needs a part of it. `load` reads
-//! flags over environment over file. Nothing here is global and nothing changes afterwards; what the keys mean to users
-//! is in `config/nearside.yaml`.
+//! The resolved configuration: plain values, validated when they are read, cloned to whoever needs a part of it. `Layers` reads
+//! flags over environment over file, at start and again while the process runs. Nothing here is global, and no value
+//! changes: another configuration is another value. What the keys mean to users is in `config/nearside.yaml`.
 
+mod commands;
 mod cpu;
 mod file;
 mod keys;
+mod layers;
+mod live;
 mod memory;
+mod persist;
 mod print;
 mod resolve;
+mod rollout;
+mod rule_change;
 mod rules;
 mod settings;
 #[cfg(test)]
@@ -15,22 +21,27 @@ mod tests;
 mod units;
 mod url;
 
-use std::{
-    fmt,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
-pub(crate) use print::yaml;
-pub(crate) use rules::{Rule, RuleMode, Variant, WHOLE};
-pub(crate) use settings::Overrides;
+pub(crate) use layers::{Layers, look};
+pub(crate) use live::differing;
+pub(crate) use print::{json, rule_json, yaml};
+pub(crate) use rollout::{AutoRollback, Ramp, Rollout, WHOLE};
+pub(crate) use rule_change::{Changed, Place, no_such_rule, put_rule, without_rule};
+pub(crate) use rules::{Rule, RuleMode, Variant, show_percent};
+pub(crate) use settings::{Digest, Overrides};
 pub(crate) use units::duration;
 pub(crate) use url::{Url, parse as parse_url};
 
 use crate::command::cacheable::KeptCommands;
+use crate::policy::commands::{Override, Rate, Word};
 use resolve::Resolver;
 use settings::Settings;
+
+/// The word of `cache.mode`.
+pub(crate) fn cache_mode(text: &str) -> Result<CacheMode, String> {
+    units::word(text, &CacheMode::ALL)
+}
 
 /// Reads and checks everything. `env` is the process environment; only `NEARSIDE_*` is looked at. The strings beside the
 /// configuration are warnings, one sentence each.
@@ -38,7 +49,7 @@ pub(crate) fn load(
     overrides: &Overrides,
     env: impl Iterator<Item = (String, String)>,
 ) -> Result<(Config, Vec<String>), ConfigError> {
-    load_within(overrides, env, memory::limit(Path::new("/")))
+    load_within(overrides, env, memory::limit(std::path::Path::new("/")))
 }
 
 fn load_within(
@@ -46,11 +57,14 @@ fn load_within(
     env: impl Iterator<Item = (String, String)>,
     memory: Option<u64>,
 ) -> Result<(Config, Vec<String>), ConfigError> {
-    let settings = Settings::gather(overrides, env);
-    let mut resolver = Resolver::new(&settings);
+    resolve(&Settings::gather(overrides, env), memory)
+}
+
+fn resolve(settings: &Settings, memory: Option<u64>) -> Result<(Config, Vec<String>), ConfigError> {
+    let mut resolver = Resolver::new(settings);
     let config = resolver.config(memory);
     let warnings = [settings.warnings.as_slice(), &resolver.warnings].concat();
-    check(&settings, &resolver)?;
+    check(settings, &resolver)?;
     Ok((config, warnings))
 }
 
@@ -71,11 +85,21 @@ pub(crate) fn rules(
     overrides: &Overrides,
     env: impl Iterator<Item = (String, String)>,
 ) -> Result<(Cache, Vec<Rule>), ConfigError> {
-    let settings = Settings::gather(overrides, env);
-    let mut resolver = Resolver::new(&settings);
-    let cache = resolver.cache(memory::limit(Path::new("/")));
+    rules_of(&Settings::gather(overrides, env))
+}
+
+/// The same of a configuration that a running process shows; `place` is where it came from.
+pub(crate) fn rules_in(place: &str, text: &str) -> Result<(Cache, Vec<Rule>), ConfigError> {
+    let mut overrides = Overrides::default();
+    overrides.file(Some(place.to_owned()));
+    rules_of(&Settings::gather_with(&overrides, std::iter::empty(), Some(text)))
+}
+
+fn rules_of(settings: &Settings) -> Result<(Cache, Vec<Rule>), ConfigError> {
+    let mut resolver = Resolver::new(settings);
+    let cache = resolver.cache(memory::limit(std::path::Path::new("/")));
     let rules = resolver.rules(&cache);
-    check(&settings, &resolver)?;
+    check(settings, &resolver)?;
     Ok((cache, rules))
 }
 
@@ -94,6 +118,12 @@ pub(crate) struct ConfigError {
     problems: Vec<String>,
 }
 
+impl ConfigError {
+    pub(crate) fn into_problems(self) -> Vec<String> {
+        self.problems
+    }
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Config {
     pub(crate) environment: Environment,
@@ -102,8 +132,10 @@ pub(crate) struct Config {
     pub(crate) admin: Admin,
     pub(crate) workers: usize,
     pub(crate) cache: Cache,
+    pub(crate) local: Local,
     /// In the order in which they are asked; none: every key is cached as `cache` says.
     pub(crate) rules: Vec<Rule>,
+    pub(crate) warm: Warm,
     pub(crate) coherence: Coherence,
     pub(crate) outage: Outage,
     pub(crate) commands: Commands,
@@ -142,6 +174,8 @@ pub(crate) struct Listen {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Upstream {
+    pub(crate) backend: Backend,
+    /// Of nowhere where the backend is not it.
     pub(crate) endpoint: Endpoint,
     pub(crate) db: u32,
     /// Never set without a password.
@@ -158,12 +192,35 @@ pub(crate) struct Upstream {
     pub(crate) pinned_max: usize,
     /// At most `pinned_max`.
     pub(crate) pinned_idle: usize,
+    /// In front of every key upstream; empty: none.
+    pub(crate) key_prefix: String,
 }
 
 impl Upstream {
     /// The URL without credentials.
     pub(crate) fn display(&self) -> String {
-        url::show(&self.endpoint, self.db)
+        match self.backend {
+            Backend::Upstream => url::show(&self.endpoint, self.db),
+            Backend::Local => url::EMBEDDED.to_owned(),
+        }
+    }
+}
+
+/// Who answers what is not answered from the L1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Backend {
+    /// The Redis or Valkey behind.
+    Upstream,
+    /// The local engine: `upstream.url: embedded`, or nothing named by anybody.
+    Local,
+}
+
+impl Backend {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Backend::Upstream => "upstream",
+            Backend::Local => "embedded",
+        }
     }
 }
 
@@ -228,12 +285,50 @@ pub(crate) struct Cache {
     pub(crate) update_max_bytes: usize,
     /// Fetches of one lane under way while it recovers.
     pub(crate) refills_max: usize,
+    /// How often upstream is told of keys that are hit here; none: never.
+    pub(crate) touch_interval: Option<Duration>,
+}
+
+/// What is loaded at start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Warm {
+    pub(crate) keys: Vec<String>,
+    /// Globs, as SCAN takes them.
+    pub(crate) patterns: Vec<String>,
+    /// Keys, or SCANs, a second; at least 1.
+    pub(crate) rate: u32,
+    /// Keys altogether.
+    pub(crate) max_keys: usize,
+    /// Not ready before it is done, or `timeout` has passed.
+    pub(crate) before_ready: bool,
+    pub(crate) timeout: Duration,
+}
+
+impl Warm {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.keys.is_empty() && self.patterns.is_empty()
+    }
+}
+
+/// The local engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Local {
+    pub(crate) max_bytes: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CacheMode {
     Serve,
     Off,
+}
+
+impl CacheMode {
+    /// The first word is the default.
+    const ALL: [(&str, CacheMode); 2] = [("serve", CacheMode::Serve), ("off", CacheMode::Off)];
+
+    pub(crate) fn as_str(self) -> &'static str {
+        Self::ALL[self as usize].0
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -390,9 +485,16 @@ pub(crate) enum Canary {
     Every(Duration),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Commands {
     pub(crate) shutdown: bool,
+    pub(crate) deny: Vec<Word>,
+    /// None: whatever `deny` does not refuse. Not empty.
+    pub(crate) allow: Option<Vec<Word>>,
+    /// False: what is refused is only counted and logged.
+    pub(crate) enforce: bool,
+    pub(crate) overrides: Vec<Override>,
+    pub(crate) rate: Vec<Rate>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,7 +4,8 @@
 use std::fmt::Write as _;
 
 use super::{
-    AdminResp, CacheMode, Canary, Config, Environment, Eviction, LogFormat,
+    AdminResp, Canary, Commands, Config, Environment, Eviction, LogFormat, Rule,
+    commands::{overrides_yaml, rates_yaml, words_yaml},
     file::quoted,
     units::{show_duration, show_size},
 };
@@ -27,6 +28,25 @@ pub(crate) fn yaml(config: &Config) -> String {
     out
 }
 
+/// The same as JSON: values are texts where YAML's are no numbers and no booleans.
+pub(crate) fn json(config: &Config) -> serde_json::Value {
+    as_json(&yaml(config))
+}
+
+/// A rule as `PUT /api/v1/rules/{name}` takes it, with its name.
+pub(crate) fn rule_json(rule: &Rule) -> serde_json::Value {
+    let mut value = as_json(&rule.yaml());
+    if let Some(map) = value.as_object_mut() {
+        map.insert("name".to_owned(), rule.name.clone().into());
+    }
+    value
+}
+
+/// What this module prints is valid; should it ever not be, that is shown in its place.
+fn as_json(yaml: &str) -> serde_json::Value {
+    super::file::as_json(yaml).unwrap_or_else(|error| error.message.into())
+}
+
 fn open_sections<'k>(out: &mut String, open: &mut Vec<&'k str>, sections: &[&'k str]) {
     let same = open.iter().zip(sections).take_while(|(a, b)| a == b).count();
     for (depth, section) in sections.iter().enumerate().skip(same) {
@@ -36,17 +56,32 @@ fn open_sections<'k>(out: &mut String, open: &mut Vec<&'k str>, sections: &[&'k 
     open.extend_from_slice(sections);
 }
 
-enum Shown {
+#[derive(PartialEq, Eq)]
+pub(super) enum Shown {
     Value(String),
     /// Written as a comment.
     Hidden(&'static str),
 }
 
 /// Every key with its value, in the order of `keys::KEYS` (a test compares the two).
-fn entries(config: &Config) -> Vec<(&'static str, Shown)> {
+pub(super) fn entries(config: &Config) -> Vec<(&'static str, Shown)> {
     let mut out = Entries(Vec::new());
-    let Config { environment, listen, upstream, admin, workers, cache, rules, coherence, outage, commands, http, log } =
-        config;
+    let Config {
+        environment,
+        listen,
+        upstream,
+        admin,
+        workers,
+        cache,
+        local,
+        rules,
+        warm,
+        coherence,
+        outage,
+        commands,
+        http,
+        log,
+    } = config;
     out.value("environment", environment_word(*environment));
     out.listen(listen);
     out.upstream(upstream);
@@ -54,10 +89,12 @@ fn entries(config: &Config) -> Vec<(&'static str, Shown)> {
     out.path("admin.password_file", admin.password_file.as_deref());
     out.value("workers", workers);
     out.cache(cache);
+    out.value("local.max_bytes", show_size(local.max_bytes));
     out.rules(rules);
+    out.warm(warm);
     out.coherence(coherence);
     out.outage(outage);
-    out.value("commands.shutdown", commands.shutdown);
+    out.commands(commands);
     out.list("http.listen", http.listen.iter().map(ToString::to_string));
     out.list("http.allowed_hosts", http.allowed_hosts.iter().cloned());
     out.path("http.token_file", http.token_file.as_deref());
@@ -107,10 +144,11 @@ impl Entries {
         self.value("upstream.lanes_max", upstream.lanes_max);
         self.value("upstream.pinned_max", upstream.pinned_max);
         self.value("upstream.pinned_idle", upstream.pinned_idle);
+        self.value("upstream.key_prefix", quoted(&upstream.key_prefix));
     }
 
     fn cache(&mut self, cache: &super::Cache) {
-        self.value("cache.mode", cache_word(cache.mode));
+        self.value("cache.mode", cache.mode.as_str());
         self.list("cache.commands", cache.commands.iter().map(|method| method.as_str().to_owned()));
         self.value("cache.max_bytes", show_size(cache.max_bytes));
         match cache.max_entries {
@@ -125,12 +163,22 @@ impl Entries {
         self.value("cache.on_write", cache.on_write.as_str());
         self.size("cache.update_max_bytes", cache.update_max_bytes);
         self.value("cache.refills_max", cache.refills_max);
+        self.value("cache.touch_interval", show_duration(cache.touch_interval.unwrap_or_default()));
     }
 
     /// One rule a line.
     fn rules(&mut self, rules: &[super::Rule]) {
         let lines: Vec<String> = rules.iter().map(|rule| format!("\n  - {}", rule.yaml())).collect();
         self.value("rules", if lines.is_empty() { "[]".to_owned() } else { lines.concat() });
+    }
+
+    fn warm(&mut self, warm: &super::Warm) {
+        self.list("warm.keys", warm.keys.iter().cloned());
+        self.list("warm.patterns", warm.patterns.iter().cloned());
+        self.value("warm.rate", warm.rate);
+        self.value("warm.max_keys", warm.max_keys);
+        self.value("warm.before_ready", warm.before_ready);
+        self.value("warm.timeout", show_duration(warm.timeout));
     }
 
     fn coherence(&mut self, coherence: &super::Coherence) {
@@ -151,6 +199,15 @@ impl Entries {
         self.value("outage.max_stale", show_duration(outage.max_stale));
         self.value("outage.writes", outage.writes.as_str());
         self.value("outage.error", outage.error.as_str());
+    }
+
+    fn commands(&mut self, commands: &Commands) {
+        self.value("commands.deny", words_yaml(&commands.deny));
+        self.value("commands.allow", commands.allow.as_deref().map_or("null".to_owned(), words_yaml));
+        self.value("commands.enforce", commands.enforce);
+        self.value("commands.overrides", overrides_yaml(&commands.overrides));
+        self.value("commands.rate", rates_yaml(&commands.rate));
+        self.value("commands.shutdown", commands.shutdown);
     }
 
     fn value(&mut self, key: &'static str, value: impl ToString) {
@@ -187,13 +244,6 @@ fn admin_word(resp: AdminResp) -> &'static str {
         AdminResp::Auto => "auto",
         AdminResp::On => "on",
         AdminResp::Off => "off",
-    }
-}
-
-fn cache_word(mode: CacheMode) -> &'static str {
-    match mode {
-        CacheMode::Serve => "serve",
-        CacheMode::Off => "off",
     }
 }
 

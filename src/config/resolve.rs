@@ -11,9 +11,9 @@ use std::{
 };
 
 use super::{
-    Admin, AdminResp, Cache, CacheMode, Canary, Coherence, CoherenceMode, Commands, Config, Environment, Eviction,
-    Fence, Http, Listen, Log, LogFormat, OnWrite, Outage, OutageError, OutageReads, OutageWrites, Retry, Secret,
-    TtlCap, Upstream, cpu,
+    Admin, AdminResp, Backend, Cache, CacheMode, Canary, Coherence, CoherenceMode, Config, Environment, Eviction,
+    Fence, Http, Listen, Local, Log, LogFormat, OnWrite, Outage, OutageError, OutageReads, OutageWrites, Retry, Secret,
+    TtlCap, Upstream, Warm, cpu,
     file::{Node, Value},
     settings::Settings,
     units::{self, DURATION_MAX, SIZE_MAX, shown},
@@ -21,6 +21,7 @@ use super::{
 };
 
 use crate::command::cacheable::Caching;
+use crate::command::prefix::PREFIX_MAX;
 use crate::command::table;
 use crate::observe::reasons::Method;
 
@@ -29,11 +30,14 @@ const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
 /// Loopback only: whoever wants more says so.
-const TCP_DEFAULT: [&str; 2] = ["127.0.0.1:6380", "[::1]:6380"];
+pub(super) const TCP_DEFAULT: [&str; 2] = ["127.0.0.1:6380", "[::1]:6380"];
 const HTTP_DEFAULT: &str = "127.0.0.1:9380";
 
 /// What applications ask for most, and what one change of a key drops least of.
 const COMMANDS_DEFAULT: [&str; 2] = ["GET", "MGET"];
+
+const NO_UPSTREAM: &str =
+    "no upstream: set upstream.url, for example redis://127.0.0.1:6379, or 'embedded' for the in-memory engine";
 
 /// `cache.max_bytes: auto` where memory is not limited further. A sidecar that takes more without being asked would
 /// surprise.
@@ -78,6 +82,15 @@ const CONNECTIONS_MAX: u64 = 1_000_000;
 /// Passwords are short; the bound keeps a wrong path from filling memory.
 const PASSWORD_MAX: u64 = 64 * KIB;
 
+/// The clock that upstream's LRU figures are kept by ticks once a second.
+const TOUCH_MIN: Duration = secs(1);
+
+/// Upstream answers hardly more, and clients want to be answered as well.
+const WARM_RATE_MAX: u32 = 100_000;
+
+/// Their names are remembered while it lasts, so that what SCAN returns twice is loaded once.
+const WARM_KEYS_MAX: u64 = 10_000_000;
+
 pub(super) struct Resolver<'s> {
     pub(super) settings: &'s Settings,
     pub(super) problems: Vec<String>,
@@ -92,17 +105,20 @@ impl<'s> Resolver<'s> {
     /// The whole configuration; only valid where `problems` is empty afterwards. `memory` is the cgroup's limit.
     pub(super) fn config(&mut self, memory: Option<u64>) -> Config {
         let cache = self.cache(memory);
+        let environment = self.environment();
         let config = Config {
-            environment: self.environment(),
+            environment,
             listen: self.listen(),
-            upstream: self.upstream(),
+            upstream: self.upstream(environment),
             admin: self.admin(),
             workers: self.workers(),
             rules: self.rules(&cache),
             cache,
+            local: Local { max_bytes: self.budget("local.max_bytes", memory) },
+            warm: self.warm(),
             coherence: self.coherence(),
             outage: self.outage(),
-            commands: Commands { shutdown: self.one("commands.shutdown", false, units::boolean) },
+            commands: self.commands(),
             http: self.http(),
             log: self.log(),
         };
@@ -143,11 +159,15 @@ impl<'s> Resolver<'s> {
         }
     }
 
-    fn upstream(&mut self) -> Upstream {
-        let url = self.url();
-        let (username, password, password_file) = self.upstream_login(&url);
+    fn upstream(&mut self, environment: Environment) -> Upstream {
+        let (backend, url) = self.backend(environment);
+        let (username, password, password_file) = match backend {
+            Backend::Upstream => self.upstream_login(&url),
+            Backend::Local => self.no_login(),
+        };
         let pinned_max = self.count("upstream.pinned_max", 1024, 1..=CONNECTIONS_MAX);
         Upstream {
+            backend,
             endpoint: url.endpoint,
             db: url.db,
             username,
@@ -160,15 +180,24 @@ impl<'s> Resolver<'s> {
             lanes_max: self.count("upstream.lanes_max", 64, 1..=CONNECTIONS_MAX),
             pinned_max,
             pinned_idle: self.count("upstream.pinned_idle", 8.min(pinned_max as u64), 0..=CONNECTIONS_MAX),
+            key_prefix: self.one("upstream.key_prefix", String::new(), key_prefix),
         }
     }
 
-    fn url(&mut self) -> Url {
+    /// Who takes the trouble to write a file, or runs in production, means an upstream, and is told that it is missing;
+    /// who just starts the program gets the engine.
+    fn backend(&mut self, environment: Environment) -> (Backend, Url) {
         if self.settings.get("upstream.url").is_none() {
-            self.problems.push("no upstream: set upstream.url, for example redis://127.0.0.1:6379".to_owned());
-            return Url::nowhere();
+            if self.settings.has_file || environment == Environment::Production {
+                self.problems.push(NO_UPSTREAM.to_owned());
+            }
+            return (Backend::Local, Url::nowhere());
         }
-        self.one("upstream.url", Url::nowhere(), url::parse)
+        let embedded = (Backend::Local, Url::nowhere());
+        self.one("upstream.url", embedded, |text| match text {
+            url::EMBEDDED => Ok((Backend::Local, Url::nowhere())),
+            _ => url::parse(text).map(|url| (Backend::Upstream, url)),
+        })
     }
 
     /// The credentials of the URL, or those of the keys beside it; never a mixture that leaves open which one counts.
@@ -187,6 +216,20 @@ impl<'s> Resolver<'s> {
             self.problem(key, "a user name without a password; set upstream.password_file, or write user:password@ (:password@ without a user) in upstream.url");
         }
         (username, url.password.clone().or(from_file), path)
+    }
+
+    fn no_login(&mut self) -> (Option<String>, Option<Secret>, Option<PathBuf>) {
+        for key in ["upstream.username", "upstream.password_file"] {
+            if self.settings.get(key).is_some() {
+                self.problem(key, "is for an upstream, and none is named; set upstream.url");
+            }
+        }
+        (None, None, None)
+    }
+
+    /// A share of memory, in bytes or `auto`.
+    fn budget(&mut self, key: &str, memory: Option<u64>) -> u64 {
+        self.one(key, cache_auto(memory), |text| cache_bytes(text, memory))
     }
 
     fn retry(&mut self) -> Retry {
@@ -218,9 +261,9 @@ impl<'s> Resolver<'s> {
         let max_value_bytes = self.size("cache.max_value_bytes", MIB, 1..=VALUE_MAX);
         let ttl = |least| least..=TTL_MAX;
         Cache {
-            mode: self.word("cache.mode", &[("serve", CacheMode::Serve), ("off", CacheMode::Off)]),
+            mode: self.word("cache.mode", &CacheMode::ALL),
             commands: self.list("cache.commands", &COMMANDS_DEFAULT, kept_command).into_iter().collect(),
-            max_bytes: self.one("cache.max_bytes", cache_auto(memory), |text| cache_bytes(text, memory)),
+            max_bytes: self.budget("cache.max_bytes", memory),
             max_entries: self.one("cache.max_entries", None, |text| units::number(text, 1..=u64::MAX).map(Some)),
             max_value_bytes,
             default_ttl: self.duration("cache.default_ttl", secs(300), ttl(millis(1))),
@@ -234,6 +277,18 @@ impl<'s> Resolver<'s> {
                 0..=VALUE_MAX,
             ),
             refills_max: self.count("cache.refills_max", 256, 1..=CONNECTIONS_MAX),
+            touch_interval: self.one("cache.touch_interval", Some(secs(60)), touch_interval),
+        }
+    }
+
+    fn warm(&mut self) -> Warm {
+        Warm {
+            keys: self.list("warm.keys", &[], key_name),
+            patterns: self.list("warm.patterns", &[], key_name),
+            rate: self.small("warm.rate", 1000, 1..=WARM_RATE_MAX),
+            max_keys: self.count("warm.max_keys", 100_000, 1..=WARM_KEYS_MAX),
+            before_ready: self.one("warm.before_ready", false, units::boolean),
+            timeout: self.duration("warm.timeout", secs(60), millis(1)..=DURATION_MAX),
         }
     }
 
@@ -305,6 +360,8 @@ impl Resolver<'_> {
         self.check_addresses(config);
         self.check_sizes(config, memory);
         self.check_pairs(config);
+        self.check_embedded(config);
+        self.check_backend(config);
         self.check_rules(config);
         if !config.listen.protected {
             self.warnings.push(
@@ -351,6 +408,27 @@ impl Resolver<'_> {
         }
     }
 
+    /// What the in-memory engine does not carry out must not look as if it did.
+    fn check_embedded(&mut self, config: &Config) {
+        let commands = &config.commands;
+        for (key, given) in [
+            ("upstream.key_prefix", !config.upstream.key_prefix.is_empty()),
+            ("commands.deny", !commands.deny.is_empty()),
+            ("commands.allow", commands.allow.is_some()),
+            ("commands.overrides", !commands.overrides.is_empty()),
+            ("commands.rate", !commands.rate.is_empty()),
+            ("warm.keys", !config.warm.keys.is_empty()),
+            ("warm.patterns", !config.warm.patterns.is_empty()),
+        ] {
+            if given && config.upstream.backend == Backend::Local {
+                self.problem(key, "the in-memory engine has nothing of the kind; name an upstream in upstream.url");
+            }
+        }
+        if config.upstream.backend == Backend::Local && !config.rules.is_empty() {
+            self.warnings.push("rules: nothing is cached in front of the in-memory engine, they do nothing".to_owned());
+        }
+    }
+
     fn check_pairs(&mut self, config: &Config) {
         let upstream = &config.upstream;
         if upstream.retry.base_delay > upstream.retry.max_delay {
@@ -363,8 +441,28 @@ impl Resolver<'_> {
                 units::show_duration(STALL_SOUND)
             ));
         }
+        if config.warm.before_ready && config.warm.is_empty() {
+            self.warnings.push(
+                "warm.before_ready is true and nothing is to be loaded: name keys in warm.keys or globs in warm.patterns"
+                    .to_owned(),
+            );
+        }
         if upstream.pinned_idle > upstream.pinned_max {
             self.problem("upstream.pinned_idle", "is more than upstream.pinned_max");
+        }
+    }
+}
+
+impl Resolver<'_> {
+    fn check_backend(&mut self, config: &Config) {
+        if config.upstream.backend == Backend::Upstream {
+            return;
+        }
+        if config.environment == Environment::Production {
+            self.warnings.push(
+                "upstream.url is embedded in production: nothing is kept when this process ends, and no other one sees it"
+                    .to_owned(),
+            );
         }
     }
 }
@@ -378,7 +476,7 @@ fn collide(a: &SocketAddr, b: &SocketAddr) -> bool {
 
 /// One key each: default where nothing was given, else the value, else a problem that says where and what.
 impl Resolver<'_> {
-    fn one<T>(&mut self, key: &str, default: T, read: impl Fn(&str) -> Result<T, String>) -> T {
+    pub(super) fn one<T>(&mut self, key: &str, default: T, read: impl Fn(&str) -> Result<T, String>) -> T {
         let Some(setting) = self.settings.get(key) else {
             return default;
         };
@@ -392,7 +490,7 @@ impl Resolver<'_> {
         })
     }
 
-    fn list<T>(&mut self, key: &str, default: &[&str], read: impl Fn(&str) -> Result<T, String>) -> Vec<T> {
+    pub(super) fn list<T>(&mut self, key: &str, default: &[&str], read: impl Fn(&str) -> Result<T, String>) -> Vec<T> {
         let Some(setting) = self.settings.get(key) else {
             return default.iter().filter_map(|text| read(text).ok()).collect();
         };
@@ -480,8 +578,35 @@ fn channel(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+/// `*` would mean something in SORT's BY and GET, where nothing escapes it; and no ACL pattern can hold a blank.
+fn key_prefix(text: &str) -> Result<String, String> {
+    if text.chars().any(|c| c == '*' || c.is_whitespace() || c.is_control()) {
+        return Err(format!(
+            "{} has a *, blanks or control characters; write one word, for example app1:",
+            shown(text)
+        ));
+    }
+    if text.len() > PREFIX_MAX {
+        return Err(format!("{} has {} bytes; {PREFIX_MAX} are allowed", shown(text), text.len()));
+    }
+    Ok(text.to_owned())
+}
+
 /// More often would be a write a moment to every upstream for a figure that nobody reads so often.
 const CANARY_MIN: Duration = secs(1);
+
+fn touch_interval(text: &str) -> Result<Option<Duration>, String> {
+    let interval = units::duration(text, Duration::ZERO..=TTL_MAX)?;
+    if !interval.is_zero() && interval < TOUCH_MIN {
+        return Err(format!("{} is less than 1s; use 0s to tell upstream nothing", shown(text)));
+    }
+    Ok((!interval.is_zero()).then_some(interval))
+}
+
+/// Any bytes are a key to Redis, also none; in a list here an empty one is a slip.
+fn key_name(text: &str) -> Result<String, String> {
+    if text.is_empty() { Err("has an empty element".to_owned()) } else { Ok(text.to_owned()) }
+}
 
 fn canary(text: &str) -> Result<Canary, String> {
     match text {

@@ -8,26 +8,27 @@ use super::file::{Node, Value};
 use super::resolve::{Resolver, TTL_MAX, VALUE_MAX, kept_command};
 use super::settings::Setting;
 use super::units::{self, shown};
-use super::{Cache, CoherenceMode, Config, OnWrite, keys};
+use super::{Cache, CoherenceMode, Config, OnWrite, Rollout, WHOLE, keys, rollout};
 use crate::command::cacheable::KeptCommands;
+use crate::observe::arms::ARMS_MAX;
 use crate::policy::overlap;
 use crate::policy::pattern::Pattern;
 use crate::policy::tag::TagTemplate;
 
 /// Each costs a few hundred bytes, and 1 µs of a miss where none of them begins with a text of its own.
-const RULES_MAX: usize = 4096;
+pub(super) const RULES_MAX: usize = 4096;
 
 /// A rule's name is a metric label.
-const NAME_MAX: usize = 64;
+pub(super) const NAME_MAX: usize = 64;
 
 /// Variants of one rule: an experiment with more would never come to an end.
 const VARIANTS_MAX: usize = 16;
 
+/// The arm of the keys that are not cached, as it is shown.
+const CONTROL: &str = "control";
+
 /// Tags of one rule; each takes a place in the index for every key.
 const TAGS_MAX: usize = 8;
-
-/// Whole of what is dealt out, in hundredths of a percent.
-pub(crate) const WHOLE: u16 = 10_000;
 
 /// What is cached of the keys that a pattern matches. Complete: what was not given has come from `cache`.
 #[derive(Clone, Debug, PartialEq)]
@@ -60,13 +61,6 @@ pub(crate) enum RuleMode {
     Serve,
     /// Its keys pass through.
     Off,
-}
-
-/// Which keys of a rule are cached; the others are its control group.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Rollout {
-    /// Hundredths of a percent, at most `WHOLE`.
-    pub(crate) share: u16,
 }
 
 /// A part of a rule's cached keys, with a TTL of its own.
@@ -129,7 +123,7 @@ impl<'a> Fields<'a> {
                 Value::Text(word) => word.as_str(),
                 _ => "",
             };
-            let hint = match keys::near(word, known) {
+            let hint = match keys::nearest_of(word, known.iter().copied()) {
                 Some(near) => format!("did you mean {near}?"),
                 None => format!("known keys here: {}", known.join(", ")),
             };
@@ -238,6 +232,16 @@ impl Resolver<'_> {
                 ),
             );
         }
+        let arms: usize = config.rules.iter().map(Rule::arms).sum();
+        if arms > ARMS_MAX {
+            self.problem(
+                "rules",
+                &format!(
+                    "the rollouts and variants make {arms} groups of keys; {ARMS_MAX} are measured at once: end some of them \
+                     (rollout: 100 without variants, or mode: off)"
+                ),
+            );
+        }
         self.warn_of_shadows(&config.rules);
         self.warn_of_caps(config);
         if !config.rules.is_empty() && config.rules.iter().all(|rule| rule.pattern.text() != "*") {
@@ -308,6 +312,20 @@ impl Rule {
         }
     }
 
+    /// Its keys are in arms that are compared: not all of them are cached, or not all alike.
+    pub(crate) fn is_experiment(&self) -> bool {
+        let plan = &self.rollout;
+        self.mode == RuleMode::Serve && (plan.has_control() || plan.ramp.is_some() || !self.variants.is_empty())
+    }
+
+    /// How many arms that makes.
+    fn arms(&self) -> usize {
+        if !self.is_experiment() {
+            return 0;
+        }
+        self.variants.len().max(1) + usize::from(self.rollout.has_control())
+    }
+
     fn ttls(&self) -> impl Iterator<Item = Duration> {
         let own = self.variants.is_empty().then_some(self.ttl);
         self.variants.iter().map(|variant| variant.ttl).chain(own)
@@ -319,31 +337,53 @@ impl Rule {
 
     /// As a map in one line of YAML that reads back as the same rule.
     pub(super) fn yaml(&self) -> String {
+        let pairs: Vec<String> = self.fields().iter().map(|(key, value)| format!("{key}: {value}")).collect();
+        format!("{{{}}}", pairs.join(", "))
+    }
+
+    /// The keys that are not as `cache` says, as block YAML: the first line is `- ` and its first key.
+    pub(super) fn yaml_block(&self, cache: &Cache, indent: &str, eol: &str) -> String {
+        let plain = Rule { name: self.name.clone(), pattern: self.pattern.clone(), ..Rule::of_cache(cache) }.fields();
+        let told = |pair: &(&str, String)| matches!(pair.0, "name" | "pattern") || !plain.contains(pair);
+        let fields = self.fields();
+        let lines = fields.iter().filter(|pair| told(pair)).enumerate().map(|(i, (key, value))| {
+            let lead = if i == 0 { "- " } else { "  " };
+            format!("{indent}{lead}{key}: {value}{eol}")
+        });
+        lines.collect()
+    }
+
+    /// Keys and values as YAML has them, all but those that say nothing. A name that is the pattern's text is none of its
+    /// own, and might not even be allowed as one.
+    fn fields(&self) -> Vec<(&'static str, String)> {
         let quoted = |text: &str| super::file::quoted(text);
-        let mut out = vec![
-            format!("name: {}", quoted(&self.name)),
-            format!("pattern: {}", quoted(self.pattern.text())),
-            format!("commands: [{}]", self.commands.iter().map(|m| quoted(m.as_str())).collect::<Vec<_>>().join(", ")),
-            format!("ttl: {}", units::show_duration(self.ttl)),
-            format!("negative_ttl: {}", units::show_duration(self.negative_ttl)),
-            format!("max_value_bytes: {}", units::show_size(self.max_value_bytes as u64)),
-            format!("on_write: {}", self.on_write.as_str()),
-            format!("mode: {}", self.mode.as_str()),
-            format!("rollout: {}", self.rollout.yaml()),
-            format!("stale_while_revalidate: {}", units::show_duration(self.stale_while_revalidate)),
-        ];
-        out.extend(self.refresh_ahead.map(|d| format!("refresh_ahead: {}", units::show_duration(d))));
-        out.extend(self.stale_if_error.map(|d| format!("stale_if_error: {}", units::show_duration(d))));
+        let list = |words: Vec<String>| format!("[{}]", words.join(", "));
+        let mut out = vec![("pattern", quoted(self.pattern.text()))];
+        if self.name != self.pattern.text() {
+            out.insert(0, ("name", quoted(&self.name)));
+        }
+        out.extend([
+            ("commands", list(self.commands.iter().map(|m| quoted(m.as_str())).collect())),
+            ("ttl", units::show_duration(self.ttl)),
+            ("negative_ttl", units::show_duration(self.negative_ttl)),
+            ("max_value_bytes", units::show_size(self.max_value_bytes as u64)),
+            ("on_write", self.on_write.as_str().to_owned()),
+            ("mode", self.mode.as_str().to_owned()),
+            ("rollout", self.rollout.yaml()),
+            ("stale_while_revalidate", units::show_duration(self.stale_while_revalidate)),
+        ]);
+        out.extend(self.refresh_ahead.map(|d| ("refresh_ahead", units::show_duration(d))));
+        out.extend(self.stale_if_error.map(|d| ("stale_if_error", units::show_duration(d))));
         if !self.variants.is_empty() {
             let variant = |v: &Variant| format!("{}: {{ttl: {}}}", quoted(&v.name), units::show_duration(v.ttl));
-            out.push(format!("variants: {{{}}}", self.variants.iter().map(variant).collect::<Vec<_>>().join(", ")));
+            let variants: Vec<String> = self.variants.iter().map(variant).collect();
+            out.push(("variants", format!("{{{}}}", variants.join(", "))));
         }
         if !self.tags.is_empty() {
-            let tags: Vec<String> = self.tags.iter().map(|tag| quoted(tag.text())).collect();
-            out.push(format!("tags: [{}]", tags.join(", ")));
+            out.push(("tags", list(self.tags.iter().map(|tag| quoted(tag.text())).collect())));
         }
-        out.extend(self.max_share.map(|share| format!("max_share: {}", show_fraction(share.into()))));
-        format!("{{{}}}", out.join(", "))
+        out.extend(self.max_share.map(|share| ("max_share", show_fraction(share.into()))));
+        out
     }
 }
 
@@ -353,18 +393,6 @@ impl RuleMode {
             RuleMode::Serve => "serve",
             RuleMode::Off => "off",
         }
-    }
-}
-
-impl Rollout {
-    pub(crate) const ALL: Rollout = Rollout { share: WHOLE };
-
-    pub(crate) fn percent(&self) -> String {
-        show_percent(self.share)
-    }
-
-    fn yaml(&self) -> String {
-        self.percent()
     }
 }
 
@@ -405,7 +433,7 @@ fn rule(fields: &mut Fields<'_>, cache: &Cache) -> Option<Rule> {
         refresh_ahead: fields.duration("refresh_ahead", Duration::from_millis(1)..=TTL_MAX),
         stale_while_revalidate: fields.duration("stale_while_revalidate", Duration::ZERO..=TTL_MAX).unwrap_or_default(),
         stale_if_error: fields.duration("stale_if_error", Duration::ZERO..=TTL_MAX),
-        rollout: rollout(fields).unwrap_or(Rollout::ALL),
+        rollout: rollout::read(fields).unwrap_or(Rollout::ALL),
         variants: variants(fields),
         tags: tags(fields, &pattern),
         max_share: fields.one("max_share", fraction),
@@ -452,15 +480,6 @@ fn rule_mode(text: &str) -> Result<RuleMode, String> {
     units::word(text, &[("serve", RuleMode::Serve), ("off", RuleMode::Off)])
 }
 
-fn rollout(fields: &mut Fields<'_>) -> Option<Rollout> {
-    if !matches!(fields.node("rollout")?.value, Value::Map(_)) {
-        return fields.one("rollout", percent).map(|share| Rollout { share });
-    }
-    let mut map = fields.map("rollout")?;
-    map.only(&["percent"]);
-    Some(Rollout { share: map.one("percent", percent).unwrap_or(WHOLE) })
-}
-
 fn variants(fields: &mut Fields<'_>) -> Vec<Variant> {
     let Some(map) = fields.map("variants") else { return Vec::new() };
     let names: Vec<String> = map
@@ -486,12 +505,17 @@ fn variants(fields: &mut Fields<'_>) -> Vec<Variant> {
         if one.node("ttl").is_none() {
             one.problem("ttl is missing");
         }
+        if name == CONTROL {
+            one.problem("is what the keys are called that are not cached; choose another name");
+        }
         match (ttl, rule_name(&name)) {
             (Some(ttl), Ok(name)) => variants.push(Variant { name, ttl }),
             (_, Err(what)) => one.problem(&what),
             (None, Ok(_)) => {}
         }
     }
+    // A map has no order, and JSON's loses the one it was written in: which keys are whose must not depend on it.
+    variants.sort_by(|a: &Variant, b: &Variant| a.name.cmp(&b.name));
     variants
 }
 
@@ -505,7 +529,7 @@ fn tags(fields: &mut Fields<'_>, pattern: &Pattern) -> Vec<TagTemplate> {
 }
 
 /// 0 to 100 with at most two decimals, in hundredths of a percent.
-fn percent(text: &str) -> Result<u16, String> {
+pub(super) fn percent(text: &str) -> Result<u16, String> {
     decimal(text, 2).filter(|n| *n <= WHOLE).ok_or_else(|| {
         format!("{} is not a share of the keys; use 0 to 100 percent, for example 25 or 0.5", shown(text))
     })
@@ -519,7 +543,7 @@ fn fraction(text: &str) -> Result<u16, String> {
 }
 
 /// `text` times 10^`places`, where it has no more decimals than that.
-fn decimal(text: &str, places: usize) -> Option<u16> {
+pub(super) fn decimal(text: &str, places: usize) -> Option<u16> {
     let (whole, part) = text.split_once('.').unwrap_or((text, ""));
     let digits = |s: &str| s.bytes().all(|b| b.is_ascii_digit());
     if whole.is_empty() || !digits(whole) || !digits(part) || part.len() > places {
@@ -529,7 +553,7 @@ fn decimal(text: &str, places: usize) -> Option<u16> {
     padded.parse::<u32>().ok().and_then(|n| u16::try_from(n).ok())
 }
 
-fn show_percent(share: u16) -> String {
+pub(crate) fn show_percent(share: u16) -> String {
     trimmed(format!("{}.{:02}", share / 100, share % 100))
 }
 
@@ -537,6 +561,6 @@ fn show_fraction(share: u32) -> String {
     trimmed(format!("{}.{:04}", share / u32::from(WHOLE), share % u32::from(WHOLE)))
 }
 
-fn trimmed(text: String) -> String {
+pub(super) fn trimmed(text: String) -> String {
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }

@@ -1,7 +1,14 @@
 //! Configuration as given: one value per key with where it came from, merged from file, environment and flags. Runs at
 //! start. It checks names only; types, ranges and defaults are `resolve`'s.
 
-use std::{collections::BTreeMap, fmt, fs::File, io::Read, path::Path};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    fs::File,
+    hash::{DefaultHasher, Hasher},
+    io::Read,
+    path::Path,
+};
 
 use super::{
     file::{self, Node, SyntaxError, Value},
@@ -11,16 +18,16 @@ use super::{
 /// A configuration is a few KiB. The bound keeps a wrong path (a device, a dump) from filling memory.
 const FILE_MAX: u64 = 1 << 20;
 
-const PREFIX: &str = "NEARSIDE_";
+pub(super) const PREFIX: &str = "NEARSIDE_";
 
 /// Names the file; not a key itself.
-const FILE_VARIABLE: &str = "NEARSIDE_CONFIG";
+pub(super) const FILE_VARIABLE: &str = "NEARSIDE_CONFIG";
 
 /// What the command line sets; each entry wins over environment and file. No `Debug`, here and below: an upstream URL
 /// may hold a password.
 #[derive(Clone, Default)]
 pub(crate) struct Overrides {
-    file: Option<String>,
+    pub(super) file: Option<String>,
     values: Vec<(&'static str, &'static str, Node)>,
 }
 
@@ -45,6 +52,8 @@ enum Origin {
     File(String),
     Variable(String),
     Flag(&'static str),
+    /// What was sent to the running process.
+    Body,
 }
 
 pub(super) struct Setting {
@@ -60,8 +69,18 @@ impl Setting {
             Origin::File(path) => at_line(path, line),
             Origin::Variable(name) => name.clone(),
             Origin::Flag(flag) => (*flag).to_owned(),
+            Origin::Body => at_line("body", line),
         }
     }
+}
+
+/// Bytes of a file that were looked at, as a number: another one means that they have changed.
+pub(crate) type Digest = u64;
+
+pub(crate) fn digest(bytes: &[u8]) -> Digest {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(bytes);
+    hasher.finish()
 }
 
 /// All that was given, and what was wrong with the names.
@@ -72,24 +91,50 @@ pub(super) struct Settings {
     pub(super) warnings: Vec<String>,
     /// The file could not be read at all: what seems to be missing may stand in it.
     pub(super) incomplete: bool,
+    /// A configuration file is named, readable or not.
+    pub(super) has_file: bool,
+    /// Of the file; none where there is none, or it could not be read.
+    pub(super) digest: Option<Digest>,
 }
 
 impl Settings {
     /// Reads the layers, lowest first, so that later ones win.
     pub(super) fn gather(overrides: &Overrides, env: impl Iterator<Item = (String, String)>) -> Settings {
+        Settings::gather_with(overrides, env, None)
+    }
+
+    /// The same, with this text in place of what the file has.
+    pub(super) fn gather_with(
+        overrides: &Overrides,
+        env: impl Iterator<Item = (String, String)>,
+        text: Option<&str>,
+    ) -> Settings {
         let mut settings = Settings::default();
         // Sorted, so that NEARSIDE_UPSTREAM__RETRY (a map) comes before NEARSIDE_UPSTREAM__RETRY__BASE_DELAY, which wins.
         let variables: BTreeMap<String, String> =
             env.filter(|(name, value)| name.starts_with(PREFIX) && !value.is_empty()).collect();
         let path = overrides.file.as_ref().or_else(|| variables.get(FILE_VARIABLE));
         if let Some(path) = path {
-            settings.add_file(path);
+            settings.has_file = true;
+            settings.add_file(path, text);
         }
         settings.add_environment(&variables);
         for (flag, key, node) in &overrides.values {
             settings.given.insert(key, Setting { origin: Origin::Flag(flag), node: node.clone() });
         }
         settings
+    }
+
+    /// One key, as somebody has sent it.
+    pub(super) fn of_body(key: &'static str, node: Node) -> Settings {
+        let setting = Setting { origin: Origin::Body, node };
+        Settings { given: BTreeMap::from([(key, setting)]), ..Settings::default() }
+    }
+
+    /// The flag or the variable that gives a key, where it is not the file.
+    pub(super) fn overridden(&self, key: &str) -> Option<String> {
+        let setting = self.get(key)?;
+        (!matches!(setting.origin, Origin::File(_))).then(|| setting.place(0))
     }
 
     /// The value of a key. `null` and the empty text count as not given, in every layer: it is what templates render
@@ -99,8 +144,11 @@ impl Settings {
         self.given.get(key).filter(|setting| !empty(&setting.node.value))
     }
 
-    fn add_file(&mut self, path: &str) {
-        let parsed = read(Path::new(path))
+    fn add_file(&mut self, path: &str, text: Option<&str>) {
+        let bytes = text.map_or_else(|| read(Path::new(path)), |text| Ok(text.as_bytes().to_vec()));
+        self.digest = bytes.as_ref().ok().map(|bytes| digest(bytes));
+        let parsed = bytes
+            .and_then(as_text)
             .map_err(|why| format!("{path}: cannot be read: {why}"))
             .and_then(|source| file::parse(&source).map_err(|e| not_yaml(path, &e)));
         match parsed {
@@ -225,22 +273,28 @@ fn printable(name: &str) -> String {
     name.chars().filter(|c| !c.is_control()).take(NAME_MAX).collect()
 }
 
-fn read(path: &Path) -> Result<String, ReadError> {
-    let mut text = String::new();
-    let mut file = File::open(path)?.take(FILE_MAX + 1);
-    file.read_to_string(&mut text)?;
-    if text.len() as u64 > FILE_MAX {
+/// One byte more than a configuration may have, at most.
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, ReadError> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(FILE_MAX + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+pub(super) fn as_text(bytes: Vec<u8>) -> Result<String, ReadError> {
+    if bytes.len() as u64 > FILE_MAX {
         return Err(ReadError::TooLong);
     }
-    Ok(text)
+    String::from_utf8(bytes).map_err(|_| ReadError::NoText)
 }
 
 #[derive(Debug, thiserror::Error)]
-enum ReadError {
+pub(super) enum ReadError {
     #[error("{0}")]
     Io(#[from] std::io::Error),
     #[error("longer than 1 MiB, so hardly a configuration")]
     TooLong,
+    #[error("not text in UTF-8")]
+    NoText,
 }
 
 impl fmt::Display for Setting {

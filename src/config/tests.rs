@@ -131,6 +131,19 @@ fn every_key_is_read() {
 }
 
 #[test]
+fn a_key_prefix_has_a_bound() {
+    let prefix =
+        |len: usize| Written::new(&format!("upstream: {{key_prefix: \"{}\"}}", "x".repeat(len))).load(&[UPSTREAM]);
+    assert_eq!(prefix(128).unwrap().0.upstream.key_prefix.len(), 128);
+    let error = prefix(129).unwrap_err().to_string();
+    assert!(
+        error.contains(".yaml:1: upstream.key_prefix: ") && error.ends_with("has 129 bytes; 128 are allowed"),
+        "{error}"
+    );
+    assert_eq!(Config::for_tests("redis://h").upstream.key_prefix, "");
+}
+
+#[test]
 fn every_key_is_printed_in_order() {
     assert_eq!(print::printed_keys(&Config::for_tests("redis://h")), KEYS);
 }
@@ -140,17 +153,21 @@ environment: production
 listen: {tcp: ["0.0.0.0:0"], unix: "/tmp/a b.sock", unix_mode: 0600, protected: false, max_clients: 5, idle_timeout: 90s,
          output_limit: 100000, query_limit: 2MiB, buffers_max: 200000, drain_delay: 1500ms, drain_timeout: 1m}
 upstream: {url: "unix:///run/r%3F.sock?db=3", connect_timeout: 20ms, request_timeout: 3s, lanes_max: 2, pinned_max: 3,
-           pinned_idle: 1, retry: {max_attempts: 0, base_delay: 1ms, max_delay: 2ms}}
+           pinned_idle: 1, key_prefix: "tenant[7]:", retry: {max_attempts: 0, base_delay: 1ms, max_delay: 2ms}}
 admin: {resp: off}
 workers: 1
 cache: {mode: off, commands: [hgetall, Json.Get], max_bytes: 3MiB, max_entries: 7, max_value_bytes: 9KiB, default_ttl: 1h, negative_ttl: 0s, ttl_buffer: 0,
-        eviction: lru, on_write: resident, update_max_bytes: 8KiB}
+        eviction: lru, on_write: resident, update_max_bytes: 8KiB, touch_interval: 0s}
+local: {max_bytes: 5MiB}
 rules:
   - {pattern: "tenant:{id}:*", name: "a: b", commands: [hgetall, get], ttl: 2h, negative_ttl: 0, max_value_bytes: 1KiB, on_write: invalidate,
      rollout: 12.5, variants: {short: {ttl: 5m}, long: {ttl: 1h}}, tags: ["tenant:{id}", "{1}"], max_share: 0.125, refresh_ahead: 1s, stale_while_revalidate: 2s, stale_if_error: 1h}
   - {pattern: '\{user\}:*', mode: off, rollout: {percent: 0}}
+warm: {keys: ["a b", "1"], patterns: ["u:*"], rate: 7, max_keys: 9, before_ready: true, timeout: 3s}
 coherence: {mode: pubsub, max_staleness: 10ms, fence: session, channel: "app:drop", sample_per_second: 5, ttl_cap: {tracking: 1h, pubsub: 1m, ttl: 1ms}, pubsub_atomic: false, canary: 90s}
-commands: {shutdown: true}
+commands: {shutdown: true, deny: ["@Dangerous", client kill, "~s:*"], allow: ["@all", ft.search, "~é\"*"], enforce: false,
+           overrides: [{client: "b-*", user: u, listener: unix, deny: []}, {listener: "0.0.0.0:0", allow: [get], enforce: true}],
+           rate: [{client: "b-*", per_second: 5, burst: 9, on_limit: error, scope: connection}, {listener: tcp, per_second: 7}]}
 http: {listen: [], allowed_hosts: [Nearside.Example], max_connections: 3}
 log: {level: trace, format: json}
 "#;
@@ -177,6 +194,108 @@ fn unusual_values_arrive() {
     assert_eq!(config.cache.commands.iter().collect::<Vec<_>>(), [Method::Hgetall, Method::JsonGet]);
     assert_eq!(config.admin.resp, AdminResp::Off);
     assert_eq!(config.http.allowed_hosts, ["nearside.example"]);
+    let commands = &config.commands;
+    let shown = |words: &[Word]| words.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+    assert_eq!(shown(&commands.deny), "@dangerous client|kill ~s:*");
+    assert_eq!(shown(commands.allow.as_deref().unwrap()), "@all ft.search ~é\"*");
+    assert_eq!(commands.overrides[0].deny.as_deref(), Some(&[][..]));
+    assert_eq!(commands.overrides[1].who.listener.map(|l| l.to_string()).as_deref(), Some("0.0.0.0:0"));
+    assert_eq!((commands.rate[0].burst, commands.rate[1].burst), (9, 7));
+}
+
+/// What is wrong with one value of a key of `commands`, without file and key.
+fn wrong(key: &str, value: &str) -> Vec<String> {
+    let all = problems(&format!("commands:\n  {key}: {value}\n"));
+    let place = |p: &String| p.strip_prefix("x.yaml:2: commands.").unwrap_or_else(|| panic!("{p}")).to_owned();
+    all.iter().map(place).collect()
+}
+
+#[test]
+fn words_of_a_policy_that_are_none() {
+    for (word, what) in [
+        ("gett", "deny: \"gett\" is no command that Nearside knows; did you mean get?"),
+        ("client|kil", "deny: \"client|kil\" is no command that Nearside knows; did you mean client|kill?"),
+        ("'@dangerus'", "deny: \"@dangerus\" is no category; did you mean @dangerous?"),
+        (
+            "'~a[b'",
+            "deny: \"a[b\" is not a pattern: a [ is not closed by ]; write it as for KEYS, for example session:*",
+        ),
+        ("'~'", "deny: \"\" is not a pattern: it is empty; write it as for KEYS, for example session:*"),
+        ("+get", "deny: \"+get\": write the command without + or -; deny and allow say which it is"),
+        ("'%R~a'", "deny: \"%R~a\": only ~pattern, for reading and writing, is known here"),
+        ("[get]", "deny: has an element that is not a plain value"),
+    ] {
+        assert_eq!(wrong("deny", &format!("[{word}]")), [what]);
+    }
+    assert!(wrong("deny", "[wipeitall]")[0].contains("use Redis's own name (also where upstream has renamed it)"));
+    assert!(wrong("deny", "['@zzzz']")[0].ends_with("there are @all, @keyspace, @read, @write, @set, @sortedset, @list, \
+        @hash, @string, @bitmap, @hyperloglog, @geo, @stream, @pubsub, @admin, @fast, @blocking, @dangerous, @connection, \
+        @transaction, @scripting, @slow"));
+    assert_eq!(wrong("deny", "get"), ["deny: a list is wanted here, for example [\"a\", \"b\"]"]);
+    let empty = "an empty list would refuse every command; null allows all, else name what is allowed";
+    assert_eq!(wrong("allow", "[]"), [format!("allow: {empty}")]);
+    assert_eq!(loaded("commands: {allow: null, deny: []}").commands, Config::for_tests("redis://h").commands);
+}
+
+#[test]
+fn entries_of_a_policy_that_are_none() {
+    let one = |key: &str, entry: &str| wrong(key, &format!("[{entry}]"));
+    for (entry, what) in [
+        (
+            "{cleint: a, deny: [get]}",
+            &[
+                "overrides[0]: unknown key \"cleint\"; did you mean client?",
+                "overrides[0]: does not say for whom it is; give client, user, listener",
+            ][..],
+        ),
+        ("{client: a}", &["overrides[0]: says nothing; give deny, allow or enforce"]),
+        (
+            "{client: a, allow: []}",
+            &[
+                "overrides[0].allow: an empty list would refuse every command; null allows all, else name what is allowed",
+            ],
+        ),
+        (
+            "{client: a, deny: [gte]}",
+            &["overrides[0].deny: \"gte\" is no command that Nearside knows; did you mean get?"],
+        ),
+        ("{client: a, deny: get}", &["overrides[0].deny: a list is wanted here, for example [\"@dangerous\"]"]),
+        (
+            "{client: 'a[', deny: [get]}",
+            &[
+                "overrides[0].client: \"a[\" is not a pattern: a [ is not closed by ]; write it as for KEYS, for example session:*",
+            ],
+        ),
+        (
+            "{listener: '10.0.0.1:1', deny: [get]}",
+            &[
+                "overrides[0].listener: \"10.0.0.1:1\" is not tcp, unix or one of listen.tcp (127.0.0.1:6380, [::1]:6380)",
+            ],
+        ),
+        ("{client: a, enforce: perhaps}", &["overrides[0].enforce: \"perhaps\" is not true or false"]),
+        ("get", &["overrides: each element is a map here, for example [{client: \"batch-*\", deny: [\"@write\"]}]"]),
+    ] {
+        assert_eq!(one("overrides", entry), what, "{entry}");
+    }
+    for (entry, what) in [
+        ("{client: a}", "rate[0]: does not say how many commands a second; give per_second"),
+        ("{per_second: 0}", "rate[0].per_second: \"0\" is too small; at least 1"),
+        ("{per_second: 5, burst: 0}", "rate[0].burst: \"0\" is too small; at least 1"),
+        ("{per_second: fast}", "rate[0].per_second: \"fast\" is not a whole number"),
+        ("{per_second: 5, on_limit: drop}", "rate[0].on_limit: \"drop\" is not one of wait, error"),
+        ("{per_second: 5, scope: each}", "rate[0].scope: \"each\" is not one of shared, connection"),
+        ("{per_second: 5, per_secnd: 4}", "rate[0]: unknown key \"per_secnd\"; did you mean per_second?"),
+    ] {
+        assert_eq!(one("rate", entry), [what], "{entry}");
+    }
+    assert_eq!(
+        problems("commands:\n  rate:\n    - {per_second: 1}\n    - per_second: 0\n      burst: 1\n"),
+        ["x.yaml:4: commands.rate[1].per_second: \"0\" is too small; at least 1"]
+    );
+    assert_eq!(
+        wrong("rate", "{per_second: 1}"),
+        ["rate: a list of maps is wanted here, for example [{client: \"batch-*\", per_second: 1000}]"]
+    );
 }
 
 #[test]
@@ -285,6 +404,14 @@ fn problems_name_file_line_key_and_what_would_be_right() {
         (
             "coherence: {channel: \"a\\tb\"}",
             "x.yaml:1: coherence.channel: \"a\\tb\" has blanks or control characters; write one word, for example nearside:invalidate",
+        ),
+        (
+            "upstream: {key_prefix: \"app*:\"}",
+            "x.yaml:1: upstream.key_prefix: \"app*:\" has a *, blanks or control characters; write one word, for example app1:",
+        ),
+        (
+            "upstream: {key_prefix: \"my app:\"}",
+            "x.yaml:1: upstream.key_prefix: \"my app:\" has a *, blanks or control characters; write one word, for example app1:",
         ),
         ("coherence: {fence: none}", "x.yaml:1: coherence.fence: \"none\" is not one of hold, session"),
         ("coherence: {mode: psync}", "x.yaml:1: coherence.mode: \"psync\" is not one of auto, tracking, pubsub, ttl"),
@@ -400,11 +527,22 @@ fn a_device_is_not_read_for_ever() {
 
 #[test]
 fn without_an_upstream_the_error_says_how_to_give_one() {
-    let message = "no upstream: set upstream.url, for example redis://127.0.0.1:6379";
-    assert_eq!(env_problem(&[]), message);
+    let message =
+        "no upstream: set upstream.url, for example redis://127.0.0.1:6379, or 'embedded' for the in-memory engine";
     assert_eq!(env_problem(&[("NEARSIDE_ENVIRONMENT", "production")]), message);
     assert_eq!(Written::new("upstream: {url: \"\"}").load(&[]).unwrap_err().to_string(), message);
     assert_eq!(Written::new(DOCUMENTED).load(&[]).unwrap_err().to_string(), message);
+}
+
+#[test]
+fn who_names_nothing_gets_the_engine() {
+    assert_eq!(from_env(&[]).unwrap().0.upstream.backend, Backend::Local);
+    let named = from_env(&[("NEARSIDE_UPSTREAM__URL", "embedded"), ("NEARSIDE_ENVIRONMENT", "production")]).unwrap();
+    assert_eq!((named.0.upstream.backend, named.1.len()), (Backend::Local, 1));
+    assert_eq!(from_env(&[UPSTREAM]).unwrap().0.upstream.backend, Backend::Upstream);
+    let problem =
+        env_problem(&[("NEARSIDE_UPSTREAM__USERNAME", "me"), ("NEARSIDE_UPSTREAM__PASSWORD_FILE", "/dev/null")]);
+    assert!(problem.contains("upstream.password_file"), "{problem}");
 }
 
 #[test]
@@ -521,6 +659,33 @@ fn keys_must_agree_but_defaults_follow() {
     );
     assert_eq!(loaded("cache: {max_value_bytes: 1KiB}").cache.update_max_bytes, 1024);
     assert_eq!(loaded("upstream: {pinned_max: 4}").upstream.pinned_idle, 4);
+}
+
+#[test]
+fn what_is_loaded_and_told_is_checked() {
+    for (yaml, problem) in [
+        (
+            "cache: {touch_interval: 500ms}",
+            "cache.touch_interval: \"500ms\" is less than 1s; use 0s to tell upstream nothing",
+        ),
+        ("warm: {keys: a}", "warm.keys: a list is wanted here, for example [\"a\", \"b\"]"),
+        ("warm: {patterns: [\"\"]}", "warm.patterns: has an empty element"),
+    ] {
+        assert_eq!(problems(yaml), [format!("x.yaml:1: {problem}")], "{yaml}");
+    }
+    for yaml in
+        ["warm: {rate: 0}", "warm: {max_keys: 0}", "warm: {timeout: 0s}", "warm: {before_ready: 3}", "warm: {key: [a]}"]
+    {
+        let problems = problems(yaml);
+        assert!(problems.len() == 1 && problems[0].starts_with("x.yaml:1: warm."), "{problems:?}");
+    }
+    assert_eq!(loaded("cache: {touch_interval: 0s}").cache.touch_interval, None);
+    assert_eq!(loaded("cache: {touch_interval: 90s}").cache.touch_interval, Some(Duration::from_secs(90)));
+    let (_, warnings) = Written::new("warm: {before_ready: true}").load(&[UPSTREAM]).unwrap();
+    assert!(
+        warnings.iter().any(|w| w.starts_with("warm.before_ready is true and nothing is to be loaded")),
+        "{warnings:?}"
+    );
 }
 
 #[test]
@@ -727,4 +892,18 @@ fn a_short_stall_timeout_is_a_warning_that_says_why() {
         let warnings = file.load(&[UPSTREAM]).unwrap().1;
         assert_eq!(warnings.iter().any(|w| w.contains("stall_timeout") && w.contains("-BUSY")), warned, "{limit}");
     }
+}
+
+#[test]
+fn what_the_in_memory_engine_does_not_do_is_refused() {
+    for (yaml, key) in [
+        ("commands: {deny: [get]}", "commands.deny"),
+        ("commands: {rate: [{per_second: 1}]}", "commands.rate"),
+        ("warm: {keys: [a]}", "warm.keys"),
+    ] {
+        let error = Written::new(&format!("upstream: {{url: embedded}}\n{yaml}")).load(&[]).unwrap_err().to_string();
+        assert!(error.contains(&format!("{key}: the in-memory engine has nothing of the kind")), "{error}");
+    }
+    let (_, warnings) = Written::new("upstream: {url: embedded}\nrules: [{pattern: '*'}]").load(&[]).unwrap();
+    assert_eq!(warnings, ["rules: nothing is cached in front of the in-memory engine, they do nothing"]);
 }

@@ -6,6 +6,9 @@ use std::path::PathBuf;
 
 use super::{Endpoint, Secret};
 
+/// In place of a URL: no upstream, the local engine.
+pub(super) const EMBEDDED: &str = "embedded";
+
 /// The port Redis has always had.
 const DEFAULT_PORT: u16 = 6379;
 

@@ -1,6 +1,6 @@
 //! One client on a worker: its socket, what it may be answered at once, and the pipes to its session.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
@@ -15,6 +15,7 @@ use tokio::time::timeout;
 use super::hits::{Rest, answer};
 use super::link::{Ends, Grant, Link};
 use super::{Newcomer, SCRATCH, Shared};
+use crate::command::prefix::Words;
 use crate::limits;
 use crate::net::{ReadHalf, WriteHalf, drop_front, pipe, read_some};
 use crate::observe::metrics::Shard;
@@ -37,6 +38,8 @@ pub(super) struct Local {
     /// This thread's own counters.
     pub(super) index: usize,
     scratch: RefCell<Vec<u8>>,
+    /// A request with `upstream.key_prefix` in its names, while it is looked up.
+    pub(super) words: Cell<Words>,
 }
 
 impl Local {
@@ -52,7 +55,7 @@ pub(super) async fn serve(
     mut arriving: UnboundedReceiver<Newcomer>,
     clients: Arc<AtomicUsize>,
 ) {
-    let local = Rc::new(Local { shared, index, scratch: RefCell::new(vec![0; SCRATCH]) });
+    let local = Rc::new(Local { shared, index, scratch: RefCell::new(vec![0; SCRATCH]), words: Cell::default() });
     while let Some(newcomer) = arriving.recv().await {
         let here = Here(clients.clone());
         match Front::new(&local, newcomer) {

@@ -12,7 +12,8 @@ use crate::cache::{self, Entry, Forms, Value};
 use crate::coherence::Vouched;
 use crate::command::cacheable::KeptCommands;
 use crate::command::table::{self, Lookup};
-use crate::command::{Kind, Request};
+use crate::command::{Kind, Request, Spec};
+use crate::observe::arms::{Common, Hits};
 use crate::observe::clock;
 use crate::observe::reasons::Method;
 use crate::resp::build;
@@ -36,6 +37,8 @@ struct Batch<'a> {
     commands: KeptCommands,
     now: u64,
     hits: u64,
+    /// Of these, those of experiments.
+    arms: Hits,
     mget: bool,
 }
 
@@ -57,7 +60,7 @@ pub(super) fn answer(
         Err(_) => return (0, Rest::Unanswered),
     };
     let commands = shared.rules.load().commands();
-    let mut batch = Batch { local, grant, vouched, commands, now, hits: 0, mget: false };
+    let mut batch = Batch { local, grant, vouched, commands, now, hits: 0, arms: Hits::default(), mget: false };
     let before = out.len();
     let mut at = 0;
     let rest = loop {
@@ -85,11 +88,23 @@ impl Batch<'_> {
     /// False: not answered, and nothing written.
     fn request(&mut self, req: &Request<'_>, out: &mut BytesMut) -> bool {
         let Lookup::Known(spec) = table::lookup(req) else { return false };
-        let answered = match spec.kind {
-            Kind::Get if req.argc() == 2 && self.commands.has(Method::Get) => self.get(req.arg(1), out),
-            Kind::Mget if req.argc() >= 2 && self.commands.has(Method::Mget) => self.mget(req, out),
+        let asked = match spec.kind {
+            Kind::Get => req.argc() == 2 && self.commands.has(Method::Get),
+            Kind::Mget => req.argc() >= 2 && self.commands.has(Method::Mget),
             _ => false,
         };
+        let answered = asked
+            && match &self.local.shared.prefix {
+                None => self.look_up(spec, req, out),
+                Some(prefix) => {
+                    let mut words = self.local.words.take();
+                    prefix.rewrite(spec, req, &mut words);
+                    let answered = self.look_up(spec, &words.request(), out);
+                    words.release();
+                    self.local.words.set(words);
+                    answered
+                }
+            };
         if answered {
             self.hits += 1;
             self.mget = spec.kind == Kind::Mget;
@@ -97,17 +112,22 @@ impl Batch<'_> {
         answered
     }
 
-    fn get(&self, key: &[u8], out: &mut BytesMut) -> bool {
+    fn look_up(&mut self, spec: &Spec, req: &Request<'_>, out: &mut BytesMut) -> bool {
+        if spec.kind == Kind::Mget { self.mget(req, out) } else { self.get(req.arg(1), out) }
+    }
+
+    fn get(&mut self, key: &[u8], out: &mut BytesMut) -> bool {
         let Some(forms) = self.local.shared.l1.get(key) else { return false };
         let Some(entry) = self.usable(&forms) else { return false };
         self.count(entry);
+        self.arms.one(entry.arm);
         self.local.shared.metrics.patterns.candidate_in(&self.local.shard().rows, entry.pattern, Method::Get);
         self.write(entry, out);
         true
     }
 
     /// R8, second half: all entries must have been there at one moment.
-    fn mget(&self, req: &Request<'_>, out: &mut BytesMut) -> bool {
+    fn mget(&mut self, req: &Request<'_>, out: &mut BytesMut) -> bool {
         let keys = req.args[1..].iter().map(|arg| &req.raw[arg.range()]);
         let Some(found) = self.local.shared.l1.at_one_moment(keys, |forms| self.usable(forms).is_some()) else {
             return false;
@@ -115,18 +135,24 @@ impl Batch<'_> {
         let entries: SmallVec<[&Entry; 16]> =
             found.iter().filter_map(|forms: &Arc<Forms>| self.usable(forms)).collect();
         build::array(out, entries.len());
+        let mut common = Common::NoKey;
         for entry in &entries {
             self.count(entry);
+            self.arms.key(entry.arm);
+            common = common.and(entry.arm);
             self.write(entry, out);
         }
+        self.arms.request(common.arm());
         if let Some(first) = entries.first() {
             self.local.shared.metrics.patterns.candidate_in(&self.local.shard().rows, first.pattern, Method::Mget);
         }
         true
     }
 
+    /// An entry that more than an answer is to be made of is the session's: it has the lane.
     fn usable<'f>(&self, forms: &'f Forms) -> Option<&'f Entry> {
-        cache::usable(forms, self.vouched.epoch, self.vouched.flush_gen, self.now)
+        let entry = cache::usable(forms, self.vouched.epoch, self.vouched.flush_gen, self.now);
+        entry.filter(|entry| !entry.is_due(self.now))
     }
 
     fn count(&self, entry: &Entry) {
@@ -146,8 +172,13 @@ impl Batch<'_> {
         shard.bytes_in.add(read as u64);
         shard.bytes_out.add(written as u64);
         let Some(hits) = std::num::NonZeroU64::new(self.hits) else { return };
+        if self.grant.judged {
+            shard.judged.add(self.hits);
+        }
         self.grant.facts.note_read(self.now);
         link.note_hit(self.now, self.mget);
-        shard.read_hits.observe_n(clock::now().saturating_sub(self.now) / hits, self.hits);
+        let each = clock::now().saturating_sub(self.now) / hits;
+        shard.read_hits.observe_n(each, self.hits);
+        self.arms.count(&self.local.shared.metrics.arms, self.now, each);
     }
 }

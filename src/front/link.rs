@@ -32,6 +32,8 @@ pub(crate) struct Grant {
     pub(crate) written: u64,
     pub(crate) fence: u64,
     pub(crate) proto: Proto,
+    /// A command policy is in force: it allows what the front answers, and that is counted.
+    pub(crate) judged: bool,
     /// The lane of its profile.
     pub(crate) facts: Arc<LaneFacts>,
 }

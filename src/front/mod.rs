@@ -26,6 +26,7 @@ use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
 use crate::cache::L1;
+use crate::command::prefix::Prefix;
 use crate::net::Stream;
 use crate::observe::metrics::Metrics;
 use crate::policy::Current;
@@ -43,6 +44,8 @@ pub(crate) struct Shared {
     /// B, in nanoseconds.
     pub(crate) max_staleness: u64,
     pub(crate) rules: Arc<Current>,
+    /// `upstream.key_prefix`: entries have upstream's names.
+    pub(crate) prefix: Option<Prefix>,
 }
 
 /// The threads beside the data thread.

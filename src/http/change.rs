@@ -1,8 +1,10 @@
-//! What the side port changes: POST /api/v1/invalidate and /api/v1/flush. Needs the bearer token of `http.token_file`. The
-//! work is the data thread's: it is handed over as an [`Order`], waited for, and answered in JSON.
+//! What the side port has dropped: POST /api/v1/invalidate and /api/v1/flush; and the way of all changes: the bearer
+//! token of `http.token_file` is asked for, and the work, which is the data thread's, is handed over as an [`Order`], waited
+//! for, and answered in JSON.
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Body;
 use hyper::header::{self, HeaderMap};
@@ -14,6 +16,8 @@ use tokio::time::timeout;
 
 use super::routes::{Answer, Refusal, Routes, json};
 use crate::coherence::{Message, NotDropped, Op, Wanted};
+use crate::live;
+use crate::observe::events::Actor;
 
 /// A body is a list of names; more at once is several requests.
 const BODY_MAX: usize = 1 << 20;
@@ -28,10 +32,18 @@ pub(super) const POST_ONLY: &str = "post_only";
 /// Orders that wait for the data thread.
 pub(crate) const ORDERS_MAX: usize = 16;
 
-/// Something to drop everywhere, and where the outcome goes: how many entries that were here.
-pub(crate) struct Order {
-    pub(crate) messages: Vec<Message>,
-    pub(crate) done: oneshot::Sender<Result<usize, NotDropped>>,
+/// Work for the data thread, and where the outcome goes.
+pub(crate) enum Order {
+    /// Something to drop everywhere; how many entries that were here.
+    Drop {
+        messages: Vec<Message>,
+        done: oneshot::Sender<Result<usize, NotDropped>>,
+    },
+    Change {
+        change: live::Change,
+        actor: Actor,
+        done: oneshot::Sender<Result<live::Done, live::Refused>>,
+    },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -94,27 +106,24 @@ impl Routes {
             return Err(refusal(StatusCode::METHOD_NOT_ALLOWED, POST_ONLY, message));
         }
         self.authorize(request.headers())?;
-        let body = match timeout(BODY_LIMIT, Limited::new(request.into_body(), BODY_MAX).collect()).await {
-            Ok(Ok(body)) => body.to_bytes(),
-            Ok(Err(_)) => {
-                let message = format!("the body is not whole, or larger than {BODY_MAX} bytes");
-                return Err(refusal(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message));
-            }
-            Err(_) => {
-                let message = format!("the body did not arrive within {BODY_LIMIT:?}");
-                return Err(refusal(StatusCode::REQUEST_TIMEOUT, "timeout", message));
-            }
-        };
+        let body = body(request).await?;
         let messages = match change {
             Change::Flush => vec![Message { op: Op::Flush, args: Vec::new() }],
             Change::Invalidate => messages(&body).map_err(malformed)?,
         };
-        self.order(messages).await
+        match self.order(|done| Order::Drop { messages, done }).await? {
+            Ok(dropped) => Ok(dropped),
+            Err(NotDropped::Malformed(why)) => Err(malformed(why.to_string())),
+            Err(why @ NotDropped::NotPublished(..)) => {
+                Err(refusal(StatusCode::BAD_GATEWAY, "not_published", why.reply()))
+            }
+        }
     }
 
     /// No token configured: nobody may change anything from here.
-    fn authorize(&self, headers: &HeaderMap) -> Result<(), Refusal> {
-        let Some(token) = &self.token else {
+    pub(super) fn authorize(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+        let running = self.running.load();
+        let Some(token) = &running.config.http.token else {
             let message = "changes over HTTP need a token: set http.token_file".to_owned();
             return Err(refusal(StatusCode::FORBIDDEN, "no_token_configured", message));
         };
@@ -127,9 +136,10 @@ impl Routes {
         Err(refusal(StatusCode::UNAUTHORIZED, "unauthorized", message))
     }
 
-    async fn order(&self, messages: Vec<Message>) -> Result<usize, Refusal> {
+    /// Hands work over and waits for its outcome.
+    pub(super) async fn order<T>(&self, order: impl FnOnce(oneshot::Sender<T>) -> Order) -> Result<T, Refusal> {
         let (done, outcome) = oneshot::channel();
-        if let Err(e) = self.orders.try_send(Order { messages, done }) {
+        if let Err(e) = self.orders.try_send(order(done)) {
             let message = match e {
                 TrySendError::Full(_) => "too many changes are waiting",
                 TrySendError::Closed(_) => "the process is about to end",
@@ -137,11 +147,7 @@ impl Routes {
             return Err(refusal(StatusCode::SERVICE_UNAVAILABLE, "busy", message.to_owned()));
         }
         match timeout(WORK_LIMIT, outcome).await {
-            Ok(Ok(Ok(dropped))) => Ok(dropped),
-            Ok(Ok(Err(NotDropped::Malformed(why)))) => Err(malformed(why.to_string())),
-            Ok(Ok(Err(why @ NotDropped::NotPublished(..)))) => {
-                Err(refusal(StatusCode::BAD_GATEWAY, "not_published", why.reply()))
-            }
+            Ok(Ok(outcome)) => Ok(outcome),
             Ok(Err(_)) => {
                 Err(refusal(StatusCode::SERVICE_UNAVAILABLE, "busy", "the process is about to end".to_owned()))
             }
@@ -153,11 +159,30 @@ impl Routes {
     }
 }
 
-fn refusal(status: StatusCode, code: &'static str, message: String) -> Refusal {
+/// The whole body, within size and time.
+pub(super) async fn body<B>(request: Request<B>) -> Result<Bytes, Refusal>
+where
+    B: Body,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    match timeout(BODY_LIMIT, Limited::new(request.into_body(), BODY_MAX).collect()).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(_)) => {
+            let message = format!("the body is not whole, or larger than {BODY_MAX} bytes");
+            Err(refusal(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message))
+        }
+        Err(_) => {
+            let message = format!("the body did not arrive within {BODY_LIMIT:?}");
+            Err(refusal(StatusCode::REQUEST_TIMEOUT, "timeout", message))
+        }
+    }
+}
+
+pub(super) fn refusal(status: StatusCode, code: &'static str, message: String) -> Refusal {
     Refusal { status, code, message }
 }
 
-fn malformed(message: String) -> Refusal {
+pub(super) fn malformed(message: String) -> Refusal {
     refusal(StatusCode::BAD_REQUEST, "malformed", message)
 }
 

@@ -1,10 +1,13 @@
 //! The side port: health, metrics and debugging over HTTP/1.1, on a thread of its own so that a slow scrape never delays a
-//! reply. It reads what `observe` holds; the few changes it takes are handed to the data thread (`change`). No TLS.
+//! reply. It reads what `observe` and `live` hold; the changes it takes are handed to the data thread (`change`: what is to be
+//! dropped; `live`: rules, mode, reload). No TLS.
 
 mod change;
+mod experiments;
+mod live;
+mod policy;
 mod routes;
 mod server;
-mod stamp;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -16,7 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 
 pub(crate) use change::{ORDERS_MAX, Order};
 
-use crate::config::Secret;
+use crate::live::Running;
 use crate::observe::View;
 use server::Timeouts;
 
@@ -25,13 +28,12 @@ const BACKLOG: i32 = 128;
 
 pub(crate) struct HttpConfig {
     pub(crate) listen: Vec<SocketAddr>,
-    /// Names a `Host` header may carry beside `localhost` and any IP address.
-    pub(crate) allowed_hosts: Vec<String>,
     pub(crate) max_connections: usize,
     /// `environment: production`: no /internal.
     pub(crate) production: bool,
-    /// What a change must bring; none: no changes.
-    pub(crate) token: Option<Secret>,
+    /// Which names a `Host` header may carry beside `localhost` and any IP address, which token a change must bring, and
+    /// what there is to be shown of the configuration.
+    pub(crate) running: Arc<Running>,
     /// To the data thread.
     pub(crate) orders: mpsc::Sender<Order>,
 }

@@ -1,7 +1,7 @@
-//! Request to answer: which paths there are, who may ask (`Host`), what each says. Nothing here waits but `change`. Paths are
+//! Request to answer: which paths there are, who may ask (`Host`), what each says. Nothing here waits but changes. Paths are
 //! compared whole, so `..`, `//` and escapes lead nowhere. Every JSON answer starts with `version` and `at`.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -12,11 +12,14 @@ use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 use serde::Serialize;
 use tokio::sync::mpsc;
 
+use super::HttpConfig;
 use super::change::{Change, Order, POST_ONLY};
-use super::{HttpConfig, stamp};
-use crate::config::Secret;
+use super::experiments::Experiments;
+use super::live::Target;
+use super::policy::Policy;
+use crate::live::Running;
 use crate::observe::status::{LaneStatus, Status};
-use crate::observe::{View, families};
+use crate::observe::{View, families, stamp};
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const ALLOW: HeaderValue = HeaderValue::from_static("GET, HEAD");
@@ -33,14 +36,14 @@ enum Page {
     Startup,
     Health,
     Cache,
+    Experiments,
+    Policy,
 }
 
 pub(super) struct Routes {
-    /// In lower case.
-    allowed_hosts: Vec<String>,
     production: bool,
-    view: Arc<View>,
-    pub(super) token: Option<Secret>,
+    pub(super) view: Arc<View>,
+    pub(super) running: Arc<Running>,
     pub(super) orders: mpsc::Sender<Order>,
 }
 
@@ -53,19 +56,22 @@ pub(super) struct Refusal {
 
 impl Routes {
     pub(super) fn new(config: HttpConfig, view: Arc<View>) -> Self {
-        let allowed_hosts = config.allowed_hosts.iter().map(|host| host.to_ascii_lowercase()).collect();
-        let HttpConfig { production, token, orders, .. } = config;
-        Self { allowed_hosts, production, view, token, orders }
+        let HttpConfig { production, running, orders, .. } = config;
+        Self { production, view, running, orders }
     }
 
-    pub(super) async fn respond<B>(&self, request: Request<B>) -> Answer
+    pub(super) async fn respond<B>(&self, peer: SocketAddr, request: Request<B>) -> Answer
     where
         B: Body,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let mut answer = match Change::at(request.uri().path()) {
-            Some(change) => self.change(change, request).await,
-            None => self.page(&request).map_or_else(Refusal::answer, |page| self.show(page)),
+        let path = request.uri().path();
+        let mut answer = if let Some(change) = Change::at(path) {
+            self.change(change, request).await
+        } else if let Some(target) = Target::at(path) {
+            self.live(target, peer, request).await
+        } else {
+            self.page(&request).map_or_else(Refusal::answer, |page| self.show(page))
         };
         // Health and metrics of a second ago are of no use to anybody, nor is a guess at their type.
         let headers = answer.headers_mut();
@@ -82,20 +88,7 @@ impl Routes {
             code: "not_found",
             message: "there is nothing here; try /health, /metrics".to_owned(),
         })?;
-        if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            return Err(Refusal {
-                status: StatusCode::METHOD_NOT_ALLOWED,
-                code: "method_not_allowed",
-                message: format!("{path} can only be read"),
-            });
-        }
-        if !request.body().is_end_stream() {
-            return Err(Refusal {
-                status: StatusCode::PAYLOAD_TOO_LARGE,
-                code: "body_not_accepted",
-                message: "a request has no body here".to_owned(),
-            });
-        }
+        readable(request)?;
         Ok(page)
     }
 
@@ -106,6 +99,11 @@ impl Routes {
             "/health/ready" => Page::Ready,
             "/health/startup" => Page::Startup,
             "/health" => Page::Health,
+            "/api/v1/experiments" => Page::Experiments,
+            "/api/v1/dashboard/policy"
+            | "/api/v1/dashboard/policy-stats"
+            | "/api/m1/dashboard/policy"
+            | "/api/m1/dashboard/policy-stats" => Page::Policy,
             "/internal/cache" if !self.production => Page::Cache,
             _ => return None,
         })
@@ -137,7 +135,12 @@ impl Routes {
     }
 
     fn allows(&self, name: &str) -> bool {
-        name.parse::<IpAddr>().is_ok() || name == "localhost" || self.allowed_hosts.iter().any(|host| host == name)
+        name.parse::<IpAddr>().is_ok() || name == "localhost" || self.allows_by_name(name)
+    }
+
+    fn allows_by_name(&self, name: &str) -> bool {
+        // In lower case, as `name` is.
+        self.running.load().config.http.allowed_hosts.iter().any(|host| host == name)
     }
 
     fn show(&self, page: Page) -> Answer {
@@ -146,9 +149,11 @@ impl Routes {
             Page::Metrics => self.metrics(),
             Page::Live => json(StatusCode::OK, Plain { status: "ok" }),
             Page::Ready => json(code(status.ready()), Ready::of(status)),
-            Page::Startup => json(code(status.started()), Plain { status: phase(status) }),
+            Page::Startup => json(code(status.started()), Plain { status: startup(status) }),
             Page::Health => json(code(status.ready()), Health::of(status)),
+            Page::Policy => json(StatusCode::OK, Policy::of(&self.view.metrics)),
             Page::Cache => json(StatusCode::OK, Cache::of(&self.view)),
+            Page::Experiments => json(StatusCode::OK, Experiments::of(&self.view.metrics.arms)),
         }
     }
 
@@ -161,6 +166,25 @@ impl Routes {
             }
         }
     }
+}
+
+/// What can only be read is asked for as such.
+pub(super) fn readable<B: Body>(request: &Request<B>) -> Result<(), Refusal> {
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        return Err(Refusal {
+            status: StatusCode::METHOD_NOT_ALLOWED,
+            code: "method_not_allowed",
+            message: format!("{} can only be read", request.uri().path()),
+        });
+    }
+    if !request.body().is_end_stream() {
+        return Err(Refusal {
+            status: StatusCode::PAYLOAD_TOO_LARGE,
+            code: "body_not_accepted",
+            message: "a request has no body here".to_owned(),
+        });
+    }
+    Ok(())
 }
 
 /// The host that was asked for: that of an absolute URI, else of the one Host header.
@@ -189,8 +213,16 @@ fn code(good: bool) -> StatusCode {
     if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
 }
 
-/// Where in its life the process is; `ok` when it takes commands.
+/// Where in its life the process is; `ok` when it is ready.
 fn phase(status: &Status) -> &'static str {
+    match startup(status) {
+        "ok" if status.warming() => "warming",
+        phase => phase,
+    }
+}
+
+/// The same, where `ok` is that it takes commands.
+fn startup(status: &Status) -> &'static str {
     match (status.draining(), status.started()) {
         (true, _) => "draining",
         (false, true) => "ok",
@@ -224,13 +256,14 @@ impl Ready {
 
 #[derive(Serialize)]
 struct Health {
-    /// `starting`, `ok`, `degraded`, `draining`.
+    /// `starting`, `warming`, `ok`, `degraded`, `draining`.
     status: &'static str,
     mode: &'static str,
     backend: &'static str,
     coherence: &'static str,
     coherence_why: String,
-    upstream: Upstream,
+    /// Absent where there is none to be had.
+    upstream: Option<Upstream>,
     channel: Channel,
     degraded: Vec<String>,
 }
@@ -275,10 +308,10 @@ impl Health {
             backend: status.backend(),
             coherence: status.coherence().as_str(),
             coherence_why: status.coherence_why(),
-            upstream: Upstream {
+            upstream: (status.backend() == "upstream").then(|| Upstream {
                 up: status.upstream_up(),
                 error: Some(status.upstream_error()).filter(|error| !error.is_empty()),
-            },
+            }),
             channel: Channel::of(status),
             degraded,
         }

@@ -3,7 +3,7 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::net::TcpListener as StdListener;
+use std::net::{SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -113,9 +113,9 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, _)) => {
+            Ok((stream, peer)) => {
                 failing = false;
-                admit(stream, &shared);
+                admit(stream, peer, &shared);
             }
             Err(error) => {
                 // One line for each run of failures: without file descriptors there are twenty a second.
@@ -128,7 +128,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-fn admit(stream: TcpStream, shared: &Arc<Shared>) {
+fn admit(stream: TcpStream, peer: SocketAddr, shared: &Arc<Shared>) {
     let Ok(permit) = shared.permits.clone().try_acquire_owned() else {
         // A fresh socket's buffer is empty: it takes this many bytes, or the peer is gone.
         let _ = stream.try_write(BUSY);
@@ -138,7 +138,7 @@ fn admit(stream: TcpStream, shared: &Arc<Shared>) {
         tracing::debug!(%error, "a connection to the side port was gone before it began");
         return;
     }
-    shared.tasks.spawn(connection(stream, shared.clone(), permit));
+    shared.tasks.spawn(connection(stream, peer, shared.clone(), permit));
 }
 
 fn configure(stream: &TcpStream, timeouts: Timeouts) -> io::Result<()> {
@@ -146,10 +146,10 @@ fn configure(stream: &TcpStream, timeouts: Timeouts) -> io::Result<()> {
     SockRef::from(stream).set_tcp_user_timeout(Some(timeouts.write))
 }
 
-async fn connection(stream: TcpStream, shared: Arc<Shared>, _permit: OwnedSemaphorePermit) {
+async fn connection(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>, _permit: OwnedSemaphorePermit) {
     let answer = service_fn(|request: Request<Incoming>| {
         let routes = &shared.routes;
-        async move { Ok::<Response<Full<Bytes>>, Infallible>(routes.respond(request).await) }
+        async move { Ok::<Response<Full<Bytes>>, Infallible>(routes.respond(peer, request).await) }
     });
     let served = shared.http.serve_connection(TokioIo::new(stream), answer);
     tokio::pin!(served);

@@ -34,12 +34,13 @@ impl Server {
             metrics: Arc::new(Metrics::new(":", 100)),
             status: Arc::new(Status::new("upstream", Mode::Serve)),
         });
+        let mut running = crate::config::Config::for_tests("redis://h");
+        running.http.allowed_hosts = vec!["cache.example".to_owned()];
         let mut config = HttpConfig {
             listen: vec![([127, 0, 0, 1], 0).into()],
-            allowed_hosts: vec!["Cache.Example".to_owned()],
             max_connections: 8,
             production: false,
-            token: None,
+            running: Arc::new(Running::new(running.into())),
             orders: mpsc::channel(1).0,
         };
         change(&mut config);

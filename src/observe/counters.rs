@@ -3,7 +3,10 @@
 //! the side port's thread only reads, and may see a value some nanoseconds old. Two writers would lose counts, nothing
 //! worse.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use parking_lot::Mutex;
 
 /// Counts up only.
 #[derive(Default)]
@@ -71,7 +74,6 @@ impl<const N: usize> Labeled<N> {
         }
     }
 
-    #[cfg(test)]
     pub(crate) fn get(&self, which: impl Into<usize>) -> u64 {
         self.cells.get(which.into()).map_or(0, Counter::get)
     }
@@ -82,6 +84,33 @@ impl<const N: usize> Labeled<N> {
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
         self.labels.iter().copied().zip(self.cells.iter().map(Counter::get))
+    }
+}
+
+/// Names that a configuration brings, and reloads may bring more of; beyond it they count nowhere here.
+const NAMES_MAX: usize = 1000;
+
+/// A counter for each of a few names that are not known beforehand. Locks: for what happens rarely.
+#[derive(Default)]
+pub(crate) struct Named(Mutex<BTreeMap<Box<str>, u64>>);
+
+impl Named {
+    /// False: there are too many names already.
+    pub(crate) fn add(&self, name: &str, n: u64) -> bool {
+        let mut cells = self.0.lock();
+        if let Some(cell) = cells.get_mut(name) {
+            *cell += n;
+            return true;
+        }
+        let free = cells.len() < NAMES_MAX;
+        if free {
+            cells.insert(name.into(), n);
+        }
+        free
+    }
+
+    pub(crate) fn list(&self) -> Vec<(Box<str>, u64)> {
+        self.0.lock().iter().map(|(name, n)| (name.clone(), *n)).collect()
     }
 }
 
@@ -168,6 +197,15 @@ mod tests {
         assert_eq!(bounds[BOUNDS - 1].1, 4);
         assert_eq!(h.count(), 5);
         assert!((h.sum_seconds() - 60.000_03).abs() < 1e-9);
+    }
+
+    #[test]
+    fn names_are_bounded() {
+        let named = Named::default();
+        assert!((0..NAMES_MAX).all(|i| named.add(&format!("n{i}"), 1)));
+        assert!(!named.add("one more", 1) && named.add("n7", 2));
+        assert_eq!(named.list().len(), NAMES_MAX);
+        assert!(named.list().contains(&("n7".into(), 3)));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use prometheus::proto;
 use super::View;
 use super::counters::{Histogram, Labeled};
 use super::patterns::Row;
-use super::reasons::{BreakerState, ChannelState, Coherence, Link, Method, Mode, Peer, Timed};
+use super::reasons::{Action, Again, BreakerState, ChannelState, Coherence, Decision, Link, Method, Mode, Peer, Timed};
 use super::{clock, process};
 
 /// `impl` of everything the L1 itself counts; the counts of `observe` mode get rows of their own when that mode exists.
@@ -57,7 +57,7 @@ const FAMILIES: &[Family] = &[
     family!(Counter "cache_errors_total" ["impl", "error_type"] "Commands of the cache's that failed, by kind of failure.",
         |v, out| by_word_l1(out, &v.metrics.errors)),
     family!(Counter "cache_invalidate_total" ["impl", "tag"] "Invalidations applied to the local cache, by what they named.",
-        |v, out| by_word_l1(out, &v.metrics.invalidated)),
+        invalidated),
     family!(Gauge "cache_enabled" ["impl"] "1 while the local cache answers reads; the label says what it does instead.",
         enabled),
     family!(Counter "cache_candidate_requests" ["route", "method"] "Requests that the cache could answer, by key pattern and command.",
@@ -72,6 +72,8 @@ const FAMILIES: &[Family] = &[
         |v, out| by_word(out, &v.metrics.evictions)),
     family!(Counter "nearside_flushes_total" ["reason"] "Times the whole local cache was dropped.",
         |v, out| by_word(out, &v.metrics.flushes)),
+    family!(Counter "nearside_rollout_changes_total" ["change"] "Times the share of a rule's keys that is cached changed by itself.",
+        |v, out| by_word(out, &v.metrics.rollout)),
     family!(Gauge "nearside_l1_entries" [] "Entries in the local cache.",
         |v, out| out.push(&[], v.metrics.entries.get() as f64)),
     family!(Gauge "nearside_l1_bytes" [] "Bytes in the local cache, overhead included.",
@@ -82,6 +84,12 @@ const FAMILIES: &[Family] = &[
         |v, out| out.push(&[], v.metrics.updates.get() as f64)),
     family!(Gauge "nearside_pending_writes" [] "Writes sent upstream and not answered yet.",
         |v, out| out.push(&[], v.metrics.pending.get() as f64)),
+    family!(Counter "nearside_refreshes_total" ["cause", "result"] "Hits on entries near or past the end of their ttl, by what became of reading them again.",
+        rereads),
+    family!(Counter "nearside_touches_total" ["result"] "Keys hit here of which upstream was to be told by TOUCH.",
+        |v, out| by_word(out, &v.metrics.touches)),
+    family!(Counter "nearside_warmed_keys_total" ["result"] "Keys that were to be loaded at start.",
+        |v, out| by_word(out, &v.metrics.warmed)),
     family!(Gauge "nearside_coherence_mode" ["mode"] "1 for what keeps the local cache coherent now, 0 for the others.",
         |v, out| one_of(out, Coherence::WORDS, v.status.coherence().as_str())),
     family!(Gauge "nearside_link_up" [] "1 while every lane's invalidation link is live and there is one.",
@@ -108,6 +116,12 @@ const FAMILIES: &[Family] = &[
         requests),
     family!(Counter "nearside_commands_total" ["kind"] "Commands of clients.",
         |v, out| by_word(out, &v.metrics.commands)),
+    family!(Counter "nearside_policy_decisions_total" ["decision", "kind"] "Commands that the command policy judged, by what they do.",
+        decisions),
+    family!(Counter "nearside_rate_limited_total" ["action"] "Commands that a rate limit held back or refused.",
+        |v, out| by_word(out, &v.metrics.policy.limited)),
+    family!(Counter "nearside_rate_waited_seconds_total" [] "Time that clients have waited for a rate limit, all of them added up.",
+        |v, out| out.push(&[], v.metrics.policy.waited.get() as f64 / 1e9)),
     family!(Histogram "nearside_upstream_duration_seconds" [] "From a command sent upstream to its reply.",
         |v, out| out.push_histogram(&[], &v.metrics.upstream)),
     family!(Gauge "nearside_upstream_up" [] "1 while upstream answers.",
@@ -130,6 +144,17 @@ const FAMILIES: &[Family] = &[
         |v, out| out.push(&[], v.metrics.pinned_connections.get() as f64)),
     family!(Counter "nearside_pinned_total" ["why"] "Times a client got an upstream connection of its own.",
         |v, out| by_word(out, &v.metrics.pinned)),
+    family!(Gauge "nearside_local_keys" [] "Keys in the local engine; 0 while it is not used.",
+        |v, out| out.push(&[], v.metrics.local.keys.get() as f64)),
+    family!(Gauge "nearside_local_bytes" [] "Bytes in the local engine, overhead included.",
+        |v, out| out.push(&[], v.metrics.local.bytes.get() as f64)),
+    family!(Counter "nearside_local_removed_total" ["cause"] "Keys that the local engine removed by itself.",
+    |v, out| {
+        out.push(&["expired"], v.metrics.local.expired.get() as f64);
+        out.push(&["evicted"], v.metrics.local.evicted.get() as f64);
+    }),
+    family!(Counter "nearside_local_refused_total" [] "Writes that the local engine refused because there was no room.",
+        |v, out| out.push(&[], v.metrics.local.refused.get() as f64)),
     family!(Gauge "nearside_clients" [] "Connected clients.",
         |v, out| out.push(&[], v.metrics.clients.get() as f64)),
     family!(Counter "nearside_clients_total" [] "Clients that have connected.",
@@ -142,6 +167,12 @@ const FAMILIES: &[Family] = &[
         |v, out| by_word(out, &v.metrics.protocol_errors)),
     family!(Counter "nearside_bytes_total" ["peer", "direction"] "Bytes read (in) and written (out).",
         bytes),
+    family!(Counter "nearside_config_reloads_total" ["result"] "Times the configuration was read again, by what came of it.",
+        |v, out| by_word(out, &v.metrics.reloads)),
+    family!(Gauge "nearside_config_last_reload_successful" [] "1 while the last attempt to read the configuration succeeded, the one at start included.",
+        |v, out| out.push(&[], f64::from(v.status.config_error().is_none()))),
+    family!(Gauge "nearside_config_last_reload_timestamp_seconds" [] "When the configuration that runs was read, in seconds since 1970.",
+        |v, out| out.push(&[], v.metrics.reloaded_at.get() as f64 / 1e3)),
     family!(Gauge "nearside_build_info" ["version"] "Always 1; the label is the version that runs.",
         |_, out| out.push(&[env!("CARGO_PKG_VERSION")], 1.0)),
     family!(Gauge "process_start_time_seconds" [] "When the process started, in seconds since 1970.",
@@ -178,6 +209,21 @@ fn by_word_l1<const N: usize>(out: &mut Series, counters: &Labeled<N>) {
     }
 }
 
+fn invalidated(view: &View, out: &mut Series) {
+    by_word_l1(out, &view.metrics.invalidated);
+    for (template, count) in view.metrics.templates.list() {
+        out.push(&[L1, &template], count as f64);
+    }
+}
+
+fn rereads(view: &View, out: &mut Series) {
+    for (cause, counters) in Again::WORDS.iter().zip(&view.metrics.rereads) {
+        for (result, count) in counters.iter() {
+            out.push(&[cause, result], count as f64);
+        }
+    }
+}
+
 fn one_of(out: &mut Series, words: &[&str], now: &str) {
     for word in words {
         out.push(&[word], f64::from(*word == now));
@@ -200,6 +246,15 @@ fn candidates(view: &View, out: &mut Series) {
             if count > 0 || (i == 0 && matches!(method, Method::Get | Method::Mget)) {
                 out.push(&[name, method.as_str()], count as f64);
             }
+        }
+    }
+}
+
+fn decisions(view: &View, out: &mut Series) {
+    for action in Action::ALL {
+        for decision in Decision::ALL {
+            let count = view.metrics.decided(*action, *decision);
+            out.push(&[decision.as_str(), action.as_str()], count as f64);
         }
     }
 }

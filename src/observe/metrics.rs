@@ -3,15 +3,22 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::counters::{Counter, Gauge, Histogram, Labeled};
+use super::arms::Arms;
+use super::counters::{Counter, Gauge, Histogram, Labeled, Named};
 use super::patterns::{PatternId, Patterns, Row, ShardRows};
-use super::reasons::{Bypass, Class, Discard, Dropped, ErrorType, Evict, Flush, Peer, Pin, Reject, Source, Tag, Timed};
+use super::policy::PolicyCounts;
+use super::reasons::{
+    Action, Again, Bypass, Class, Decision, Discard, Dropped, ErrorType, Evict, Flush, Peer, Pin, Reject, Reload,
+    Reread, RolloutChange, Source, Tag, Timed, Touched, Warmed,
+};
 
 /// What a worker other than the data thread counts: hits, which are all it answers. Cells of its own, so that each keeps one
 /// writer; added up when somebody asks.
 pub(crate) struct Shard {
     pub(crate) rows: ShardRows,
     pub(crate) read_hits: Histogram,
+    /// Hits that a command policy was in force for; it allowed them, or they would not have been answered here.
+    pub(crate) judged: Counter,
     /// Of clients, as far as the data thread has not counted them.
     pub(crate) bytes_in: Counter,
     pub(crate) bytes_out: Counter,
@@ -25,17 +32,31 @@ pub(crate) struct Counts {
     pub(crate) sets: u64,
 }
 
+/// What the local engine has counted, as of its last tick.
+#[derive(Default)]
+pub(crate) struct LocalEngine {
+    pub(crate) keys: Gauge,
+    pub(crate) bytes: Gauge,
+    pub(crate) expired: Gauge,
+    pub(crate) evicted: Gauge,
+    /// Writes for which there was no room.
+    pub(crate) refused: Gauge,
+}
+
 pub(crate) struct Metrics {
     /// Hits, misses, sets, dels and candidates, by family of keys.
     pub(crate) patterns: Patterns,
     pub(crate) errors: Labeled<{ ErrorType::COUNT }>,
     pub(crate) invalidated: Labeled<{ Tag::COUNT }>,
+    /// The same for tags of rules, by what they were filled in from.
+    pub(crate) templates: Named,
 
     pub(crate) bypass: Labeled<{ Bypass::COUNT }>,
     pub(crate) discarded: Labeled<{ Discard::COUNT }>,
     pub(crate) invalidations: Labeled<{ Source::COUNT }>,
     pub(crate) evictions: Labeled<{ Evict::COUNT }>,
     pub(crate) flushes: Labeled<{ Flush::COUNT }>,
+    pub(crate) rollout: Labeled<{ RolloutChange::COUNT }>,
     /// Messages on the sidecars' channel that were not understood.
     pub(crate) malformed: Counter,
     pub(crate) entries: Gauge,
@@ -46,6 +67,12 @@ pub(crate) struct Metrics {
     pub(crate) updates: Counter,
     /// Own writes that are sent and not answered.
     pub(crate) pending: Gauge,
+    /// Hits on entries that were to be read again, by why.
+    pub(crate) rereads: [Labeled<{ Reread::COUNT }>; Again::COUNT],
+    /// Keys named in TOUCH.
+    pub(crate) touches: Labeled<{ Touched::COUNT }>,
+    /// Keys to be loaded at start.
+    pub(crate) warmed: Labeled<{ Warmed::COUNT }>,
 
     /// Entries that were compared with upstream in service, and how many of them differed.
     pub(crate) audit_checked: Counter,
@@ -81,6 +108,14 @@ pub(crate) struct Metrics {
     pub(crate) bytes_in: Labeled<{ Peer::COUNT }>,
     pub(crate) bytes_out: Labeled<{ Peer::COUNT }>,
 
+    /// What the arms of experiments see.
+    pub(crate) arms: Arms,
+    pub(crate) policy: PolicyCounts,
+    pub(crate) reloads: Labeled<{ Reload::COUNT }>,
+    /// When the configuration that runs was loaded, in milliseconds since 1970.
+    pub(crate) reloaded_at: Gauge,
+    pub(crate) local: LocalEngine,
+
     /// One for each worker beside the data thread.
     pub(crate) shards: Box<[Shard]>,
 
@@ -101,25 +136,32 @@ impl Metrics {
         let shard = |_| Shard {
             rows: patterns.shard(),
             read_hits: Histogram::default(),
+            judged: Counter::default(),
             bytes_in: Counter::default(),
             bytes_out: Counter::default(),
         };
         Self {
             shards: (0..workers).map(shard).collect(),
+            local: LocalEngine::default(),
             patterns,
             errors: Labeled::new(ErrorType::WORDS),
             invalidated: Labeled::new(Tag::WORDS),
+            templates: Named::default(),
             bypass: Labeled::new(Bypass::WORDS),
             discarded: Labeled::new(Discard::WORDS),
             invalidations: Labeled::new(Source::WORDS),
             evictions: Labeled::new(Evict::WORDS),
             flushes: Labeled::new(Flush::WORDS),
+            rollout: Labeled::new(RolloutChange::WORDS),
             malformed: Counter::default(),
             entries: Gauge::default(),
             bytes: Gauge::default(),
             coalesced: Counter::default(),
             updates: Counter::default(),
             pending: Gauge::default(),
+            rereads: std::array::from_fn(|_| Labeled::new(Reread::WORDS)),
+            touches: Labeled::new(Touched::WORDS),
+            warmed: Labeled::new(Warmed::WORDS),
             audit_checked: Counter::default(),
             audit_stale: Counter::default(),
             audit_age: Gauge::default(),
@@ -142,6 +184,10 @@ impl Metrics {
             protocol_errors: Labeled::new(Peer::WORDS),
             bytes_in: Labeled::new(Peer::WORDS),
             bytes_out: Labeled::new(Peer::WORDS),
+            arms: Arms::default(),
+            policy: PolicyCounts::new(),
+            reloads: Labeled::new(Reload::WORDS),
+            reloaded_at: Gauge::default(),
             started_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64()),
         }
     }
@@ -180,6 +226,20 @@ impl Metrics {
     pub(super) fn bytes_of_shards(&self) -> (u64, u64) {
         let (read, written) = (|s: &Shard| s.bytes_in.get(), |s: &Shard| s.bytes_out.get());
         (self.shards.iter().map(read).sum(), self.shards.iter().map(written).sum())
+    }
+
+    /// How often the command policy said so of commands that do this, by all workers.
+    pub(crate) fn decided(&self, action: Action, decision: Decision) -> u64 {
+        let by_shards: u64 = match (action, decision) {
+            (Action::Read, Decision::Allowed) => self.shards.iter().map(|shard| shard.judged.get()).sum(),
+            _ => 0,
+        };
+        self.policy.count(action, decision) + by_shards
+    }
+
+    /// The same of all commands.
+    pub(crate) fn decided_of_all(&self, decision: Decision) -> u64 {
+        Action::ALL.iter().map(|action| self.decided(*action, decision)).sum()
     }
 
     /// The durations of one class and result, by all workers.

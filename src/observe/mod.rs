@@ -1,15 +1,23 @@
 //! What the data path tells the world about itself: counters (`counters`, `metrics`, `patterns`), the words for every
-//! reason (`reasons`), the state of links and start (`status`), the clock of leases and fences (`clock`). Written by the
+//! reason (`reasons`), the state of links and start (`status`), what was changed and by whom (`events`), the clock of leases
+//! and fences (`clock`), how much is logged (`log`). Written by the
 //! data path all the time, read by the side port's thread when somebody asks. Decides nothing and imports nothing from
 //! above; the text that Prometheus scrapes is built in `families`, at scrape time only.
 
+pub(crate) mod arms;
 pub(crate) mod clock;
 pub(crate) mod counters;
+pub(crate) mod events;
 pub(crate) mod families;
+pub(crate) mod interval;
+pub(crate) mod latency;
+pub(crate) mod log;
 pub(crate) mod metrics;
 pub(crate) mod patterns;
+pub(crate) mod policy;
 mod process;
 pub(crate) mod reasons;
+pub(crate) mod stamp;
 pub(crate) mod status;
 
 use std::sync::Arc;

@@ -37,6 +37,25 @@ words! {
 }
 
 words! {
+    /// How far a rule's rollout has come.
+    RolloutState {
+        /// The share is what it shall be.
+        Steady = "steady",
+        Ramping = "ramping",
+        RolledBack = "rolled_back",
+    }
+}
+
+words! {
+    /// What a rollout does by itself.
+    RolloutChange {
+        /// The next share of its ramp.
+        Step = "step",
+        RollBack = "roll_back",
+    }
+}
+
+words! {
     /// The commands that `cache_candidate_requests` counts: those the cache could answer.
     Method {
         Get = "GET",
@@ -134,6 +153,64 @@ words! {
 }
 
 words! {
+    /// Why an entry that is hit is read again before it ends.
+    Again {
+        /// Its end is near (`refresh_ahead`).
+        Ahead = "ahead",
+        /// It is past its ttl (`stale_while_revalidate`).
+        Stale = "stale",
+    }
+}
+
+words! {
+    /// What became of a hit on an entry that was to be read again.
+    Reread {
+        Stored = "stored",
+        /// It was read, and the reading not kept; see `nearside_fills_discarded_total`.
+        Discarded = "discarded",
+        /// The lane was lost before the answer.
+        Lost = "lost",
+        /// It was not read again: more would have been above its share of what goes upstream.
+        OverBudget = "over_budget",
+        /// It was not read again: the lane waited for something else.
+        HeldUp = "held_up",
+    }
+}
+
+words! {
+    /// What became of a key that was hit here, and of which upstream was to be told by TOUCH.
+    Touched {
+        Told = "touched",
+        /// Upstream has it no more.
+        Gone = "gone",
+        /// Upstream answered with an error, or the lane was lost.
+        Refused = "refused",
+        /// Too many keys in one interval.
+        Overflow = "overflow",
+    }
+}
+
+words! {
+    /// What became of a key that was to be loaded at start.
+    Warmed {
+        Stored = "stored",
+        /// Upstream has no such key.
+        Absent = "absent",
+        /// It was here already.
+        Present = "present",
+        /// The rules keep no GET of it.
+        NoRule = "no_rule",
+        /// It is no string.
+        WrongType = "wrong_type",
+        TooLarge = "too_large",
+        /// The lane was lost.
+        Lost = "lost",
+        /// Anything else that keeps a reading from being stored; see `nearside_fills_discarded_total`.
+        Discarded = "discarded",
+    }
+}
+
+words! {
     /// Why a reply that had come to be stored was not.
     Discard {
         /// An invalidation of the key came in between.
@@ -143,7 +220,7 @@ words! {
         /// The lane was lost in between.
         Epoch = "epoch",
         Flush = "flush",
-        /// A prefix, pattern or regular expression was invalidated in between, of this key or not.
+        /// A prefix, pattern or regular expression was invalidated in between, of this key or not; or a tag of this key.
         Sweep = "sweep",
         /// Value and PTTL do not describe one state of the key.
         Inconsistent = "inconsistent",
@@ -151,6 +228,7 @@ words! {
         NoPerm = "noperm",
         /// Upstream answered with another error.
         Error = "error",
+        /// Larger than `max_value_bytes`, or than all that its rule may take.
         TooLarge = "too_large",
         /// It would expire before it could be served.
         Ttl = "ttl",
@@ -181,6 +259,8 @@ words! {
         Size = "size",
         Expired = "expired",
         Invalidated = "invalidated",
+        /// Its rule took more than its `max_share`.
+        Share = "share",
     }
 }
 
@@ -203,12 +283,38 @@ words! {
 }
 
 words! {
-    /// `tag` of `cache_invalidate_total` for invalidations without a tag of a rule.
+    /// `result` of `nearside_config_reloads_total`.
+    Reload {
+        Ok = "ok",
+        Failed = "failed",
+    }
+}
+
+words! {
+    /// `kind` of an event (`GET /api/v1/events/recent`).
+    EventKind {
+        /// The cache's mode was changed.
+        Mode = "mode",
+        /// Rules were changed in the running process.
+        Rules = "rules",
+        /// The configuration was read again, with success or without.
+        Reload = "reload",
+        /// A rollout has taken a step, or was taken back.
+        Rollout = "rollout",
+        /// Upstream was lost, is gone, or is back.
+        Upstream = "upstream",
+    }
+}
+
+words! {
+    /// `tag` of `cache_invalidate_total` for invalidations without a tag of a rule, and for a tag that nothing stored has.
     Tag {
         Key = "_key",
         Prefix = "_prefix",
         Pattern = "_pattern",
         Regex = "_regex",
+        /// Of no template that is known.
+        Unnamed = "_tag",
         Flush = "_flush",
         Push = "_push",
     }
@@ -392,6 +498,46 @@ words! {
         Fence = "fence",
         /// Something newer was handed out without its PONG.
         Floor = "floor",
+    }
+}
+
+words! {
+    /// What the command policy does now.
+    PolicyMode {
+        /// Nothing is asked of it.
+        Off = "off",
+        Enforce = "enforce",
+        /// It only counts and logs what it would refuse.
+        Log = "log",
+    }
+}
+
+words! {
+    /// What the command policy said of a command.
+    Decision {
+        Allowed = "allowed",
+        Denied = "denied",
+        /// It would have been denied: `commands.enforce` is false.
+        Logged = "logged",
+    }
+}
+
+words! {
+    /// What a command does, as the command policy counts it.
+    Action {
+        Read = "read",
+        Write = "write",
+        /// Scripts and functions, and whatever is none of the others: transactions, messages, the connection's own.
+        Execute = "execute",
+        Admin = "admin",
+    }
+}
+
+words! {
+    /// What a rate limit did to a command.
+    Limited {
+        Wait = "wait",
+        Error = "error",
     }
 }
 

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
 use parking_lot::Mutex;
 
 use super::clock;
+use super::events::Events;
 use super::reasons::{BreakerState, ChannelState, Coherence, Link, Mode};
 
 /// An upstream error as health shows it is cut here: some servers put a whole command into theirs.
@@ -16,6 +17,8 @@ const ERROR_MAX: usize = 200;
 pub(crate) struct Status {
     started: AtomicBool,
     draining: AtomicBool,
+    /// What is to be loaded before it is ready is not loaded yet.
+    warming: AtomicBool,
     upstream_up: AtomicBool,
     /// Why upstream is not up; empty while it is.
     upstream_error: Mutex<String>,
@@ -26,10 +29,13 @@ pub(crate) struct Status {
     /// Why it is that.
     coherence_why: Mutex<String>,
     mode: AtomicU8,
+    /// Why the configuration could not be read again, where the last attempt failed.
+    config_error: Mutex<Option<String>>,
     backend: &'static str,
     /// As many as there are profiles with a lane, so `upstream.lanes_max` at most.
     lanes: Mutex<Vec<Arc<LaneStatus>>>,
     pub(crate) channel: ChannelStatus,
+    pub(crate) events: Events,
 }
 
 impl Status {
@@ -38,6 +44,7 @@ impl Status {
         Self {
             started: AtomicBool::new(false),
             draining: AtomicBool::new(false),
+            warming: AtomicBool::new(false),
             upstream_up: AtomicBool::new(false),
             upstream_error: Mutex::new(String::new()),
             breaker: AtomicU8::new(BreakerState::Closed as u8),
@@ -45,9 +52,11 @@ impl Status {
             coherence: AtomicU8::new(Coherence::Probing as u8),
             coherence_why: Mutex::new(String::new()),
             mode: AtomicU8::new(mode as u8),
+            config_error: Mutex::new(None),
             backend,
             lanes: Mutex::new(Vec::new()),
             channel: ChannelStatus::default(),
+            events: Events::default(),
         }
     }
 
@@ -58,6 +67,11 @@ impl Status {
 
     pub(crate) fn set_draining(&self) {
         self.draining.store(true, Relaxed);
+    }
+
+    /// Readiness waits while this is true.
+    pub(crate) fn set_warming(&self, warming: bool) {
+        self.warming.store(warming, Relaxed);
     }
 
     pub(crate) fn set_upstream_up(&self) {
@@ -102,6 +116,15 @@ impl Status {
         self.mode.store(mode as u8, Relaxed);
     }
 
+    /// What the last attempt to read the configuration again came to. For everybody, as in `set_upstream_down`.
+    pub(crate) fn set_config_error(&self, why: Option<String>) {
+        *self.config_error.lock() = why;
+    }
+
+    pub(crate) fn config_error(&self) -> Option<String> {
+        self.config_error.lock().clone()
+    }
+
     /// A lane comes into being. Its owner keeps the handle, writes to it, and gives it back to `remove_lane`.
     pub(crate) fn add_lane(&self, db: u32, user: &str) -> Arc<LaneStatus> {
         let lane = Arc::new(LaneStatus::new(db, user));
@@ -121,9 +144,13 @@ impl Status {
         self.draining.load(Relaxed)
     }
 
-    /// Commands are accepted, whatever state upstream is in.
+    pub(crate) fn warming(&self) -> bool {
+        self.warming.load(Relaxed)
+    }
+
+    /// Commands are accepted, whatever state upstream is in, and what is to be loaded first is.
     pub(crate) fn ready(&self) -> bool {
-        self.started() && !self.draining()
+        self.started() && !self.draining() && !self.warming()
     }
 
     pub(crate) fn upstream_up(&self) -> bool {
@@ -170,6 +197,7 @@ impl Status {
         }
         reasons.extend(self.lane_troubles());
         reasons.extend(self.channel.trouble());
+        reasons.extend(self.config_error().map(|why| format!("config: reload failed: {why}")));
         reasons
     }
 
@@ -375,6 +403,10 @@ mod tests {
         assert!(!status.ready());
         status.set_started();
         assert!(status.ready());
+        status.set_warming(true);
+        assert!(!status.ready());
+        status.set_warming(false);
+        assert!(status.ready());
         status.set_draining();
         assert!(!status.ready() && status.started());
     }
@@ -403,6 +435,8 @@ mod tests {
         assert_eq!(status.degraded()[1], "coherence: none on 1 of 2 lanes: nothing");
         status.set_mode(Mode::Off);
         assert!(status.degraded().is_empty(), "switched off is no fault");
+        status.set_config_error(Some("why".to_owned()));
+        assert_eq!(status.degraded(), ["config: reload failed: why"]);
     }
 
     #[test]

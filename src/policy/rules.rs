@@ -13,7 +13,8 @@ use foldhash::fast::RandomState;
 
 use super::assign;
 use crate::command::cacheable::KeptCommands;
-use crate::config::{self, RuleMode};
+use crate::config::{self, OnWrite, RuleMode};
+use crate::observe::arms::ArmId;
 use crate::observe::patterns::{PatternId, Patterns};
 use crate::observe::reasons::{Bypass, Method};
 
@@ -23,6 +24,23 @@ pub(crate) struct Rule {
     pub(crate) terms: config::Rule,
     /// What its keys are counted under; none: each under its own family.
     pub(crate) label: Option<PatternId>,
+    /// Of its keys that are cached, in hundredths of a percent: what is written, or as far as its rollout has come.
+    pub(crate) share: u16,
+    pub(crate) arms: RuleArms,
+}
+
+/// Where a rule's experiment counts; nowhere, where it has none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct RuleArms {
+    pub(crate) control: ArmId,
+    /// By variant; one where there are none.
+    pub(crate) cached: Box<[ArmId]>,
+}
+
+impl RuleArms {
+    pub(crate) fn all(&self) -> impl Iterator<Item = ArmId> {
+        self.cached.iter().copied().chain([self.control]).filter(|arm| arm.is_some())
+    }
 }
 
 pub(crate) struct Rules {
@@ -33,6 +51,8 @@ pub(crate) struct Rules {
     lengths: Box<[usize]>,
     /// What any of them names.
     commands: KeptCommands,
+    /// Some rule has writes refresh what is cached.
+    refresh: bool,
     /// There are none: everything is cached as `cache` says.
     implicit: bool,
     /// Any of them says `stale_if_error`.
@@ -53,6 +73,8 @@ pub(crate) struct Keep {
 pub(crate) struct Judged {
     /// What the key is counted under, kept or not.
     pub(crate) pattern: PatternId,
+    /// The part of its rule's experiment that it belongs to.
+    pub(crate) arm: ArmId,
     pub(crate) keep: Result<Keep, Bypass>,
 }
 
@@ -68,11 +90,10 @@ impl Rules {
     pub(crate) fn new(rules: &[config::Rule], cache: &config::Cache, patterns: &Patterns) -> Rules {
         let implicit = rules.is_empty();
         let list: Box<[Arc<Rule>]> = if implicit {
-            [Arc::new(Rule { terms: config::Rule::of_cache(cache), label: None })].into()
+            [Arc::new(Rule::new(config::Rule::of_cache(cache), None))].into()
         } else {
-            let in_force = |terms: &config::Rule| {
-                Arc::new(Rule { terms: terms.clone(), label: Some(patterns.of_rule(&terms.name)) })
-            };
+            let in_force =
+                |terms: &config::Rule| Arc::new(Rule::new(terms.clone(), Some(patterns.of_rule(&terms.name))));
             rules.iter().map(in_force).collect()
         };
         let mut by_prefix: HashMap<Box<[u8]>, Vec<u16>, RandomState> = HashMap::default();
@@ -83,9 +104,10 @@ impl Rules {
         lengths.sort_unstable();
         lengths.dedup();
         let serving = list.iter().filter(|rule| rule.terms.mode == RuleMode::Serve);
+        let refresh = serving.clone().any(|rule| rule.terms.on_write != OnWrite::Invalidate);
         let commands = serving.flat_map(|rule| rule.terms.commands.iter()).collect();
         let any_stale = list.iter().any(|rule| rule.terms.stale_if_error.is_some());
-        Rules { list, by_prefix, lengths: lengths.into(), commands, implicit, any_stale }
+        Rules { list, by_prefix, lengths: lengths.into(), commands, refresh, implicit, any_stale }
     }
 
     /// What any rule keeps.
@@ -98,8 +120,22 @@ impl Rules {
         if self.implicit { &[] } else { &self.list }
     }
 
+    /// Some rule has writes refresh what is cached.
+    pub(crate) fn refresh(&self) -> bool {
+        self.refresh
+    }
+
+    /// The same, to be told how far their rollouts have come before anybody is asked.
+    pub(super) fn list_mut(&mut self) -> impl Iterator<Item = &mut Rule> {
+        let list = if self.implicit { &mut [][..] } else { &mut self.list[..] };
+        list.iter_mut().filter_map(Arc::get_mut)
+    }
+
     /// The first rule whose pattern matches.
     pub(crate) fn find(&self, key: &[u8]) -> Option<&Arc<Rule>> {
+        if self.implicit {
+            return self.list.first();
+        }
         let mut best: Option<u16> = None;
         for len in self.lengths.iter().take_while(|len| **len <= key.len()) {
             let Some(rules) = self.by_prefix.get(&key[..*len]) else { continue };
@@ -128,21 +164,22 @@ impl Rules {
         let place = self.place(key);
         let label = place.as_ref().and_then(|place| place.rule.label);
         let pattern = label.unwrap_or_else(|| patterns.id(key));
-        let keep = match place {
-            None => Err(Bypass::NoRule),
-            Some(place) if place.rule.terms.mode == RuleMode::Off => Err(Bypass::RuleOff),
-            Some(place) if !place.rule.terms.commands.has(method) => Err(Bypass::Command),
+        let not = |why: Bypass| (ArmId::NONE, Err(why));
+        let (arm, keep) = match place {
+            None => not(Bypass::NoRule),
+            Some(place) if place.rule.terms.mode == RuleMode::Off => not(Bypass::RuleOff),
+            Some(place) if !place.rule.terms.commands.has(method) => not(Bypass::Command),
             Some(Place { rule, arm }) => match arm {
-                None => Err(Bypass::Control),
-                Some(variant) => Ok(Keep { rule: rule.clone(), pattern, variant }),
+                None => (rule.arms.control, Err(Bypass::Control)),
+                Some(variant) => (rule.counts_in(variant), Ok(Keep { rule: rule.clone(), pattern, variant })),
             },
         };
-        Judged { pattern, keep }
+        Judged { pattern, arm, keep }
     }
 
     fn place(&self, key: &[u8]) -> Option<Place<'_>> {
         let rule = self.find(key)?;
-        Some(Place { rule, arm: rule.terms.arm(key) })
+        Some(Place { rule, arm: rule.arm(key) })
     }
 
     /// Whether an entry of `key` that was stored under these rules is what `next` would have stored, and would keep.
@@ -153,8 +190,10 @@ impl Rules {
             (Some(old), Some(new)) => {
                 let arms = match (old.arm, new.arm) {
                     (None, None) => true,
+                    // An entry counts its hits in its arm, so it does not outlive that.
                     (Some(old_variant), Some(new_variant)) => {
                         old.rule.terms.variant(old_variant) == new.rule.terms.variant(new_variant)
+                            && old.rule.counts_in(old_variant) == new.rule.counts_in(new_variant)
                     }
                     _ => false,
                 };
@@ -170,6 +209,11 @@ impl Keep {
         &self.rule.terms
     }
 
+    /// Where hits on its entry count.
+    pub(crate) fn arm(&self) -> ArmId {
+        self.rule.counts_in(self.variant)
+    }
+
     pub(crate) fn variant_name(&self) -> Option<&str> {
         self.terms().variant(self.variant).map(|variant| variant.name.as_str())
     }
@@ -179,15 +223,32 @@ impl Keep {
     }
 }
 
-impl config::Rule {
+impl Rule {
+    fn new(terms: config::Rule, label: Option<PatternId>) -> Rule {
+        Rule { share: terms.rollout.share, arms: RuleArms::default(), terms, label }
+    }
+
     /// Which part of the rule's keys this one is in: none is the control group, else its variant where there are any.
     fn arm(&self, key: &[u8]) -> Option<Option<u8>> {
-        let seed = self.name.as_bytes();
-        if self.rollout.share < config::WHOLE && assign::point(seed, key) >= self.rollout.share {
+        let seed = self.terms.name.as_bytes();
+        if self.share < config::WHOLE && assign::point(seed, key) >= self.share {
             return None;
         }
-        let variants = self.variants.len();
+        let variants = self.terms.variants.len();
         Some((variants > 0).then(|| assign::variant(seed, key, variants) as u8))
+    }
+
+    fn counts_in(&self, variant: Option<u8>) -> ArmId {
+        self.arms.cached.get(usize::from(variant.unwrap_or(0))).copied().unwrap_or(ArmId::NONE)
+    }
+}
+
+impl config::Rule {
+    /// The tags of a key of this rule, each with the text that it is filled in from.
+    pub(crate) fn tags_of(&self, key: &[u8]) -> Vec<(Vec<u8>, &str)> {
+        let captures = if self.tags.is_empty() { None } else { self.pattern.captures(key) };
+        let filled = |captures| self.tags.iter().map(|tag| (tag.fill(&captures, key), tag.text())).collect();
+        captures.map_or_else(Vec::new, filled)
     }
 
     fn variant(&self, variant: Option<u8>) -> Option<&config::Variant> {
@@ -208,6 +269,12 @@ impl config::Rule {
             && self.stale_while_revalidate == other.stale_while_revalidate
             && self.tags == other.tags
             && self.tags_alike(other)
+            && self.share_alike(other)
+    }
+
+    /// What was stored while the rule had no share has not been counted.
+    fn share_alike(&self, other: &config::Rule) -> bool {
+        self.max_share.is_some() || other.max_share.is_none()
     }
 
     /// A tag's text is filled in from the pattern's captures.
@@ -316,6 +383,10 @@ mod tests {
         ] {
             assert_eq!((fate(base, new, "a:1"), fate(base, new, "b:1")), (a, b), "{new}");
         }
+        let shared = |share: &str| format!("[{{name: r, pattern: '*', {share}}}]");
+        assert!(!fate(&shared("ttl: 1m"), &shared("ttl: 1m, max_share: 0.5"), "a"), "it was never counted");
+        assert!(fate(&shared("max_share: 0.5"), &shared("max_share: 0.1"), "a"));
+        assert!(fate(&shared("ttl: 1m, max_share: 0.5"), &shared("ttl: 1m"), "a"));
         let ramp = |share: u32| format!("[{{name: r, pattern: '*', rollout: {share}}}]");
         assert!((0..500).any(|i| fate(&ramp(10), &ramp(50), &format!("k{i}"))));
         assert!(!fate(

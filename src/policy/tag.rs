@@ -31,6 +31,9 @@ impl TagTemplate {
         if text.is_empty() || text.len() > TEMPLATE_MAX {
             return Err(format!("a tag has 1 to {TEMPLATE_MAX} bytes"));
         }
+        if text.starts_with('_') {
+            return Err("begins with _, which is for names that are nobody's in metrics".to_owned());
+        }
         let mut parts = Vec::new();
         let mut rest = text;
         while let Some((before, behind)) = rest.split_once('{') {
@@ -83,8 +86,13 @@ mod tests {
         assert_eq!(fill("tenant:{id}"), "tenant:42");
         assert_eq!(fill("{1}-{id}-{1}"), "7-42-7");
         assert_eq!(fill("all"), "all");
-        for (text, part) in [("", "1 to"), ("{id", "without"), ("{nix}", "it has {id}, {1}"), ("{2}", "no capture {2}")]
-        {
+        for (text, part) in [
+            ("", "1 to"),
+            ("_flush", "begins with _"),
+            ("{id", "without"),
+            ("{nix}", "it has {id}, {1}"),
+            ("{2}", "no capture {2}"),
+        ] {
             let error = TagTemplate::parse(text, &pattern).expect_err(text);
             assert!(error.contains(part), "{text}: {error}");
         }

@@ -14,6 +14,13 @@ pub(crate) fn error(out: &mut BytesMut, text: &str) {
     line(out, b'-', text);
 }
 
+/// The same for a text that quotes bytes.
+pub(crate) fn error_bytes(out: &mut BytesMut, text: &[u8]) {
+    out.put_u8(b'-');
+    flat(out, text);
+    out.put_slice(b"\r\n");
+}
+
 /// A status such as `OK`.
 pub(crate) fn simple(out: &mut BytesMut, text: &str) {
     line(out, b'+', text);
@@ -34,6 +41,17 @@ pub(crate) fn null(out: &mut BytesMut, proto: Proto) {
     });
 }
 
+/// A bulk of three pieces, one behind the other; where its payload lies in `out`.
+pub(crate) fn bulk_of(out: &mut BytesMut, pieces: [&[u8]; 3]) -> std::ops::Range<usize> {
+    let len = pieces.iter().map(|piece| piece.len()).sum();
+    out.reserve(len + INTEGER_MAX + 5);
+    header(out, b'$', len);
+    let start = out.len();
+    pieces.iter().for_each(|piece| out.put_slice(piece));
+    out.put_slice(b"\r\n");
+    start..start + len
+}
+
 pub(crate) fn integer(out: &mut BytesMut, n: i64) {
     out.put_u8(b':');
     decimal(out, n);
@@ -43,6 +61,11 @@ pub(crate) fn integer(out: &mut BytesMut, n: i64) {
 /// The header of an array; `n` frames must follow.
 pub(crate) fn array(out: &mut BytesMut, n: usize) {
     header(out, b'*', n);
+}
+
+/// The header of a push, in RESP2 of an array; `n` frames must follow.
+pub(crate) fn push_or_array(out: &mut BytesMut, proto: Proto, n: usize) {
+    header(out, if proto == Proto::Resp3 { b'>' } else { b'*' }, n);
 }
 
 /// The header of a map of `n` entries, in RESP2 of the flat array; 2 `n` frames must follow.
@@ -77,7 +100,7 @@ pub(crate) fn command(out: &mut BytesMut, args: &[&[u8]]) {
 }
 
 /// The header line of an aggregate or a bulk.
-pub(super) fn header(out: &mut BytesMut, kind: u8, n: usize) {
+pub(crate) fn header(out: &mut BytesMut, kind: u8, n: usize) {
     out.put_u8(kind);
     decimal(out, n as i64);
     out.put_slice(b"\r\n");

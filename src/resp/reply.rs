@@ -405,7 +405,7 @@ fn small(buf: &[u8]) -> Option<usize> {
 
 /// A length line: the length (None for the null `-1`) and that of the line with its end. `Ok(None)`: not whole yet.
 #[inline]
-fn length(rest: &[u8]) -> Result<Option<(Option<usize>, usize)>, BadFrame> {
+pub(crate) fn length(rest: &[u8]) -> Result<Option<(Option<usize>, usize)>, BadFrame> {
     if let Some((n, cr)) = super::count(&rest[1..])
         && rest.get(cr + 2) == Some(&b'\n')
     {
@@ -432,7 +432,7 @@ fn slow_length(rest: &[u8]) -> Result<Option<(Option<usize>, usize)>, BadFrame> 
 }
 
 /// Where the line ends: the index behind its `\r\n`, searched from byte `from` on.
-fn find_end(rest: &[u8], mut from: usize) -> Option<usize> {
+pub(crate) fn find_end(rest: &[u8], mut from: usize) -> Option<usize> {
     loop {
         let cr = from + memchr(b'\r', &rest[from..])?;
         if *rest.get(cr + 1)? == b'\n' {
@@ -449,7 +449,7 @@ fn unended(rest: &[u8]) -> usize {
 
 /// The length of the complete frame at the start of `bytes`. A frame that was scanned before: its depth is not checked,
 /// and one count of missing elements does for all levels.
-fn frame_len(bytes: &[u8]) -> Option<usize> {
+pub(crate) fn frame_len(bytes: &[u8]) -> Option<usize> {
     let (mut left, mut at) = (1, 0);
     while left > 0 {
         let rest = bytes.get(at..)?;
@@ -611,6 +611,14 @@ pub(crate) fn copy_without(frame: &[u8], pushes: &[Range<usize>], out: &mut Byte
         copied = push.end;
     }
     out.put_slice(&frame[copied..]);
+}
+
+/// SCAN's reply: the next cursor, and the keys.
+pub(crate) fn scanned(frame: &[u8]) -> Option<(Vec<u8>, Vec<Vec<u8>>)> {
+    let mut parts = elements(frame);
+    let cursor = bulk(parts.next()?)?.to_vec();
+    let keys = elements(parts.next()?).filter_map(bulk).map(<[u8]>::to_vec).collect();
+    Some((cursor, keys))
 }
 
 #[cfg(test)]

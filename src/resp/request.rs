@@ -96,6 +96,21 @@ impl ProtocolError {
     }
 }
 
+/// What a streamed request consists of, in order.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Piece<'a> {
+    /// So many arguments follow.
+    Count(usize),
+    /// Argument `i`, of at most `SHOWN_MAX` bytes.
+    Whole(usize, &'a [u8]),
+    /// Argument `i` is longer: its length. Its parts follow.
+    Long(usize, usize),
+    /// Some bytes of it; behind the last ones its line end, which may be in a part of its own.
+    Part(&'a [u8]),
+    /// Argument `i`, a longer one, is over.
+    Over(usize),
+}
+
 /// How far `stream` got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Streamed {
@@ -346,9 +361,22 @@ impl Scanner {
         buf: &[u8],
         on_arg: &mut dyn FnMut(usize, Option<&[u8]>),
     ) -> Result<Streamed, ProtocolError> {
+        self.stream_pieces(buf, &mut |piece| match piece {
+            Piece::Whole(i, arg) => on_arg(i, Some(arg)),
+            Piece::Over(i) => on_arg(i, None),
+            Piece::Count(_) | Piece::Long(..) | Piece::Part(_) => {}
+        })
+    }
+
+    /// The same for who has to write the request anew.
+    pub(crate) fn stream_pieces(
+        &mut self,
+        buf: &[u8],
+        on_piece: &mut dyn FnMut(Piece<'_>),
+    ) -> Result<Streamed, ProtocolError> {
         let mut take = 0;
         loop {
-            let step = self.stream_step(&buf[take..], on_arg)?;
+            let step = self.stream_step(&buf[take..], on_piece)?;
             take += step;
             self.stream.total += step;
             if self.stream.phase == Phase::Header && self.stream.left == 0 {
@@ -362,11 +390,7 @@ impl Scanner {
     }
 
     /// Takes one piece off the front of `rest`: a line, a whole argument or a part of a long one. 0: more is needed.
-    fn stream_step(
-        &mut self,
-        rest: &[u8],
-        on_arg: &mut dyn FnMut(usize, Option<&[u8]>),
-    ) -> Result<usize, ProtocolError> {
+    fn stream_step(&mut self, rest: &[u8], on_piece: &mut dyn FnMut(Piece<'_>)) -> Result<usize, ProtocolError> {
         let stream = &mut self.stream;
         match stream.phase {
             Phase::Count => match stream.line.find(rest, b'\r') {
@@ -374,6 +398,7 @@ impl Scanner {
                     stream.line = Line::default();
                     stream.left = multibulk_count(&rest[1..cr]).ok_or(ProtocolError::Count)?;
                     stream.phase = Phase::Header;
+                    on_piece(Piece::Count(stream.left));
                     Ok(cr + 2)
                 }
                 Found::TooLong => Err(ProtocolError::CountTooBig),
@@ -385,19 +410,24 @@ impl Scanner {
                 };
                 check_bulk(len, stream.total + header, self.bulk_max, self.query_limit)?;
                 stream.phase = if len <= SHOWN_MAX { Phase::Shown(len) } else { Phase::Passed(len + 2) };
+                if len > SHOWN_MAX {
+                    on_piece(Piece::Long(stream.index, len));
+                }
                 Ok(header)
             }
             Phase::Shown(len) if rest.len() < len + 2 => Ok(0),
             Phase::Shown(len) => {
-                on_arg(stream.next_arg(), Some(&rest[..len]));
+                on_piece(Piece::Whole(stream.next_arg(), &rest[..len]));
                 Ok(len + 2)
             }
             Phase::Passed(left) if rest.len() < left => {
                 stream.phase = Phase::Passed(left - rest.len());
+                on_piece(Piece::Part(rest));
                 Ok(rest.len())
             }
             Phase::Passed(left) => {
-                on_arg(stream.next_arg(), None);
+                on_piece(Piece::Part(&rest[..left]));
+                on_piece(Piece::Over(stream.next_arg()));
                 Ok(left)
             }
         }

@@ -10,6 +10,7 @@ use super::state::Replies;
 use crate::front::{Grant, Link};
 use crate::net::{ReadHalf, WriteHalf};
 use crate::observe::clock;
+use crate::worker::Ctx;
 
 pub(super) struct Agent {
     link: Arc<Link>,
@@ -31,18 +32,18 @@ impl Agent {
     /// Lets the front answer, if nothing is under way and nothing needs the session's eyes. Called whenever that may have
     /// become so: when the task comes to rest, and when replies are about to be written. Before, not after: the client's
     /// next request may be here before this thread runs again, and the grant says itself that it counts from those bytes on.
-    pub(super) fn grant(&self, session: &Session) {
+    pub(super) fn grant(&self, ctx: &Ctx, session: &Session) {
         let Some(consumed) = self.at_rest.get() else { return };
         let Some(written) = session.written_soon() else { return };
-        if self.granted.get() == Some((consumed, written)) || !session.is_quiet() {
+        if self.granted.get() == Some((consumed, written)) || !session.is_quiet() || !session.reads_freely(ctx) {
             return;
         }
         // A session that has never asked for anything of the lane has none yet.
         let Some(lane) = session.lane.borrow().clone().filter(|lane| !lane.is_over()) else { return };
         let facts = lane.facts.clone();
         self.granted.set(Some((consumed, written)));
-        let proto = session.proto();
-        self.link.grant(Some(Grant { consumed, written, fence: session.fence.get(), proto, facts }));
+        let (proto, judged) = (session.proto(), ctx.policy.judges());
+        self.link.grant(Some(Grant { consumed, written, fence: session.fence.get(), proto, facts, judged }));
     }
 
     /// For what changes without a byte of the client's.
@@ -73,10 +74,10 @@ impl Session {
     }
 
     /// The rest itself, over when what this returns is dropped.
-    pub(super) fn rests(&self, resting: bool, rd: &ReadHalf) -> Rest<'_> {
+    pub(super) fn rests(&self, ctx: &Ctx, resting: bool, rd: &ReadHalf) -> Rest<'_> {
         self.comes_to_rest(resting, rd);
         if let Some(agent) = &self.agent {
-            agent.grant(self);
+            agent.grant(ctx, self);
         }
         Rest(self.agent.as_ref())
     }

@@ -10,16 +10,17 @@ use super::outbox::Asked;
 use super::{BACKPRESSURE, Client, OUTSTANDING_MAX, Session};
 use crate::cache::{self, Forms, StripeId, Value};
 use crate::coherence::{
-    self, Applied, Availability, Ends, FetchRead, FetchRequest, Hold, Lane, MgetRequest, Miss, Op, Part, Refresh,
-    RefreshKey, Relay,
+    self, Applied, Availability, Ends, FetchRead, FetchRequest, Hold, Lane, MgetRequest, Miss, Op, Part, Question,
+    Refresh, RefreshKey, Relay,
 };
 use crate::command::cacheable::{Caching, Kept, Never};
 use crate::command::table;
-use crate::command::{Effect, Keys, Kind, Need, Request, Resp2, Spec, Why, keys};
+use crate::command::{Effect, Keys, Kind, Need, Request, Resp2, Spec, Why, keys, prefix};
 use crate::config::{Fence, OnWrite};
 use crate::net::drop_front;
+use crate::observe::arms::{ArmId, Common, Hits};
 use crate::observe::clock;
-use crate::observe::reasons::{Bypass, Class, Coherence, Dropped, Flush, Method, Peer, Source, Timed};
+use crate::observe::reasons::{Action, Bypass, Class, Coherence, Dropped, Flush, Method, Peer, Source, Timed};
 use crate::policy::{Judged, Keep};
 use crate::resp::Proto;
 use crate::resp::build;
@@ -38,6 +39,7 @@ const MSET_REFRESH_MAX: usize = 64;
 
 /// How a name that the table does not have is carried over the lane: everything about it is unknown (decision 1).
 pub(super) static STRANGER: Spec = Spec {
+    row: u16::MAX,
     name: "unknown",
     arity: -1,
     keys: Keys::None,
@@ -56,6 +58,8 @@ pub(super) enum Step {
     Throttled,
     /// The lane has too much to send: it wakes the session when it may go on.
     LaneFull,
+    /// A rate limit: not before this time.
+    Paced(u64),
     Suspend(Work),
     Close,
 }
@@ -109,6 +113,10 @@ pub(super) struct Batch {
     since: u64,
     flush_gen: u64,
     hits: u64,
+    /// Of these, those of experiments.
+    arms: Hits,
+    /// GETs that the command policy was not asked about, because it lets them all pass.
+    passed: u64,
     /// There are more requests behind the present one.
     more: bool,
 }
@@ -119,9 +127,11 @@ impl Batch {
         ctx.now.set(now);
         let lane = session.lane(ctx);
         let vouched = vouched(ctx, &lane, session, now);
-        let straight = straight(ctx, &lane, vouched);
+        let straight = straight(ctx, &lane, session, vouched);
         let since = since(&lane, session);
-        Batch { now, lane, vouched, straight, since, flush_gen: ctx.l1.flush_gen(), hits: 0, more: false }
+        let arms = Hits::default();
+        let flush_gen = ctx.l1.flush_gen();
+        Batch { now, lane, vouched, straight, since, flush_gen, hits: 0, arms, passed: 0, more: false }
     }
 
     fn usable<'f>(&self, forms: &'f Forms, epoch: u64) -> Option<&'f cache::Entry> {
@@ -130,6 +140,12 @@ impl Batch {
 
     pub(super) fn is_recent(&self, entry: &cache::Entry) -> bool {
         entry.t_sent > self.since
+    }
+
+    fn after_mget_hit(&self, ctx: &Ctx, key: &[u8], entry: Option<&cache::Entry>) {
+        if let Some(entry) = entry.filter(|entry| entry.is_due(self.now)) {
+            self.lane.after_hit(ctx, self.now, key, entry, || Question::Get(Method::Mget));
+        }
     }
 }
 
@@ -146,10 +162,10 @@ fn since(lane: &Lane, session: &Session) -> u64 {
 }
 
 /// The part of the router's view that is the same for every GET of one read.
-fn straight(ctx: &Ctx, lane: &Lane, vouched: Result<u64, Bypass>) -> Option<u64> {
+fn straight(ctx: &Ctx, lane: &Lane, session: &Session, vouched: Result<u64, Bypass>) -> Option<u64> {
     let keeps = ctx.kept().has(Method::Get);
     let open = keeps && ctx.cache_serves() && lane.caches() && ctx.large.borrow().is_empty();
-    if open { vouched.ok() } else { None }
+    if open && session.gets_freely(ctx) { vouched.ok() } else { None }
 }
 
 impl Client {
@@ -158,15 +174,26 @@ impl Client {
         if self.rbuf.is_empty() {
             return Step::NeedInput;
         }
+        if ctx.embedded().is_some() {
+            return self.serve_embedded(ctx);
+        }
         let session = self.session.clone();
         let mut batch = Batch::new(ctx, &session);
         if batch.lane.is_full(&session) {
             return Step::LaneFull;
         }
+        // No other policy comes while nothing is awaited.
+        let paces = ctx.policy.paces();
         let mut at = 0;
         let step = loop {
             if session.is_throttled() {
                 break Step::Throttled;
+            }
+            if paces
+                && at < self.rbuf.len()
+                && let Some(until) = session.pace(ctx)
+            {
+                break Step::Paced(until);
             }
             let (len, step) = match self.scanner.scan(&self.rbuf[at..]) {
                 Scan::Incomplete => break Step::NeedInput,
@@ -174,12 +201,12 @@ impl Client {
                 Scan::Request { len } => {
                     let req = Request { raw: &self.rbuf[at..at + len], args: self.scanner.args() };
                     batch.more = at + len < self.rbuf.len();
-                    (len, session.dispatch(ctx, &mut batch, &req))
+                    (len, session.next(ctx, &mut batch, &req, paces))
                 }
                 Scan::Inline { len } => {
                     let req = Request { raw: self.scanner.inline(), args: self.scanner.args() };
                     batch.more = at + len < self.rbuf.len();
-                    (len, session.dispatch(ctx, &mut batch, &req))
+                    (len, session.next(ctx, &mut batch, &req, paces))
                 }
                 Scan::Large if session.refused_unread() => break Step::Close,
                 Scan::Large => break Step::Suspend(Work::Large),
@@ -200,7 +227,7 @@ impl Client {
     }
 
     /// A connection that has been quiet keeps no large buffer.
-    fn release_buffer(&mut self) {
+    pub(super) fn release_buffer(&mut self) {
         if self.rbuf.is_empty() && self.rbuf.capacity() > BACKPRESSURE {
             self.rbuf = bytes::BytesMut::new();
         }
@@ -217,8 +244,10 @@ impl Batch {
         (epoch, self.flush_gen, self.now)
     }
 
-    pub(super) fn count_hit(&mut self) {
+    /// A request for one key was answered from the L1.
+    pub(super) fn count_hit(&mut self, arm: ArmId) {
         self.hits += 1;
+        self.arms.one(arm);
     }
 
     /// A local command may have changed the profile: what stands behind it in the same read belongs on another lane, and
@@ -232,17 +261,21 @@ impl Batch {
             self.lane = lane;
         }
         self.vouched = vouched(ctx, &self.lane, session, self.now);
-        self.straight = straight(ctx, &self.lane, self.vouched);
+        self.straight = straight(ctx, &self.lane, session, self.vouched);
         self.since = since(&self.lane, session);
     }
 
     fn account(&self, ctx: &Ctx, session: &Session) {
         session.last.set(self.now);
+        if self.passed > 0 && ctx.policy.judges() {
+            ctx.metrics.policy.allowed(Action::Read, self.passed);
+        }
         let Some(hits) = std::num::NonZeroU64::new(self.hits) else { return };
         session.told.set(true);
         self.lane.note_read(self.now);
         let each = clock::now().saturating_sub(self.now) / hits;
         ctx.metrics.request_n(Timed::ReadHit, each, self.hits);
+        self.arms.count(&ctx.metrics.arms, self.now, each);
     }
 }
 
@@ -273,7 +306,18 @@ impl Session {
         fresh
     }
 
-    /// One request. `None`: done, look at the next.
+    /// One request out of the buffer, where there are rate limits. `None`: done, look at the next. Cold, and like the flags
+    /// beside it outside of what is done for every hit: the calls alone cost a hit 60 instructions.
+    #[inline]
+    fn next(self: &Rc<Self>, ctx: &Rc<Ctx>, b: &mut Batch, req: &Request<'_>, paces: bool) -> Option<Step> {
+        if paces && let Some(refused) = self.spend(ctx, Some(req)) {
+            self.refuse(req, &refused);
+            return None;
+        }
+        self.receive(ctx, b, req)
+    }
+
+    /// One request that the command policy has not been asked about. `None`: done, look at the next.
     pub(super) fn dispatch(self: &Rc<Self>, ctx: &Rc<Ctx>, b: &mut Batch, req: &Request<'_>) -> Option<Step> {
         let spec = match self.spec(ctx, req) {
             Ok(spec) => spec,
@@ -281,6 +325,9 @@ impl Session {
                 tracing::warn!(client = %self.addr, "closed: an HTTP request on the Redis port, a cross-protocol attack perhaps");
                 return Some(Step::Close);
             }
+            // What it is has to be known first.
+            Err(Stranger::New) => return self.stranger(ctx, b, req, Stranger::New),
+            Err(stranger) if self.is_refused(ctx, Err(stranger), req) => return None,
             Err(stranger) => return self.stranger(ctx, b, req, stranger),
         };
         self.last_command.set(spec.name);
@@ -290,9 +337,46 @@ impl Session {
             && self.is_free()
         {
             debug_assert_eq!(router::route(spec, req, &self.view(ctx, b, req, spec)), Route::Cached(epoch));
+            b.passed += 1;
             return self.get(ctx, b, req, spec, false, Ok(epoch));
         }
+        if self.is_refused(ctx, Ok(spec), req) {
+            return None;
+        }
         self.known(ctx, b, req, spec)
+    }
+
+    /// One that may run, and had to wait for something else.
+    pub(super) fn dispatch_again(self: &Rc<Self>, ctx: &Rc<Ctx>, b: &mut Batch, req: &Request<'_>) -> Option<Step> {
+        match self.spec(ctx, req) {
+            Ok(spec) => self.known(ctx, b, req, spec),
+            Err(stranger) => self.stranger(ctx, b, req, stranger),
+        }
+    }
+
+    /// Answers what may not run.
+    #[inline]
+    pub(super) fn is_refused(&self, ctx: &Ctx, spec: Result<&'static Spec, Stranger>, req: &Request<'_>) -> bool {
+        if ctx.policy.is_open() {
+            return false;
+        }
+        self.answers_refusal(ctx, spec, req)
+    }
+
+    #[inline(never)]
+    fn answers_refusal(&self, ctx: &Ctx, spec: Result<&'static Spec, Stranger>, req: &Request<'_>) -> bool {
+        let refused = self.judge(ctx, spec, req);
+        if let Some(text) = &refused {
+            self.refuse(req, text);
+        }
+        refused.is_some()
+    }
+
+    fn refuse(&self, req: &Request<'_>, error: &str) {
+        // CLIENT REPLY OFF and SKIP speak of the commands behind them.
+        let reply = req.is(0, "client") && req.is(1, "reply");
+        let mute = self.special.get() && !reply && self.state.borrow_mut().mute();
+        self.answer_error(mute, error);
     }
 
     /// Nothing about this session asks the router for more than the batch knows.
@@ -366,6 +450,10 @@ impl Session {
             return None;
         }
         self.last_command.set("unknown");
+        if let Some(refusal) = super::own_names::refuses_stranger(ctx, req) {
+            self.answer_error(self.special.get() && self.state.borrow_mut().mute(), &refusal);
+            return None;
+        }
         let view = self.view(ctx, b, req, &STRANGER);
         let owned = || Owned::of(req);
         match router::route_stranger(what, &view) {
@@ -434,11 +522,14 @@ impl Session {
             && let Some(forms) = ctx.l1.get(key)
             && let Some(entry) = b.usable(&forms, epoch)
         {
-            b.hits += 1;
+            b.count_hit(entry.arm);
             ctx.metrics.patterns.hit(entry.pattern);
             ctx.metrics.patterns.note_read(entry.pattern);
             ctx.metrics.patterns.candidate(entry.pattern, Method::Get);
             self.answer_hit(mute, &entry.value);
+            if entry.is_due(b.now) {
+                b.lane.after_hit(ctx, b.now, key, entry, || Question::Get(Method::Get));
+            }
             return None;
         }
         let lane = match self.carrier(ctx, b, req, spec, mute) {
@@ -450,9 +541,9 @@ impl Session {
             Ok(place) => place,
             Err(stop) => return stop,
         };
-        let keep = self.note_lookup(ctx, b, key, Method::Get, epoch);
-        let slot = self.slot(mute, self.on_spare.get(), asked(b, epoch));
-        let get = FetchRequest { raw: req.raw, read: FetchRead::GET, keep, may_join, place };
+        let Judged { arm, keep, .. } = self.note_lookup(ctx, b, key, Method::Get, epoch);
+        let slot = self.slot(mute, self.on_spare.get(), asked(b, epoch).of(arm));
+        let get = FetchRequest { raw: req.raw, read: FetchRead::GET, keep: keep.ok(), may_join, place };
         b.lane.note_read(b.now);
         lane.fetch(ctx, b.now, self, slot, key, get);
         if ctx.cache_serves() {
@@ -480,20 +571,25 @@ impl Session {
         key: &[u8],
         method: Method,
         epoch: Result<u64, Bypass>,
-    ) -> Option<Keep> {
-        let Judged { pattern, keep } = ctx.judge(key, method);
+    ) -> Judged {
+        let Judged { pattern, arm, keep } = ctx.judge(key, method);
         // MGET is one request, whatever it names: its caller counts it.
         if method != Method::Mget {
             ctx.metrics.patterns.candidate(pattern, method);
         }
         match epoch.err().or(keep.as_ref().err().copied()) {
             Some(why) => ctx.metrics.bypass.inc(why),
-            None => ctx.metrics.patterns.miss(pattern),
+            None => {
+                ctx.metrics.patterns.miss(pattern);
+                ctx.metrics.arms.looked_up(arm, b.now, 0, 1);
+            }
         }
         if b.lane.caches() {
             ctx.metrics.patterns.note_read(pattern);
         }
-        keep.ok()
+        // What is off is no experiment; a lane that cannot serve for a moment is part of what one is about.
+        let arm = if ctx.cache_serves() { arm } else { ArmId::NONE };
+        Judged { pattern, arm, keep }
     }
 
     /// MGET: all hits answer at once; else the misses are fetched with one MGET and the hits checked at its reply.
@@ -518,12 +614,19 @@ impl Session {
         let family = || entry(0).map_or_else(|| ctx.judge(req.arg(1), Method::Mget).pattern, |e| e.pattern);
         if (0..found.len()).all(|i| entry(i).is_some()) {
             ctx.metrics.patterns.candidate(family(), Method::Mget);
-            self.answer_mget(ctx, mute, (0..found.len()).filter_map(entry));
+            let arms = self.answer_mget(ctx, mute, (0..found.len()).filter_map(entry));
+            (0..found.len()).for_each(|i| b.after_mget_hit(ctx, req.arg(i + 1), entry(i)));
             b.hits += 1;
+            let common = arms.into_iter().inspect(|arm| b.arms.key(*arm)).fold(Common::NoKey, Common::and);
+            b.arms.request(common.arm());
             return None;
         }
         let lane = match self.carrier(ctx, b, req, spec, mute) {
             Ok(lane) => lane,
+            Err(stop) => return stop,
+        };
+        let place = match self.refill(ctx, b, &lane, req, None) {
+            Ok(place) => place,
             Err(stop) => return stop,
         };
         ctx.metrics.patterns.candidate(family(), Method::Mget);
@@ -532,12 +635,9 @@ impl Session {
             lane.relay(ctx, b.now, req.raw, Relay::plain(self.clone(), slot, keys::form(spec, req), spec.resend));
             return None;
         }
-        let place = match self.refill(ctx, b, &lane, req, None) {
-            Ok(place) => place,
-            Err(stop) => return stop,
-        };
         let mut parts = Vec::with_capacity(found.len());
         let mut misses = Vec::new();
+        let mut common = Common::NoKey;
         for i in 0..found.len() {
             let key = req.arg(i + 1);
             let stripe = ctx.l1.stripe(key);
@@ -546,10 +646,15 @@ impl Session {
             if let Some(e) = entry(i).filter(|_| !b.more) {
                 self.halted.set(true);
                 ctx.metrics.patterns.hit(e.pattern);
+                ctx.metrics.arms.looked_up(e.arm, b.now, 1, 0);
+                common = common.and(e.arm);
                 let generation = ctx.l1.generation(stripe);
                 parts.push(Part::Hit { stripe, generation, deadline: e.deadline, value: e.value.clone() });
+                b.after_mget_hit(ctx, key, Some(e));
             } else {
-                let keep = self.note_lookup(ctx, b, key, Method::Mget, epoch).filter(|_| b.lane.caches());
+                let Judged { arm, keep, .. } = self.note_lookup(ctx, b, key, Method::Mget, epoch);
+                common = common.and(arm);
+                let keep = keep.ok().filter(|_| b.lane.caches());
                 let right = keep.and_then(|keep| Some((keep, ctx.l1.token(key, b.lane.epoch())?)));
                 if right.is_none() {
                     lane.overtake(ctx, key);
@@ -558,14 +663,21 @@ impl Session {
                 parts.push(Part::Miss);
             }
         }
-        let slot = self.outbox.borrow_mut().reserve(self.proto(), mute, false, asked(b, epoch));
+        let asked = asked(b, epoch).of(common.arm());
+        let slot = self.outbox.borrow_mut().reserve(self.proto(), mute, false, asked);
         b.lane.note_read(b.now);
         let request = MgetRequest { slot, raw: req.raw.into(), parts, misses, epoch: b.lane.epoch(), place };
         lane.mget(ctx, b.now, self, request);
         None
     }
 
-    fn answer_mget<'e>(&self, ctx: &Ctx, mute: bool, entries: impl Iterator<Item = &'e cache::Entry>) {
+    /// Says which arm each key counts in.
+    fn answer_mget<'e>(
+        &self,
+        ctx: &Ctx,
+        mute: bool,
+        entries: impl Iterator<Item = &'e cache::Entry>,
+    ) -> SmallVec<[ArmId; 16]> {
         let proto = self.proto();
         let entries: SmallVec<[&cache::Entry; 16]> = entries.collect();
         self.answer(mute, |out| {
@@ -578,6 +690,7 @@ impl Session {
                 }
             }
         });
+        entries.iter().map(|entry| entry.arm).collect()
     }
 
     /// The connection that takes this command: the lane, or its spare while it is held up (decision 9). R18: what is
@@ -629,12 +742,12 @@ impl Session {
             return foreign.then(|| Some(Step::Suspend(Work::Pinned(Why::NoLane, Owned::of(req)))));
         }
         if b.lane.is_gone() {
-            return Some(self.without_upstream(ctx, b, req, spec, mute));
+            return Some(self.in_outage(ctx, b, req, spec, mute));
         }
         Some(match b.lane.availability() {
             Availability::Starting if !ctx.is_gone() => Some(Step::Suspend(Work::AwaitLane(Owned::of(req)))),
             Availability::Refused(_) => Some(Step::Suspend(Work::Pinned(Why::NoLane, Owned::of(req)))),
-            _ => self.without_upstream(ctx, b, req, spec, mute),
+            _ => self.in_outage(ctx, b, req, spec, mute),
         })
     }
 
@@ -659,6 +772,9 @@ impl Session {
         };
         let blocks = matches!(effect, Some(Effect::Opaque | Effect::SwapDb | Effect::Flush)) || self.on_spare.get();
         let slot = self.slot(mute, blocks, asked);
+        if ctx.prefix.is_some() {
+            self.outbox.borrow_mut().strips(slot, prefix::strip(spec));
+        }
         let mut relay = Relay::plain(self.clone(), slot, keys::form(spec, req), spec.resend);
         relay.write = spec.effect != Effect::Read;
         relay.info = spec.kind == Kind::Info && super::nearside::wants_own_info(req);
@@ -753,7 +869,7 @@ impl Session {
     /// Decision 5: how the L1 should keep upstream's answer right behind this write, key by key; none: not at all.
     fn wants_refresh(&self, ctx: &Ctx, b: &Batch, req: &Request<'_>, spec: &Spec) -> Option<Keeps> {
         // In `pubsub` mode the write's own message would void what is read back.
-        if !b.lane.caches() || !b.lane.is_live() || b.lane.publishes() {
+        if !ctx.refreshes() || !b.lane.caches() || !b.lane.is_live() || b.lane.publishes() {
             return None;
         }
         let size = match spec.kind {

@@ -6,12 +6,12 @@ use std::rc::Rc;
 use super::Session;
 use super::dispatch::{Batch, Step, asked};
 use crate::cache::FormId;
-use crate::coherence::{FetchRead, FetchRequest};
+use crate::coherence::{FetchRead, FetchRequest, Question};
 use crate::command::cacheable::{Caching, Kept};
 use crate::command::table::{self, Lookup};
 use crate::command::{Kind, Request, Spec, keys};
 use crate::observe::reasons::{Bypass, Method};
-use crate::policy::explain;
+use crate::policy::{Judged, explain};
 use crate::resp::Proto;
 use crate::resp::downgrade;
 use crate::router::Stranger;
@@ -20,6 +20,15 @@ use crate::worker::Ctx;
 /// How this process keeps the replies to a request, if it does.
 pub(super) fn kept(ctx: &Ctx, req: &Request<'_>, spec: &Spec) -> Option<Kept> {
     explain::kept(spec, req).filter(|kept| ctx.kept().has(kept.method))
+}
+
+fn read_of(kept: Kept, req: &Request<'_>, spec: &Spec) -> FetchRead {
+    FetchRead {
+        id: Some(FormId::of(kept.method, req)),
+        shape: kept.shape(req),
+        form: keys::form(spec, req),
+        resend: spec.resend,
+    }
 }
 
 impl Session {
@@ -70,11 +79,15 @@ impl Session {
             && let Some(forms) = ctx.l1.get(key)
             && let Some(entry) = forms.usable(method, req, b.at(epoch)).filter(|e| b.is_recent(e))
         {
-            b.count_hit();
+            b.count_hit(entry.arm);
             ctx.metrics.patterns.hit(entry.pattern);
             ctx.metrics.patterns.note_read(entry.pattern);
             ctx.metrics.patterns.candidate(entry.pattern, method);
             self.answer_kept(mute, entry.value.frame(), keys::form(spec, req));
+            if entry.is_due(b.now) {
+                let question = || Question::Form { method, raw: req.raw, read: read_of(kept, req, spec) };
+                b.lane().after_hit(ctx, b.now, key, entry, question);
+            }
             return None;
         }
         let lane = match self.carrier(ctx, b, req, spec, mute) {
@@ -86,16 +99,16 @@ impl Session {
             return self.forward(ctx, b, req, spec, mute, None);
         }
         let may_join = epoch.is_ok() || matches!(epoch, Err(Bypass::Fence | Bypass::Lease | Bypass::NotLive));
-        let id = FormId::of(method, req);
-        let place = match self.refill(ctx, b, &lane, req, may_join.then(|| (key, Some(id.clone())))) {
+        let read = read_of(kept, req, spec);
+        let place = match self.refill(ctx, b, &lane, req, may_join.then(|| (key, read.id.clone()))) {
             Ok(place) => place,
             Err(stop) => return stop,
         };
-        let keep = self.note_lookup(ctx, b, key, method, epoch);
-        let slot = self.slot(mute, self.on_spare.get(), asked(b, epoch));
-        let read = FetchRead { id: Some(id), shape: kept.shape(req), form: keys::form(spec, req), resend: spec.resend };
+        let Judged { arm, keep, .. } = self.note_lookup(ctx, b, key, method, epoch);
+        let slot = self.slot(mute, self.on_spare.get(), asked(b, epoch).of(arm));
         b.lane().note_read(b.now);
-        lane.fetch(ctx, b.now, self, slot, key, FetchRequest { raw: req.raw, read, keep, may_join, place });
+        let fetch = FetchRequest { raw: req.raw, read, keep: keep.ok(), may_join, place };
+        lane.fetch(ctx, b.now, self, slot, key, fetch);
         self.note_named(ctx.l1.stripe(key));
         None
     }

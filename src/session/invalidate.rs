@@ -10,6 +10,7 @@ use crate::command::Request;
 use crate::observe::clock;
 use crate::observe::reasons::{Coherence, Source};
 use crate::resp::{build, reply};
+use crate::upstream::Profile;
 use crate::upstream::handshake::error_text;
 use crate::worker::Ctx;
 
@@ -25,11 +26,21 @@ const USAGE_DELETE: &str = "ERR use NEARSIDE DELETE PATTERN <glob> [<glob> ...]"
 
 /// How a DELETE went so far.
 #[derive(Default)]
-struct Deletion {
+pub(super) struct Deletion {
     scanned: u64,
     deleted: u64,
     batches: u64,
     logged: u64,
+}
+
+impl Deletion {
+    pub(super) fn new() -> Deletion {
+        Deletion { logged: clock::now(), ..Deletion::default() }
+    }
+
+    pub(super) fn failed(&self, why: &str) -> String {
+        format!("{why} (after {} deleted of {} scanned)", self.deleted, self.scanned)
+    }
 }
 
 /// Writes of ours that are under way; ended exactly once, also where the wait for the reply is given up.
@@ -58,7 +69,10 @@ impl Session {
             return self.delete(ctx, req, mute).await;
         }
         match message(req) {
-            Ok(message) => self.invalidate(ctx, &message, mute).await,
+            Ok(message) => {
+                let message = ctx.prefix.as_ref().map_or_else(|| message.clone(), |own| message.upstreams(own));
+                self.invalidate(ctx, &message, mute).await;
+            }
             Err(text) => self.answer_error(mute, text),
         }
     }
@@ -75,22 +89,12 @@ impl Session {
         if req.argc() < 4 || !req.is(2, "pattern") {
             return self.answer_error(mute, USAGE_DELETE);
         }
-        let globs: Vec<Vec<u8>> = (3..req.argc()).map(|i| req.arg(i).to_vec()).collect();
-        let session = self.clone();
-        let ctx = ctx.clone();
-        // A task of its own: what has begun is ended, whatever becomes of the client.
-        let task = tokio::task::spawn_local(async move {
-            let mut so_far = Deletion { logged: clock::now(), ..Deletion::default() };
-            let result = session.delete_all(&ctx, &globs, &mut so_far).await;
-            // Its replies came past the outbox: what follows may not be older (R21).
-            session.set_fence();
-            (result, so_far)
-        });
-        let Ok((result, so_far)) = task.await else { return };
+        let glob = |i: usize| ctx.prefix.as_ref().map_or_else(|| req.arg(i).to_vec(), |own| own.glob(req.arg(i)));
+        let globs = (3..req.argc()).map(glob).collect();
+        let (result, so_far) = self.delete_in_task(ctx, self.profile(), globs, Deletion::new()).await;
         tracing::info!(client = %self.addr, scanned = so_far.scanned, deleted = so_far.deleted, "NEARSIDE DELETE is over");
         if let Err(why) = result {
-            let text = format!("{why} (after {} deleted of {} scanned)", so_far.deleted, so_far.scanned);
-            return self.answer_error(mute, &text);
+            return self.answer_error(mute, &so_far.failed(&why));
         }
         let proto = self.proto();
         self.answer(mute, |out| {
@@ -103,9 +107,33 @@ impl Session {
         });
     }
 
-    async fn delete_all(&self, ctx: &Rc<Ctx>, globs: &[Vec<u8>], so_far: &mut Deletion) -> Result<(), String> {
-        let profile = self.profile();
-        let mut asker = Asker::new(ctx, &profile).await?;
+    /// In a task of its own: what has begun is ended, whatever becomes of the client.
+    pub(super) async fn delete_in_task(
+        self: &Rc<Self>,
+        ctx: &Rc<Ctx>,
+        profile: Profile,
+        globs: Vec<Vec<u8>>,
+        mut so_far: Deletion,
+    ) -> (Result<(), String>, Deletion) {
+        let (session, ctx) = (self.clone(), ctx.clone());
+        let task = tokio::task::spawn_local(async move {
+            let result = session.delete_all(&ctx, &profile, &globs, &mut so_far).await;
+            // Its replies came past the outbox: what follows may not be older (R21).
+            session.set_fence();
+            (result, so_far)
+        });
+        // It is never cancelled, and a panic of it is one of ours.
+        task.await.unwrap_or_else(|e| (Err(format!("ERR {e}")), Deletion::new()))
+    }
+
+    async fn delete_all(
+        &self,
+        ctx: &Rc<Ctx>,
+        profile: &Profile,
+        globs: &[Vec<u8>],
+        so_far: &mut Deletion,
+    ) -> Result<(), String> {
+        let mut asker = Asker::new(ctx, profile).await?;
         for glob in globs {
             let mut cursor = b"0".to_vec();
             loop {
@@ -113,7 +141,7 @@ impl Session {
                     return Err("ERR stopped: the client has left".to_owned());
                 }
                 let frame = asker.ask(&[b"SCAN", &cursor, b"MATCH", glob, b"COUNT", SCAN_COUNT]).await?;
-                let (next, found) = scanned(&frame).ok_or_else(|| error_text(&frame))?;
+                let (next, found) = reply::scanned(&frame).ok_or_else(|| error_text(&frame))?;
                 so_far.scanned += found.len() as u64;
                 for keys in found.chunks(UNLINK_MAX) {
                     so_far.deleted += unlink(ctx, &mut asker, keys).await?;
@@ -133,7 +161,7 @@ impl Session {
             coherence::come_back(ctx).await;
         } else if ctx.status.coherence() != Coherence::Tracking {
             let message = Message { op: Op::Pattern, args: globs.to_vec() };
-            coherence::publish(ctx, &profile, &message).await?;
+            coherence::publish(ctx, profile, &message).await?;
         }
         Ok(())
     }
@@ -157,14 +185,6 @@ async fn unlink(ctx: &Rc<Ctx>, asker: &mut Asker, keys: &[Vec<u8>]) -> Result<u6
     let frame = frame?;
     let deleted = reply::integer(&frame).ok_or_else(|| error_text(&frame))?;
     Ok(u64::try_from(deleted).unwrap_or(0))
-}
-
-/// SCAN's reply: the next cursor, and the keys.
-fn scanned(frame: &[u8]) -> Option<(Vec<u8>, Vec<Vec<u8>>)> {
-    let mut parts = reply::elements(frame);
-    let cursor = reply::bulk(parts.next()?)?.to_vec();
-    let keys = reply::elements(parts.next()?).filter_map(reply::bulk).map(<[u8]>::to_vec).collect();
-    Some((cursor, keys))
 }
 
 /// What INVALIDATE or FLUSH asks for.

@@ -27,7 +27,7 @@ pub(super) enum Local {
 }
 
 /// What can be said without waiting.
-enum Now {
+pub(super) enum Now {
     Done,
     Close,
     /// Needs upstream's judgement, or everything before it answered first.
@@ -80,6 +80,9 @@ impl Session {
         req: &Request<'_>,
         mute: bool,
     ) -> Local {
+        if self.own_keys(ctx, spec, req, mute).await {
+            return Local::Done;
+        }
         let now = clock::now();
         match self.local_now(ctx, now, req, spec, mute, true) {
             Now::Done => return Local::Done,
@@ -186,13 +189,14 @@ impl Session {
         }
     }
 
-    fn apply_hello(&self, ctx: &Ctx, hello: Hello<'_>, mute: bool) {
+    pub(super) fn apply_hello(&self, ctx: &Ctx, hello: Hello<'_>, mute: bool) {
         let mut state = self.state.borrow_mut();
         state.proto = hello.proto;
         if let Some(name) = hello.name {
             state.name = name.to_vec();
         }
         drop(state);
+        self.changed_identity();
         let info = ctx.server.borrow();
         self.answer(mute, |out| hello_reply(out, &info, hello.proto, self.id));
     }
@@ -233,6 +237,7 @@ impl Session {
         state.authenticated = true;
         state.locked = false;
         drop(state);
+        self.changed_identity();
         self.changed_profile();
     }
 
@@ -298,6 +303,7 @@ impl Session {
     /// Answered whatever CLIENT REPLY said: RESET ends that first.
     pub(super) fn reset(&self, ctx: &Ctx) {
         self.state.borrow_mut().reset(&ctx.default_profile, ctx.locks_out(self.near));
+        self.changed_identity();
         self.changed_profile();
         self.answer(false, |out| build::simple(out, "RESET"));
     }
@@ -327,7 +333,14 @@ impl Session {
 
     // ---- CLIENT ----
 
-    fn client(self: &Rc<Self>, ctx: &Rc<Ctx>, now: u64, req: &Request<'_>, spec: &'static Spec, mute: bool) -> Now {
+    pub(super) fn client(
+        self: &Rc<Self>,
+        ctx: &Rc<Ctx>,
+        now: u64,
+        req: &Request<'_>,
+        spec: &'static Spec,
+        mute: bool,
+    ) -> Now {
         match spec.name {
             "client|id" => self.answer(mute, |out| build::integer(out, self.id as i64)),
             "client|getname" => {
@@ -339,6 +352,7 @@ impl Session {
             }
             "client|setname" if is_plain(req.arg(2)) => {
                 self.state.borrow_mut().name = req.arg(2).to_vec();
+                self.changed_identity();
                 self.answer(mute, |out| build::simple(out, "OK"));
             }
             "client|setname" => self.answer_error(mute, BAD_NAME),
@@ -499,9 +513,9 @@ fn has_auth(hello: &Request<'_>) -> bool {
 }
 
 /// A HELLO that is well formed.
-struct Hello<'a> {
+pub(super) struct Hello<'a> {
     proto: Proto,
-    credential: Option<(&'a [u8], &'a [u8])>,
+    pub(super) credential: Option<(&'a [u8], &'a [u8])>,
     name: Option<&'a [u8]>,
 }
 
@@ -514,7 +528,7 @@ pub(super) fn greeting(req: &Request<'_>, now: Proto) -> Greeting {
 
 impl<'a> Hello<'a> {
     /// As `helloCommand` reads it; the errors are Redis's own.
-    fn parse(req: &Request<'a>, now: Proto) -> Result<Hello<'a>, String> {
+    pub(super) fn parse(req: &Request<'a>, now: Proto) -> Result<Hello<'a>, String> {
         let mut hello = Hello { proto: now, credential: None, name: None };
         if req.argc() > 1 {
             hello.proto = match crate::resp::integer(req.arg(1)) {

@@ -5,13 +5,17 @@
 
 mod agent;
 mod dispatch;
+mod embedded;
 mod forms;
+mod gate;
 mod inspect;
 mod invalidate;
 mod local;
 mod nearside;
 mod outage;
 mod outbox;
+mod own_keys;
+mod own_names;
 mod pinned;
 #[cfg(any(test, feature = "bench"))]
 mod probe;
@@ -20,6 +24,7 @@ mod transaction;
 
 use std::cell::{Cell, RefCell};
 use std::io;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,6 +46,8 @@ use crate::resp::request::Scanner;
 use crate::wake::Wake;
 use crate::worker::Ctx;
 
+pub(crate) use embedded::tick;
+pub(crate) use gate::InForce;
 pub(crate) use nearside::with_own_info;
 #[cfg(any(test, feature = "bench"))]
 pub(crate) use probe::Probe;
@@ -67,6 +74,8 @@ pub(crate) struct Session {
     /// Loopback or unix socket: what `protected` and `admin.resp: auto` ask.
     pub(crate) near: bool,
     pub(crate) unix: bool,
+    /// The address it came in by, as configured; none: the unix socket.
+    listener: Option<SocketAddr>,
     pub(crate) since: u64,
     writer: RefCell<Option<Rc<WriteHalf>>>,
     outbox: RefCell<Outbox>,
@@ -111,6 +120,12 @@ pub(crate) struct Session {
     pin_shown: Notify,
     /// The client's socket is another worker's.
     agent: Option<agent::Agent>,
+    /// Where the local engine is the backend: its open transaction, and what it costs.
+    seat: RefCell<embedded::Seat>,
+    /// What the command policy says of it, once it was asked.
+    gate: RefCell<Option<Rc<gate::Gate>>>,
+    /// From when on its next request may go, by a rate limit; 0: not asked yet.
+    due: Cell<u64>,
 }
 
 impl Session {
@@ -123,6 +138,7 @@ impl Session {
             laddr: peer.laddr,
             near: peer.near,
             unix: peer.unix,
+            listener: peer.listener,
             since: now,
             writer: RefCell::new(Some(Rc::new(wr))),
             outbox: RefCell::default(),
@@ -150,6 +166,9 @@ impl Session {
             redirected: Cell::new(false),
             pin_shown: Notify::new(),
             agent: peer.link.map(agent::Agent::new),
+            seat: RefCell::default(),
+            gate: RefCell::default(),
+            due: Cell::new(0),
         };
         (Rc::new(session), rd)
     }
@@ -157,6 +176,8 @@ impl Session {
     /// A reply of upstream's (RESP3) for `slot`.
     pub(crate) fn complete(self: &Rc<Self>, ctx: &Ctx, slot: u64, frame: &[u8], form: Form) {
         self.told.set(true);
+        let own = self.own_reply(ctx, slot, frame);
+        let frame = own.as_deref().unwrap_or(frame);
         let done = self.outbox.borrow_mut().complete(slot, frame, form);
         self.completed(ctx, done);
     }
@@ -183,7 +204,12 @@ impl Session {
     fn completed(self: &Rc<Self>, ctx: &Ctx, done: Option<outbox::Completed>) {
         let Some(done) = done else { return };
         let timed = if done.failed { done.asked.failed } else { done.asked.ok };
-        ctx.metrics.request(timed, ctx.now.get().saturating_sub(done.asked.at));
+        let now = ctx.now.get();
+        let took = now.saturating_sub(done.asked.at);
+        ctx.metrics.request(timed, took);
+        if done.asked.arm.is_some() {
+            ctx.metrics.arms.answered(done.asked.arm, now, took, done.failed);
+        }
         if done.unblocked {
             self.blockers.set(self.blockers.get() - 1);
         }
@@ -208,7 +234,7 @@ impl Session {
     fn flush(self: &Rc<Self>, ctx: &Ctx) {
         self.dirty.set(false);
         if let Some(agent) = &self.agent {
-            agent.grant(self);
+            agent.grant(ctx, self);
         }
         let mut outbox = self.outbox.borrow_mut();
         let writer = self.writer.borrow();
@@ -335,6 +361,7 @@ pub(crate) struct Peering {
     pub(crate) laddr: String,
     pub(crate) near: bool,
     pub(crate) unix: bool,
+    pub(crate) listener: Option<SocketAddr>,
     /// Where the socket is another worker's: what is shared with that.
     pub(crate) link: Option<Arc<Link>>,
 }
@@ -347,13 +374,16 @@ struct Client {
     scanner: Scanner,
     /// The client has closed its side: what it asked is answered, then we close.
     eof: bool,
+    /// A rate limit holds its next request back until then.
+    paced: Option<u64>,
 }
 
 /// The task of one client, from accept to close.
 pub(crate) async fn run(ctx: Rc<Ctx>, session: Rc<Session>, rd: ReadHalf) {
     let scanner = Scanner::new(limits::BULK_MAX, ctx.config.listen.query_limit);
-    let mut client = Client { session: session.clone(), rd, rbuf: BytesMut::new(), scanner, eof: false };
+    let mut client = Client { session: session.clone(), rd, rbuf: BytesMut::new(), scanner, eof: false, paced: None };
     client.serve(&ctx).await;
+    session.leaves_embedded(&ctx);
     ctx.sessions.borrow_mut().remove(&session.id);
     session.close();
     ctx.count_clients();
@@ -381,6 +411,7 @@ impl Client {
                 continue;
             }
             let step = self.process(ctx);
+            self.paced = if let Step::Paced(until) = step { Some(until) } else { None };
             let resting = matches!(step, Step::NeedInput) && self.rbuf.is_empty() && !self.eof;
             self.session.comes_to_rest(resting, &self.rd);
             self.session.flush(ctx);
@@ -391,7 +422,7 @@ impl Client {
                     true
                 }
                 Step::NeedInput => self.wait(ctx, true).await,
-                Step::Throttled | Step::LaneFull => self.wait(ctx, false).await,
+                Step::Throttled | Step::LaneFull | Step::Paced(_) => self.wait(ctx, false).await,
                 Step::Close => {
                     self.finish(ctx).await;
                     false
@@ -416,11 +447,13 @@ impl Client {
         if want_input && nothing_to_come && outstanding == 0 && !unsent {
             return false;
         }
-        session.unfinished.set(self.rbuf.len());
+        session.unfinished.set(self.rbuf.len() + session.seat.borrow().bytes());
         let may_read = want_input && !self.eof && session.unsent() < BACKPRESSURE;
         session.waiting.set(!may_read || ctx.draining.get());
-        let rest = session.rests(may_read && self.rbuf.is_empty(), &self.rd);
-        let idle = ctx.config.listen.idle_timeout.map(|limit| session.idle_left(limit));
+        let rest = session.rests(ctx, may_read && self.rbuf.is_empty(), &self.rd);
+        // Who is held back is not idle.
+        let idle =
+            ctx.config.listen.idle_timeout.filter(|_| self.paced.is_none()).map(|limit| session.idle_left(limit));
         // In order, without drawing lots: whatever is ready here, `serve` looks at everything next.
         let go_on = tokio::select! {
             biased;
@@ -430,10 +463,13 @@ impl Client {
                 session.flush(ctx);
                 true
             }
+            () = until(self.paced), if self.paced.is_some() => true,
             () = idle_for(idle), if idle.is_some() => {
                 // Replies do not wake this task, so what is outstanding is asked now.
                 let limit = ctx.config.listen.idle_timeout.unwrap_or_default();
-                let is_idle = session.outbox.borrow().outstanding() == 0 && !session.was_answered_within(limit);
+                let is_idle = session.outbox.borrow().outstanding() == 0
+                    && !session.was_answered_within(limit)
+                    && !session.pinned.borrow().subscriptions.any();
                 if is_idle {
                     session.drop_for(ctx, Dropped::IdleTimeout, "idle for listen.idle_timeout");
                 }
@@ -535,4 +571,9 @@ async fn idle_for(limit: Option<Duration>) {
     if let Some(limit) = limit {
         tokio::time::sleep(limit).await;
     }
+}
+
+/// The same for a time of `clock`.
+async fn until(due: Option<u64>) {
+    idle_for(due.map(|due| Duration::from_nanos(due.saturating_sub(clock::now())))).await;
 }

@@ -8,10 +8,19 @@ use bytes::BytesMut;
 
 use super::Session;
 use super::dispatch::{Batch, STRANGER};
+use super::own_names::{self, Named};
 use crate::cache::{Entry, FormEntry, Value};
-use crate::command::{Effect, Request};
-use crate::config::{AdminResp, CacheMode, Variant};
-use crate::observe::reasons::{Bypass, Coherence, Method};
+use crate::coherence;
+use crate::command::prefix::{self, Outcome, Words};
+use crate::command::{Effect, Request, table};
+use crate::config::{AdminResp, CacheMode, Variant, show_percent};
+use crate::live;
+use crate::local::Engine;
+use crate::observe::arms::ArmId;
+use crate::observe::clock;
+use crate::observe::events::Actor;
+use crate::observe::latency::Window;
+use crate::observe::reasons::{Again, Bypass, Coherence, Decision, Limited, Method};
 use crate::policy::Rule;
 use crate::policy::explain::explain;
 use crate::policy::tag::TagTemplate;
@@ -40,9 +49,10 @@ const HELP: &[&str] = &[
     "    All figures, as INFO prints them.",
     "INVALIDATE KEY|PREFIX|PATTERN|REGEX|TAG <x> [<x> ...]",
     "    Drop the entries that are named so, here and in all sidecars of this upstream. PATTERN is a glob as KEYS",
-    "    takes it, REGEX finds its expression anywhere in the key. Returns how many they were here.",
+    "    takes it, REGEX finds its expression anywhere in the key, TAG is one that a rule gives its keys. Returns",
+    "    how many they were here.",
     "MODE [serve|off]",
-    "    Print the cache's mode, or change it until the next start.",
+    "    Print the cache's mode, or change it until the configuration is read again.",
     "RULES",
     "    The rules in force, in the order in which they are asked, each with its settings and counts.",
     "STATS",
@@ -61,6 +71,9 @@ impl Session {
             return self.answer_error(mute, "ERR wrong number of arguments for 'nearside' command. Try NEARSIDE HELP.");
         }
         let sub = req.arg(1).to_ascii_lowercase();
+        if ctx.embedded().is_some() && self.without_upstream(ctx, req, &sub, mute) {
+            return;
+        }
         match (sub.as_slice(), req.argc()) {
             (b"help", 2) => self.answer(mute, |out| {
                 build::array(out, HELP.len());
@@ -71,7 +84,7 @@ impl Session {
             (b"rules", 2) => self.rules(ctx, mute),
             (b"mode", 2) => self.answer(mute, |out| build::bulk(out, ctx.mode_word().as_bytes())),
             (b"explain", 3..) => self.explain(ctx, req, mute),
-            (b"entry", 3) => self.entry(ctx, now, req.arg(2), mute),
+            (b"entry", 3) => self.entry(ctx, now, &ctx.upstream_name(req.arg(2)), mute),
             (b"auth", 3) => self.nearside_auth(ctx, req.arg(2), mute),
             (b"mode", 3) => match self.may_change(ctx) {
                 Ok(()) => self.change_mode(ctx, req.arg(2), mute),
@@ -86,6 +99,43 @@ impl Session {
         }
     }
 
+    /// What is different where the local engine is the backend. False: nothing is.
+    fn without_upstream(&self, ctx: &Ctx, req: &Request<'_>, sub: &[u8], mute: bool) -> bool {
+        let (argc, proto) = (req.argc(), self.proto());
+        let changes = matches!((sub, argc), (b"mode", 3) | (b"flush", 2) | (b"invalidate" | b"delete", 4..));
+        if changes && let Err(refusal) = self.may_change(ctx) {
+            self.answer_error(mute, refusal.text());
+            return true;
+        }
+        match (sub, argc) {
+            (b"explain", 3..) => self.explain_embedded(req, mute),
+            // There is no copy of anything.
+            (b"entry", 3) => self.answer(mute, |out| build::null(out, proto)),
+            (b"flush", 2) | (b"invalidate", 4..) => self.answer(mute, |out| build::integer(out, 0)),
+            (b"delete", 4..) => self.answer_error(mute, "ERR 'NEARSIDE DELETE' needs an upstream (none is configured)"),
+            (b"mode", 3) => self.answer_error(mute, "ERR there is nothing to cache in front of the in-memory engine"),
+            _ => return false,
+        }
+        true
+    }
+
+    fn explain_embedded(&self, req: &Request<'_>, mute: bool) {
+        let words: Vec<&[u8]> = (2..req.argc()).map(|i| req.arg(i)).collect();
+        let with_sub = [words[0], b"|", words.get(1).copied().unwrap_or_default()].concat();
+        let found = table::by_name(&with_sub).or_else(|| table::by_name(words[0]));
+        let (name, route, reason) = match found {
+            Some(spec) if super::embedded::has(spec) => (spec.name, "local engine", String::new()),
+            Some(spec) => (spec.name, "refuse", super::embedded::needs_upstream(spec)),
+            None => ("unknown", "refuse", "ERR unknown command".to_owned()),
+        };
+        let fields = [("command", name.to_owned()), ("route", route.to_owned()), ("reason", reason)];
+        let proto = self.proto();
+        self.answer(mute, |out| {
+            build::map_or_array(out, proto, fields.len());
+            pairs(out, &fields);
+        });
+    }
+
     fn change_mode(&self, ctx: &Rc<Ctx>, word: &[u8], mute: bool) {
         let mode = match word.to_ascii_lowercase().as_slice() {
             b"serve" => CacheMode::Serve,
@@ -95,7 +145,7 @@ impl Session {
                 return self.answer_error(mute, &text);
             }
         };
-        ctx.set_mode(mode);
+        live::set_mode(ctx, mode, &Actor::Client { id: self.id, addr: self.addr.clone() });
         self.answer(mute, |out| build::simple(out, "OK"));
     }
 
@@ -145,9 +195,13 @@ impl Session {
         if !matches!(scanner.scan(&raw), crate::resp::request::Scan::Request { .. }) {
             return self.answer_error(mute, "ERR a command this large is streamed on a connection of its own");
         }
-        let asked = Request { raw: &raw, args: scanner.args() };
+        let of_client = Request { raw: &raw, args: scanner.args() };
+        let mut own = Words::default();
+        let edge = self.rewrite_explained(ctx, &of_client, &mut own);
+        let asked = if own.is_empty() { of_client } else { own.request() };
         let batch = Batch::new(ctx, self);
-        let (name, spec, route) = match self.spec(ctx, &asked) {
+        let found = self.spec(ctx, &asked);
+        let (name, spec, route) = match found {
             Ok(spec) => {
                 let view = self.view(ctx, &batch, &asked, spec);
                 (spec.name, Some(spec), router::route(spec, &asked, &view))
@@ -157,13 +211,16 @@ impl Session {
                 ("unknown", None, router::route_stranger(stranger, &view))
             }
         };
-        let said = explain(&ctx.rules().load(), &ctx.metrics.patterns, spec.unwrap_or(&STRANGER), &asked);
+        // Rules speak of the client's names.
+        let said = explain(&ctx.rules().load(), &ctx.metrics.patterns, spec.unwrap_or(&STRANGER), &of_client);
         let effect = spec.map_or(Effect::Opaque, |s| s.effect);
         let lane = self.lane(ctx);
+        let tags = said.keys.first().map_or_else(Vec::new, |key| tags_of(ctx, key));
         let fields = [
             ("command", name.to_owned()),
-            ("route", route.as_str().to_owned()),
-            ("reason", route.reason().to_owned()),
+            ("route", edge.as_ref().map_or(route.as_str(), |(route, _)| route).to_owned()),
+            ("reason", edge.map_or_else(|| route.reason().to_owned(), |(_, reason)| reason)),
+            ("policy", self.explain_policy(ctx, found, &asked)),
             ("effect", format!("{effect:?}").to_ascii_lowercase()),
             ("may_be_sent_again", yes(spec.is_some_and(|s| s.resend))),
             ("in_l1", yes(spec.is_some_and(|spec| self.holds(ctx, lane.id, &asked, spec)))),
@@ -174,12 +231,26 @@ impl Session {
         ];
         let proto = self.proto();
         self.answer(mute, |out| {
-            build::map_or_array(out, proto, fields.len() + 1);
+            build::map_or_array(out, proto, fields.len() + 2);
             pairs(out, &fields);
-            build::bulk(out, b"keys");
-            build::array(out, said.keys.len());
-            said.keys.iter().for_each(|key| build::bulk(out, key));
+            names(out, "tags", &tags);
+            names(out, "keys", &said.keys);
         });
+    }
+
+    /// What `upstream.key_prefix` makes of a command that is explained: its words, or the route and reason of what goes no
+    /// further than this.
+    fn rewrite_explained(&self, ctx: &Ctx, req: &Request<'_>, words: &mut Words) -> Option<(&'static str, String)> {
+        let own = ctx.prefix.as_ref()?;
+        match own_names::named(ctx, req) {
+            Named::Known(spec) => match own.rewrite(spec, req, words) {
+                Outcome::Refused(why) => Some(("refuse", prefix::refusal(spec.name, why))),
+                Outcome::Own => Some(("local", "own keys are found by SCAN (upstream.key_prefix)".to_owned())),
+                Outcome::Same | Outcome::Changed => None,
+            },
+            Named::Unknown => Some(("refuse", prefix::stranger_refusal(req))),
+            Named::Keyless | Named::New => None,
+        }
     }
 
     /// GET's entry, and in `forms` those of other commands.
@@ -208,6 +279,7 @@ impl Session {
             [
                 ("age_ms", ms(age)),
                 ("ttl_ms", ms(left)),
+                ("refresh_in_ms", until(entry.soft, now)),
                 ("served", served(entry).to_owned()),
                 ("stale_servable", stale.to_owned()),
             ]
@@ -224,8 +296,9 @@ impl Session {
             fields.extend(times(entry));
         }
         self.answer(mute, |out| {
-            build::map_or_array(out, proto, fields.len() + 1);
+            build::map_or_array(out, proto, fields.len() + 2);
             pairs(out, &fields);
+            names(out, "tags", &forms.tags().collect::<Vec<_>>());
             build::bulk(out, b"forms");
             build::array(out, others.len());
             for form in others {
@@ -245,6 +318,9 @@ fn rule_fields(ctx: &Ctx, rule: &Rule) -> Vec<(&'static str, String)> {
     let ms = |d: Duration| d.as_millis().to_string();
     let list = |words: Vec<&str>| words.join(" ");
     let counts = ctx.metrics.counts_of(rule.label);
+    let (state, reason, arms) = experiment_of(ctx, rule);
+    let share = coherence::share_of(ctx, terms);
+    let taken = ctx.l1.share_bytes(&terms.name).unwrap_or(0);
     let variant = |v: &Variant| format!("{}:{}", v.name, v.ttl.as_millis());
     vec![
         ("name", terms.name.clone()),
@@ -253,15 +329,54 @@ fn rule_fields(ctx: &Ctx, rule: &Rule) -> Vec<(&'static str, String)> {
         ("commands", list(terms.commands.iter().map(Method::as_str).collect())),
         ("ttl_ms", ms(terms.ttl)),
         ("negative_ttl_ms", ms(terms.negative_ttl)),
+        ("refresh_ahead_ms", terms.refresh_ahead.map_or(String::new(), ms)),
+        ("stale_while_revalidate_ms", ms(terms.stale_while_revalidate)),
         ("max_value_bytes", terms.max_value_bytes.to_string()),
         ("on_write", terms.on_write.as_str().to_owned()),
-        ("rollout_percent", terms.rollout.percent()),
+        ("rollout_percent", show_percent(rule.share)),
+        ("rollout_state", state.to_owned()),
+        ("rollout_reason", reason),
+        ("arms", arms),
         ("variants_ms", terms.variants.iter().map(variant).collect::<Vec<_>>().join(" ")),
         ("tags", list(terms.tags.iter().map(TagTemplate::text).collect())),
+        ("max_share_bytes", share.map_or_else(String::new, |share| share.max_bytes.to_string())),
+        ("share_bytes", share.map_or_else(String::new, |_| taken.to_string())),
         ("hits", counts.hits.to_string()),
         ("misses", counts.misses.to_string()),
         ("stored", counts.sets.to_string()),
     ]
+}
+
+/// How far the rollout of a rule has come, why it was taken back, and what its arms have seen since the start. Empty where it
+/// has no experiment.
+fn experiment_of(ctx: &Ctx, rule: &Rule) -> (&'static str, String, String) {
+    let arms = &ctx.metrics.arms;
+    let shown = arms.shown();
+    let Some(found) = shown.iter().find(|shown| shown.rule == rule.terms.name) else { return Default::default() };
+    let control = found.control.map(|arm| ("control", arm));
+    let cached = found.cached.iter().map(|(name, arm)| (name.as_str(), *arm));
+    let one = |(name, arm): (&str, ArmId)| {
+        let (seen, _) = arms.seen(arm, clock::now(), Window::Start);
+        let mean = seen.moments().map_or(0.0, |moments| moments.mean / 1e6);
+        let (requests, hits, misses, errors) = (seen.count(), seen.hits, seen.misses, seen.errors);
+        format!("{name}:requests={requests},hits={hits},misses={misses},errors={errors},mean_ms={mean:.3}")
+    };
+    let arms: Vec<String> = control.into_iter().chain(cached).map(one).collect();
+    let reason = found.why.as_ref().map_or_else(String::new, |why| why.sentence.clone());
+    (found.state.as_str(), reason, arms.join(" "))
+}
+
+/// The tags that an entry of `key` would have.
+fn tags_of(ctx: &Ctx, key: &[u8]) -> Vec<Vec<u8>> {
+    let rules = ctx.rules().load();
+    let tags = rules.find(key).map_or_else(Vec::new, |rule| rule.terms.tags_of(key));
+    tags.into_iter().map(|(tag, _)| tag).collect()
+}
+
+fn names<N: AsRef<[u8]>>(out: &mut BytesMut, field: &str, names: &[N]) {
+    build::bulk(out, field.as_bytes());
+    build::array(out, names.len());
+    names.iter().for_each(|name| build::bulk(out, name.as_ref()));
 }
 
 fn pairs(out: &mut BytesMut, fields: &[(&str, String)]) {
@@ -282,6 +397,11 @@ impl Refusal {
     }
 }
 
+/// Milliseconds until then; empty for never.
+fn until(time: u64, now: u64) -> String {
+    if time == u64::MAX { String::new() } else { (time.saturating_sub(now) / 1_000_000).to_string() }
+}
+
 fn yes(is: bool) -> String {
     if is { "yes" } else { "no" }.to_owned()
 }
@@ -293,6 +413,9 @@ fn same(a: &[u8], b: &[u8]) -> bool {
 
 /// The dozen lines of STATS.
 fn stats(ctx: &Ctx, now: u64) -> String {
+    if let Some(engine) = ctx.embedded() {
+        return stats_embedded(ctx, &engine.borrow());
+    }
     let m = &ctx.metrics;
     let (hits, misses) = (m.hits(), m.misses());
     ctx.l1.settle();
@@ -300,8 +423,9 @@ fn stats(ctx: &Ctx, now: u64) -> String {
     let rate = if hits + misses == 0 { String::new() } else { format!("{:.4}", hits as f64 / (hits + misses) as f64) };
     let age = ctx.home_lane().and_then(|l| l.lease_age(now));
     let mut text = String::new();
-    let lines: [(&str, String); 13] = [
+    let lines: [(&str, String); 14] = [
         ("mode", ctx.mode_word().to_owned()),
+        ("backend", ctx.status.backend().to_owned()),
         ("coherence", ctx.status.coherence().as_str().to_owned()),
         ("coherence_why", coherence_why(ctx)),
         ("upstream", if ctx.status.upstream_up() { "up" } else { "down" }.to_owned()),
@@ -342,6 +466,26 @@ fn outage(ctx: &Ctx, now: u64) -> String {
     lines.iter().map(|(name, value)| format!("{name}:{value}\r\n")).collect()
 }
 
+/// The same where the local engine is the backend.
+fn stats_embedded(ctx: &Ctx, engine: &Engine) -> String {
+    let (keys, bytes) = engine.size();
+    let counts = engine.counts();
+    let lines = [
+        ("mode", ctx.mode_word().to_owned()),
+        ("backend", ctx.status.backend().to_owned()),
+        ("keys", keys.to_string()),
+        ("bytes", bytes.to_string()),
+        ("max_bytes", engine.max_bytes().to_string()),
+        ("reads_found", counts.hits.to_string()),
+        ("reads_not_found", counts.misses.to_string()),
+        ("expired", counts.expired.to_string()),
+        ("evicted", counts.evicted.to_string()),
+        ("refused", counts.refused.to_string()),
+        ("clients", ctx.sessions.borrow().len().to_string()),
+    ];
+    lines.iter().map(|(name, value)| format!("{name}:{value}\r\n")).collect()
+}
+
 /// The sidecars' channel, in words.
 fn channel(ctx: &Ctx, now: u64) -> String {
     let channel = &ctx.status.channel;
@@ -364,20 +508,24 @@ fn coherence_why(ctx: &Ctx) -> String {
 }
 
 /// Our section of INFO: everything STATS says, and each counter under its reason.
-fn section(ctx: &Ctx, now: u64) -> String {
+pub(super) fn own_section(ctx: &Ctx, now: u64) -> String {
     let m = &ctx.metrics;
     let mut text = format!("# Nearside\r\nnearside_version:{}\r\n", env!("CARGO_PKG_VERSION"));
     let _ = write!(text, "upstream_client_name:{}\r\n", ctx.name);
+    let _ = write!(text, "key_prefix:{}\r\n", ctx.config.upstream.key_prefix);
     text.push_str(&stats(ctx, now));
     let by_worker: Vec<String> = m.hits_by_worker().iter().map(u64::to_string).collect();
     let _ = write!(text, "hits_by_worker:{}\r\n", by_worker.join(","));
     text.push_str(&channel(ctx, now));
-    text.push_str(&outage(ctx, now));
+    if ctx.embedded().is_none() {
+        text.push_str(&outage(ctx, now));
+    }
     let coherence = &ctx.config.coherence;
     let _ = write!(text, "coherence_mode:{}\r\n", ctx.status.coherence().as_str());
     let _ = write!(text, "coherence_asked:{}\r\n", coherence.mode.as_str());
     let _ = write!(text, "fence:{}\r\n", coherence.fence.as_str());
     let _ = write!(text, "pubsub_atomic:{}\r\n", yes(coherence.pubsub_atomic));
+    let _ = write!(text, "policy_mode:{}\r\n", m.policy.mode().as_str());
     let mut line = |name: &str, value: u64| {
         let _ = write!(text, "{name}:{value}\r\n");
     };
@@ -390,6 +538,12 @@ fn section(ctx: &Ctx, now: u64) -> String {
     line("audit_checked", m.audit_checked.get());
     line("audit_stale", m.audit_stale.get());
     line("audit_age_ms", m.audit_age.get() / 1_000_000);
+    line("policy_allowed", m.decided_of_all(Decision::Allowed));
+    line("policy_denied", m.decided_of_all(Decision::Denied));
+    line("policy_logged", m.decided_of_all(Decision::Logged));
+    line("rate_limit_waits", m.policy.limited.get(Limited::Wait));
+    line("rate_limit_waited_ms", m.policy.waited.get() / 1_000_000);
+    line("rate_limit_errors", m.policy.limited.get(Limited::Error));
     line("pinned_connections", ctx.pool.open() as u64);
     line("upstream_reconnects", m.reconnects.get());
     line("channel_epoch", ctx.channel.epoch());
@@ -408,6 +562,15 @@ fn section(ctx: &Ctx, now: u64) -> String {
     }
     for (reason, n) in m.flushes.iter() {
         line(&format!("flushes_{reason}"), n);
+    }
+    for (cause, counters) in Again::WORDS.iter().zip(&m.rereads) {
+        counters.iter().for_each(|(result, n)| line(&format!("refreshes_{cause}_{result}"), n));
+    }
+    for (result, n) in m.touches.iter() {
+        line(&format!("touches_{result}"), n);
+    }
+    for (result, n) in m.warmed.iter() {
+        line(&format!("warmed_{result}"), n);
     }
     for (why, n) in m.pinned.iter() {
         line(&format!("pinned_{why}"), n);
@@ -430,7 +593,7 @@ impl Session {
     /// With the mode of the lane of whoever asks: each user's may be in one of its own.
     fn own_section(&self, ctx: &Ctx, now: u64) -> String {
         let mode = self.lane.borrow().as_ref().map_or(Coherence::Probing, |lane| lane.mode());
-        let mut text = section(ctx, now);
+        let mut text = own_section(ctx, now);
         let _ = write!(text, "session_coherence:{}\r\n", mode.as_str());
         text
     }
@@ -447,7 +610,7 @@ pub(crate) fn with_own_info(ctx: &Ctx, frame: &[u8]) -> Vec<u8> {
     let upstream = upstream.strip_prefix(b"txt:").unwrap_or(upstream);
     let mut text = upstream.to_vec();
     text.extend_from_slice(b"\r\n");
-    text.extend_from_slice(section(ctx, crate::observe::clock::now()).as_bytes());
+    text.extend_from_slice(own_section(ctx, crate::observe::clock::now()).as_bytes());
     let mut out = BytesMut::new();
     build::verbatim_or_bulk(&mut out, Proto::Resp3, "txt", &text);
     out.to_vec()

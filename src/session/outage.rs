@@ -28,7 +28,7 @@ const TIMED_OUT: &str = "NEARSIDE no answer from upstream within upstream.reques
 
 impl Session {
     /// A command that would go to the lane, which is gone.
-    pub(super) fn without_upstream(
+    pub(super) fn in_outage(
         self: &Rc<Self>,
         ctx: &Rc<Ctx>,
         b: &Batch,
@@ -50,7 +50,7 @@ impl Session {
         };
         match stale {
             Some(()) => None,
-            None => self.refuse(ctx, lane, b.now, class(spec), mute),
+            None => self.refuse_gone(ctx, lane, b.now, class(spec), mute),
         }
     }
 
@@ -107,7 +107,7 @@ impl Session {
     }
 
     /// Upstream is gone, and this is not answered from before.
-    pub(super) fn refuse(&self, ctx: &Ctx, lane: &Lane, now: u64, class: Class, mute: bool) -> Option<Step> {
+    pub(super) fn refuse_gone(&self, ctx: &Ctx, lane: &Lane, now: u64, class: Class, mute: bool) -> Option<Step> {
         ctx.metrics.outage_failed.inc(class);
         ctx.metrics.errors.inc(ErrorType::Upstream);
         if self.closes_in_outage(ctx) {

@@ -5,6 +5,8 @@ use std::collections::VecDeque;
 
 use bytes::BytesMut;
 
+use crate::command::strip::Strip;
+use crate::observe::arms::ArmId;
 use crate::observe::reasons::Timed;
 use crate::resp::Proto;
 use crate::resp::downgrade::{self, Form};
@@ -29,6 +31,8 @@ struct Slot {
     /// Nothing may be answered from the L1 while this one is outstanding (R22).
     blocks: bool,
     asked: Asked,
+    /// Where its reply names keys (`upstream.key_prefix`).
+    strip: Strip,
     answer: Option<Vec<u8>>,
 }
 
@@ -38,19 +42,25 @@ pub(super) struct Asked {
     pub(super) at: u64,
     pub(super) ok: Timed,
     pub(super) failed: Timed,
+    /// Of which part of an experiment.
+    pub(super) arm: ArmId,
 }
 
 impl Asked {
     pub(super) fn read(at: u64, ok: Timed) -> Asked {
-        Asked { at, ok, failed: Timed::ReadError }
+        Asked { at, ok, failed: Timed::ReadError, arm: ArmId::NONE }
     }
 
     pub(super) fn write(at: u64) -> Asked {
-        Asked { at, ok: Timed::WriteOk, failed: Timed::WriteError }
+        Asked { at, ok: Timed::WriteOk, failed: Timed::WriteError, arm: ArmId::NONE }
     }
 
     pub(super) fn other(at: u64) -> Asked {
-        Asked { at, ok: Timed::OtherOk, failed: Timed::OtherError }
+        Asked { at, ok: Timed::OtherOk, failed: Timed::OtherError, arm: ArmId::NONE }
+    }
+
+    pub(super) fn of(self, arm: ArmId) -> Asked {
+        Asked { arm, ..self }
     }
 }
 
@@ -64,7 +74,7 @@ pub(super) struct Completed {
 impl Outbox {
     /// A slot at the end, to be answered by `complete`.
     pub(super) fn reserve(&mut self, proto: Proto, mute: bool, blocks: bool, asked: Asked) -> u64 {
-        self.slots.push_back(Slot { proto, mute, blocks, asked, answer: None });
+        self.slots.push_back(Slot { proto, mute, blocks, asked, strip: Strip::None, answer: None });
         self.head + self.slots.len() as u64 - 1
     }
 
@@ -81,7 +91,21 @@ impl Outbox {
         self.parked += bytes.len();
         let answer = Some(bytes.to_vec());
         let asked = Asked::other(0);
-        self.slots.push_back(Slot { proto: Proto::Resp2, mute: false, blocks: false, asked, answer });
+        let (proto, strip) = (Proto::Resp2, Strip::None);
+        self.slots.push_back(Slot { proto, mute: false, blocks: false, asked, strip, answer });
+    }
+
+    /// The reply for slot `number`, which waits, names keys.
+    pub(super) fn strips(&mut self, number: u64, strip: Strip) {
+        let index = number.checked_sub(self.head).and_then(|i| usize::try_from(i).ok());
+        if let Some(slot) = index.and_then(|i| self.slots.get_mut(i)) {
+            slot.strip = strip;
+        }
+    }
+
+    pub(super) fn strip(&self, number: u64) -> Strip {
+        let index = number.checked_sub(self.head).and_then(|i| usize::try_from(i).ok());
+        index.and_then(|i| self.slots.get(i)).map_or(Strip::None, |slot| slot.strip)
     }
 
     /// From now on nothing may be answered from the L1 while slot `number` is outstanding. False: it was so already.

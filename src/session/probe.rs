@@ -21,12 +21,19 @@ impl Probe {
     /// Must be called inside a tokio runtime.
     pub(crate) fn new(ctx: &Ctx, profile: &Profile) -> Probe {
         let (ours, peer) = Peer::new();
-        let peering = Peering { addr: "test".to_owned(), laddr: "test".to_owned(), near: true, unix: true, link: None };
+        let peering = Peering {
+            addr: "test".to_owned(),
+            laddr: "test".to_owned(),
+            near: true,
+            unix: true,
+            listener: None,
+            link: None,
+        };
         let (session, rd) = Session::new(ctx, ours, peering);
         session.state.borrow_mut().db = profile.db;
         session.state.borrow_mut().credential = profile.credential.clone();
         let scanner = Scanner::new(1 << 20, 1 << 20);
-        Probe { client: Client { session, rd, rbuf: BytesMut::new(), scanner, eof: false }, peer }
+        Probe { client: Client { session, rd, rbuf: BytesMut::new(), scanner, eof: false, paced: None }, peer }
     }
 
     pub(crate) fn session(&self) -> &Rc<Session> {

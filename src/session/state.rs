@@ -54,6 +54,11 @@ impl State {
         }
     }
 
+    /// Who it is upstream.
+    pub(super) fn user(&self) -> &[u8] {
+        self.credential.as_ref().map_or(b"default", |credential| &credential.user)
+    }
+
     pub(super) fn profile(&self) -> Profile {
         Profile { db: self.db, credential: self.credential.clone() }
     }

@@ -1,8 +1,11 @@
 //! What a pinned connection must remember of the commands it carries: which reply comes next and what it ends, the queue of
 //! an open MULTI, the counts of subscriptions. Pure bookkeeping; `pinned` moves the bytes.
 
+use std::borrow::Cow;
+
 use crate::coherence::{Ends, Message};
-use crate::command::{Effect, Kind, Request, Spec, keys};
+use crate::command::strip::Strip;
+use crate::command::{Effect, Kind, Request, Spec, keys, prefix};
 use crate::resp::{Proto, reply};
 use crate::upstream::Credential;
 
@@ -26,6 +29,8 @@ pub(super) struct Expect {
     pub(super) write: bool,
     /// The PUBLISH that tells the other sidecars of it, once it is answered (`pubsub` mode).
     pub(super) tell: Option<Box<[u8]>>,
+    /// Where the reply names keys (`upstream.key_prefix`).
+    pub(super) strip: Strip,
 }
 
 impl Expect {
@@ -41,6 +46,7 @@ impl Expect {
             mute,
             write: false,
             tell: None,
+            strip: Strip::None,
         }
     }
 }
@@ -66,7 +72,9 @@ pub(super) enum What {
     Auth(Credential),
     Select(u32),
     /// Not proxied, so not forwarded: a stand-in went in its place that upstream refuses, which aborts an open MULTI.
-    Refused(&'static str),
+    Refused(Cow<'static, str>),
+    /// EXEC, which may not run: a DISCARD went in its place.
+    Aborted(Cow<'static, str>),
     /// CLIENT TRACKING ON or OFF.
     Tracking(bool),
     /// CLIENT GETREDIR or TRACKINGINFO, whose id is one of ours.
@@ -83,6 +91,8 @@ pub(super) struct Queued {
     /// A PUBLISH on the sidecars' channel.
     pub(super) message: Option<Message>,
     pub(super) role: Role,
+    /// Where its reply names keys.
+    pub(super) strip: Strip,
 }
 
 /// What an element of EXEC's reply means to the session.
@@ -121,12 +131,13 @@ impl Queued {
         if let Some(spec) = spec.filter(|s| s.effect != Effect::Read) {
             keys::for_each(spec, req, |key| named.push(key.into()));
         }
-        Queued { spec, effect, keys: named, message: None, role }
+        Queued { spec, effect, keys: named, message: None, role, strip: spec.map_or(Strip::None, prefix::strip) }
     }
 
     /// Our own PUBLISH, always the last.
     pub(super) fn told() -> Queued {
-        Queued { spec: None, effect: Effect::Read, keys: Vec::new(), message: None, role: Role::Told }
+        let (spec, keys, strip) = (None, Vec::new(), Strip::None);
+        Queued { spec, effect: Effect::Read, keys, message: None, role: Role::Told, strip }
     }
 
     /// EXEC's array has to be read element by element.

@@ -9,6 +9,7 @@ use bytes::{Buf, BytesMut};
 use tokio::io::AsyncReadExt;
 
 use super::{Credential, Profile, facts};
+use crate::command::categories::Categories;
 use crate::net::{ReadHalf, Stream, WriteHalf};
 use crate::resp::push::{self, Value};
 use crate::resp::reply::{self, BadFrame, Frame, FrameScanner};
@@ -403,10 +404,26 @@ pub(crate) enum Learned {
     Module { reads_one: bool },
     /// Nothing useful.
     Unknown,
+    /// It does not explain anything to this user.
+    Refused,
+}
+
+/// The ACL categories that COMMAND INFO gives a command; none where it does not explain it.
+pub(crate) fn categories(frame: &[u8]) -> Categories {
+    /// Where they stand among a command's fields.
+    const AT: usize = 6;
+    let reply = push::decode(frame);
+    let info = reply.as_ref().and_then(Value::list).and_then(<[Value]>::first).and_then(Value::list);
+    let words = info.and_then(|info| info.get(AT)).and_then(Value::list).unwrap_or_default();
+    let named = |word: &Value| Categories::named(std::str::from_utf8(word.text()?.strip_prefix(b"@")?).ok()?);
+    words.iter().filter_map(named).fold(Categories::NONE, Categories::union)
 }
 
 /// Reads a COMMAND INFO reply for one name.
 pub(crate) fn learned(frame: &[u8]) -> Learned {
+    if reply::is_error(frame) {
+        return Learned::Refused;
+    }
     let reply = push::decode(frame);
     let Some(info) = reply.as_ref().and_then(Value::list).and_then(<[Value]>::first).and_then(Value::list) else {
         return Learned::Unknown;

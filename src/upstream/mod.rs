@@ -12,6 +12,8 @@ use std::rc::Rc;
 pub(crate) use backoff::Backoff;
 pub(crate) use connect::{ConnectError, connect};
 
+use crate::config::Upstream;
+
 /// What a client's AUTH was accepted with, or what the configuration gives for clients that never say AUTH.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Credential {
@@ -43,6 +45,15 @@ pub(crate) struct Profile {
 }
 
 impl Profile {
+    /// What a client is before it says AUTH or SELECT.
+    pub(crate) fn configured(upstream: &Upstream) -> Profile {
+        let credential = upstream.password.as_ref().map(|password| {
+            let user = upstream.username.as_deref().unwrap_or("default");
+            Rc::new(Credential { user: user.as_bytes().into(), password: password.expose().as_bytes().into() })
+        });
+        Profile { db: upstream.db, credential }
+    }
+
     pub(crate) fn user(&self) -> String {
         match &self.credential {
             Some(c) => String::from_utf8_lossy(&c.user).into_owned(),

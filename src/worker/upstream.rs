@@ -9,7 +9,8 @@ use tokio::time::timeout;
 use super::Ctx;
 use crate::config::OutageReads;
 use crate::observe::clock;
-use crate::observe::reasons::Class;
+use crate::observe::events::Actor;
+use crate::observe::reasons::{Class, EventKind};
 use crate::outage::{Outage, Turn};
 use crate::resp::Proto;
 use crate::upstream::handshake::ServerInfo;
@@ -51,7 +52,7 @@ impl Ctx {
 
     /// How old the last proof of this key's entry may be to be served in an outage, in nanoseconds.
     pub(crate) fn max_stale(&self, key: &[u8]) -> u64 {
-        let limit = self.rules.load().stale_if_error(key).unwrap_or(self.config.outage.max_stale);
+        let limit = self.rules.load().stale_if_error(self.own_name(key)).unwrap_or(self.config.outage.max_stale);
         u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX)
     }
 
@@ -125,36 +126,51 @@ impl Ctx {
         self.status.set_breaker(self.breaker.borrow().state());
     }
 
-    /// Lost, gone, back: one line each, here and nowhere else.
+    /// Lost, gone, back: one line and one event each, here and nowhere else.
     fn say_turn(&self, turn: &Turn) {
         let upstream = self.config.upstream.display();
+        let event = |message: &str, detail| {
+            self.status.events.note(EventKind::Upstream, &Actor::Own("upstream"), message, detail);
+        };
         match turn {
             Turn::First => {
                 let server = self.server.borrow();
                 tracing::debug!("upstream {upstream} is up: {} {}", server.server, server.version);
             }
-            Turn::Lost { why } => tracing::warn!("lost the connection to upstream {upstream}: {why}"),
+            Turn::Lost { why } => {
+                tracing::warn!("lost the connection to upstream {upstream}: {why}");
+                event("upstream lost", vec![("why", why.clone())]);
+            }
             Turn::Gone { why } => {
                 let reads = match self.serves_stale() {
                     true => format!("stale reads for up to {:?}", self.config.outage.max_stale),
                     false => "reads fail".to_owned(),
                 };
                 tracing::warn!("upstream {upstream} is gone, trying again: {why}; {reads}, writes fail");
+                event("upstream gone", vec![("why", why.clone()), ("reads", reads)]);
             }
             Turn::Back { after, open } => {
                 let server = self.server.borrow();
-                let (stale, failed) = self.before_outage.get();
-                let (stale, failed) = match open {
-                    true => (self.metrics.stale_served.get() - stale, self.metrics.outage_failed.sum() - failed),
-                    false => (0, 0),
-                };
+                let (stale, failed) = self.since_outage(*open);
+                let seconds = format!("{:.1}", *after as f64 / 1e9);
                 tracing::info!(
-                    "upstream {upstream} is back: {} {}, after {:.1} s; {stale} keys answered stale, {failed} commands refused",
+                    "upstream {upstream} is back: {} {}, after {seconds} s; {stale} keys answered stale, {failed} commands refused",
                     server.server,
                     server.version,
-                    *after as f64 / 1e9
                 );
+                let counts =
+                    [("after_seconds", seconds), ("stale", stale.to_string()), ("refused", failed.to_string())];
+                event("upstream back", counts.into());
             }
+        }
+    }
+
+    /// Keys that were answered stale, and commands refused, in the outage that is over; none where it was none.
+    fn since_outage(&self, open: bool) -> (u64, u64) {
+        let (stale, failed) = self.before_outage.get();
+        match open {
+            true => (self.metrics.stale_served.get() - stale, self.metrics.outage_failed.sum() - failed),
+            false => (0, 0),
         }
     }
 

@@ -64,8 +64,10 @@ fn help_stats_info_and_mode_have_one_shape_in_both_protocols() {
         let stats = run(&mut client, "NEARSIDE STATS");
         assert!(matches!(stats, Reply::Bulk(_)));
         let dozen = names(&stats);
-        assert_eq!(dozen.len(), 13, "{dozen:?}");
-        for name in ["mode", "hits", "misses", "hit_rate", "entries", "bytes", "clients", "coherence", "upstream"] {
+        assert_eq!(dozen.len(), 14, "{dozen:?}");
+        for name in
+            ["mode", "backend", "hits", "misses", "hit_rate", "entries", "bytes", "clients", "coherence", "upstream"]
+        {
             assert!(dozen.iter().any(|n| n == name), "{name} in {dozen:?}");
         }
         let info = run(&mut client, "NEARSIDE INFO");

@@ -95,10 +95,34 @@ fn a_wrong_configuration_names_file_line_and_key_and_exits_2() {
 }
 
 #[test]
-fn no_upstream_exits_2_and_says_how_to_give_one() {
-    let output = run(&[]);
-    assert_eq!(output.status.code(), Some(2));
-    assert_eq!(err(&output), "nearside: no upstream: set upstream.url, for example redis://127.0.0.1:6379\n");
+fn a_file_or_production_without_an_upstream_exits_2_and_says_how_to_give_one() {
+    let (_dir, path) = file("log: {level: info}");
+    let mut production = nearside(&[]);
+    production.env("NEARSIDE_ENVIRONMENT", "production");
+    for output in [run(&["--config", &path]), production.output().unwrap()] {
+        assert_eq!(output.status.code(), Some(2));
+        let expected = "nearside: no upstream: set upstream.url, for example redis://127.0.0.1:6379, or 'embedded' for the in-memory engine\n";
+        assert_eq!(err(&output), expected);
+    }
+}
+
+#[test]
+fn the_engine_is_the_backend_where_nobody_names_another_or_where_it_is_named() {
+    let (_dir, path) = file("{environment: production, upstream: {url: embedded}}");
+    for args in [&["--print-config"][..], &["--config", &path, "--print-config"]] {
+        let output = run(args);
+        assert_eq!(output.status.code(), Some(0), "{}", err(&output));
+        assert!(out(&output).contains("  url: \"embedded\"\n"), "{}", out(&output));
+    }
+    assert!(err(&run(&["--config", &path, "--check-config"])).contains("embedded in production"));
+    let (_dir, path) = file("upstream: {url: embedded, username: me}");
+    let refused = run(&["--config", &path, "--check-config"]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(
+        err(&refused).contains("x.yaml:1: upstream.username: is for an upstream, and none is named"),
+        "{}",
+        err(&refused)
+    );
 }
 
 #[test]

@@ -41,6 +41,16 @@ fn every_configuration_key_is_documented_and_no_other() {
 }
 
 #[test]
+fn the_keys_that_change_at_once_are_those_that_the_code_adopts() {
+    let (document, source) = (read("docs/configuration.md"), read("src/config/live.rs"));
+    let list = source.split("const LIVE").nth(1).and_then(|s| s.split("];").next()).expect("the list of keys");
+    let keys = quoted(list, |line| line.trim_start().starts_with('"'));
+    let row = document.lines().find(|line| line.starts_with("| at once")).expect("the row");
+    let documented: BTreeSet<&str> = row.split('`').skip(1).step_by(2).collect();
+    assert_eq!(documented, keys);
+}
+
+#[test]
 fn every_metric_family_is_in_the_readme_and_no_other() {
     let (readme, source) = (read("README.md"), read("src/observe/families.rs"));
     let families = quoted(&source, |line| line.trim_start().starts_with("family!("));

@@ -13,7 +13,7 @@ struct Example {
 fn example(name: &str) -> Example {
     let redis = Redis::start();
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("config").join(name);
-    let proxy = Proxy::to(&redis).file(file).start();
+    let proxy = Proxy::to(&redis).example(file).start();
     eventually(PATIENCE, "a lane", || proxy.stats()["coherence"] == "tracking");
     let c = proxy.client();
     Example { redis, proxy, c }

@@ -12,8 +12,12 @@ mod clients;
 mod config;
 /// The documents say what the tree has.
 mod docs;
+/// Without an upstream: the in-memory engine.
+mod embedded;
 /// The example configurations do what they say.
 mod examples;
+/// What experiments report is true, and rollouts grow and are taken back by themselves.
+mod experiments;
 /// Links, servers and the sidecar itself fail; what clients read stays within what is promised.
 mod faults;
 /// A harness that lies would make every other test worthless.
@@ -26,12 +30,20 @@ mod http;
 mod lifecycle;
 /// Memory and other clients stay what they were, whatever one client does.
 mod limits;
+/// Rules, mode and configuration change while clients are served.
+mod live;
 /// Byte for byte what Redis itself answers.
 mod oracle;
 /// Upstream gone, cell by cell of what is promised then, at start, in service and under load.
 mod outage;
+/// Who may run what, on which keys, how often.
+mod policy;
+/// Several apps share one Redis and never meet (`upstream.key_prefix`).
+mod prefix;
 /// Every read that can be kept, and every one that never is.
 mod reads;
+/// What is hit near its end is read again, within its bounds.
+mod refresh;
 /// Bugs that suites of others found, one test each.
 mod regressions;
 /// What is cached of which keys.
@@ -39,7 +51,13 @@ mod rules;
 /// What a client session does, seen from the client and from upstream.
 mod sessions;
 mod support;
+/// Tags drop all that is theirs, and a rule's share bounds what its entries take.
+mod tags;
 /// The rules of layout and layering hold because they are a test.
 mod tidy;
+/// Upstream is told which keys are hit here.
+mod touch;
+/// What is loaded at start, how fast, and when it is done.
+mod warm;
 /// Several threads serve as one does.
 mod workers;

@@ -129,6 +129,8 @@ struct Run {
     cache: Cache,
     resp3: bool,
     pace: Pace,
+    /// The sidecar has `upstream.key_prefix: app:`.
+    prefixed: bool,
 }
 
 /// Runs a section in all ways and fails with every line that differs.
@@ -156,7 +158,7 @@ fn hold(name: &str) {
             // Long values are never sent together with others.
             let paces = if name == "large" { &[Pace::OneByOne][..] } else { &[Pace::OneByOne, Pace::Pipelined] };
             for &pace in paces {
-                let run = Run { cache, resp3, pace };
+                let run = Run { cache, resp3, pace, prefixed: false };
                 let sides =
                     [Side::new(section, &direct, direct.socket()), Side::new(section, &upstream, proxy.socket())];
                 complaints.extend(Oracle { section, run, sides, complaints: Vec::new() }.run());
@@ -187,6 +189,7 @@ impl Section {
             Only::Always => true,
             Only::Resp2 => !run.resp3,
             Only::Resp3 => run.resp3,
+            Only::Plain => !run.prefixed,
             Only::Server(condition) => version().is(condition),
             Only::Once => run.cache == Cache::Default && !run.resp3 && run.pace == Pace::OneByOne,
         };
@@ -196,12 +199,13 @@ impl Section {
 
 /// One of the two servers, as its clients see it.
 struct Side<'a> {
-    redis: &'a Redis,
     socket: &'a std::path::Path,
     /// Past the proxy, for what both sides must wait for.
     control: Client,
     connections: BTreeMap<String, Client>,
     kept: HashMap<String, Vec<u8>>,
+    /// What the sidecar puts in front of every key.
+    prefix: &'static str,
 }
 
 impl<'a> Side<'a> {
@@ -216,7 +220,14 @@ impl<'a> Side<'a> {
         if version().at_least(7, 0) {
             assert_eq!(control.cmd(&["FUNCTION", "FLUSH"]), Reply::ok());
         }
-        Side { redis, socket, control, connections: BTreeMap::new(), kept: HashMap::new() }
+        Side { socket, control, connections: BTreeMap::new(), kept: HashMap::new(), prefix: "" }
+    }
+
+    /// A server that has nothing but strings, and so knows no other way of being cleaned.
+    fn plain(socket: &'a std::path::Path) -> Side<'a> {
+        let mut control = Client::unix(socket);
+        assert_eq!(control.cmd(&["FLUSHALL"]), Reply::ok());
+        Side { socket, control, connections: BTreeMap::new(), kept: HashMap::new(), prefix: "" }
     }
 
     fn connection(&mut self, name: &str, resp3: bool) -> &mut Client {
@@ -224,6 +235,19 @@ impl<'a> Side<'a> {
             let client = Client::unix(self.socket);
             if resp3 && !name.starts_with('n') { client.hello3() } else { client }
         })
+    }
+
+    /// Renames what has the prefix, so that both servers should hold the same data.
+    fn take_prefix_off(&mut self) {
+        for db in (0..16).filter(|_| !self.prefix.is_empty()) {
+            self.control.cmd(&["SELECT", &db.to_string()]);
+            let keys = self.control.cmd(&["KEYS", "*"]);
+            for key in keys.items() {
+                let Reply::Bulk(name) = key else { panic!("a key was expected, not {key:?}") };
+                let Some(own) = name.strip_prefix(self.prefix.as_bytes()) else { continue };
+                assert_eq!(self.control.cmd(&[b"RENAME", &name[..], own]), Reply::ok());
+            }
+        }
     }
 
     #[track_caller]
@@ -256,7 +280,15 @@ struct Oracle<'a> {
 impl Oracle<'_> {
     fn run(mut self) -> Vec<String> {
         let lines = self.section.lines(self.run);
-        let mut rest = lines.as_slice();
+        self.say(&lines);
+        self.leftovers();
+        self.data();
+        self.complaints
+    }
+
+    /// Sends and compares all lines.
+    fn say(&mut self, lines: &[Line]) {
+        let mut rest = lines;
         while let Some(first) = rest.first() {
             let taken = match &first.step {
                 Step::Exchange(exchange) => {
@@ -274,8 +306,12 @@ impl Oracle<'_> {
                     1
                 }
                 Step::AwaitGone { key } => {
-                    let gone = |side: &Side<'_>| side.redis.cmd(&["EXISTS", key]) == Reply::Int(0);
-                    self.sides.iter().for_each(|side| eventually(PATIENCE, "it has expired", || gone(side)));
+                    let name = |side: &Side<'_>| format!("{}{key}", side.prefix);
+                    let gone = |side: &mut Side<'_>| {
+                        let name = name(side);
+                        side.control.cmd(&["EXISTS", &name]) == Reply::Int(0)
+                    };
+                    self.sides.iter_mut().for_each(|side| eventually(PATIENCE, "it has expired", || gone(side)));
                     1
                 }
                 Step::Drop { connection } => {
@@ -285,9 +321,6 @@ impl Oracle<'_> {
             };
             rest = &rest[taken..];
         }
-        self.leftovers();
-        self.data();
-        self.complaints
     }
 
     /// How many lines go in one write.
@@ -345,7 +378,8 @@ impl Oracle<'_> {
                 Replies::UntilClosed => client.expect_closed(),
             }
         });
-        let how = exchange.compare.unwrap_or_else(|| how(&exchange.words()));
+        let how = modes::with_prefix(self.run, &exchange.words(), &expected)
+            .unwrap_or_else(|| exchange.compare.unwrap_or_else(|| how(&exchange.words())));
         if !same(how, &expected, &got) {
             let (expected, got) = differing(&expected, &got);
             self.complain(&format!("{place}\n    redis:    {expected}\n    nearside: {got}"));
@@ -358,7 +392,7 @@ impl Oracle<'_> {
     }
 
     fn complain(&mut self, text: &str) {
-        let Run { cache, resp3, pace } = self.run;
+        let Run { cache, resp3, pace, .. } = self.run;
         let how = format!("[RESP{} cache {cache:?} {pace:?}]", if resp3 { 3 } else { 2 });
         self.complaints.push(format!("{how} {text}"));
     }
@@ -383,6 +417,7 @@ impl Oracle<'_> {
 
     /// Both servers hold the same data.
     fn data(&mut self) {
+        self.sides[1].take_prefix_off();
         let [direct, upstream] = self.sides.each_mut().map(|side| side.control.cmd(&["DEBUG", "DIGEST"]));
         if direct != upstream {
             self.complain(&format!("{}: the data differ at the end", self.section.name));
@@ -404,19 +439,24 @@ fn times(exchange: &Exchange, cache: Cache) -> usize {
 
 /// The comparison that `DIFFERENCES` has for a command.
 fn how(words: &[String]) -> Compare {
+    listed(DIFFERENCES, words).unwrap_or(Compare::Exact)
+}
+
+fn listed(differences: &[(&str, Compare, &str)], words: &[String]) -> Option<Compare> {
     let matches = |prefix: &str| {
         let mut prefix = prefix.split(' ');
         let mut words = words.iter();
         prefix.all(|p| words.next().is_some_and(|w| w.eq_ignore_ascii_case(p)))
     };
-    let found = DIFFERENCES.iter().filter(|(prefix, ..)| matches(prefix));
-    found.max_by_key(|(prefix, ..)| prefix.len()).map_or(Compare::Exact, |(_, how, _)| *how)
+    let found = differences.iter().filter(|(prefix, ..)| matches(prefix));
+    found.max_by_key(|(prefix, ..)| prefix.len()).map(|(_, how, _)| *how)
 }
 
 fn same(how: Compare, expected: &[u8], got: &[u8]) -> bool {
     let by = |view: fn(&Reply) -> String| view(&whole(expected)) == view(&whole(got));
     match how {
         _ if expected == got => true,
+        Compare::Refused => modes::is_refusal(got),
         Compare::Exact => false,
         Compare::Digits => without_digits(expected) == without_digits(got),
         _ if expected.first() != got.first() => false,

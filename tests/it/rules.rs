@@ -115,6 +115,26 @@ fn explain_and_rules_say_which_rule_and_why() {
 }
 
 #[test]
+fn explain_asks_the_running_process() {
+    let r = ruled(
+        json!([{"name": "short", "pattern": "{kind}:*", "ttl": "7s"}, {"name": "none", "pattern": "*", "mode": "off"}]),
+    );
+    let explain = |words: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_nearside"));
+        let output = command.arg("explain").args(words).env_remove("NEARSIDE_CONFIG").output().expect("the program");
+        (output.status.code(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+    };
+    let url = format!("http://{}", r.proxy.http_address());
+    let (code, said) = explain(&["--url", &url, "GET", "s:1"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("rule: short\nrule_says: GET for 7000 ms\n"), "{said}");
+    assert!(explain(&["--url", &url, "GET", "s"]).1.contains("rule: none\nrule_says: rule_off\n"));
+    let (code, said) = explain(&["--url", "http://127.0.0.1:1", "GET", "s"]);
+    assert_eq!(code, Some(1));
+    assert!(said.contains("http://127.0.0.1:1/api/v1/config") && said.contains("--config FILE"), "{said}");
+}
+
+#[test]
 fn each_command_is_kept_where_its_rule_names_it() {
     let mut r = ruled(json!([
         {"pattern": "h:*", "commands": ["HGETALL"]},
@@ -253,5 +273,5 @@ fn a_bad_rule_ends_the_start_with_its_line() {
     let mut proxy =
         Proxy::to(&redis).set("rules", json!([{"pattern": "a:*", "rollout": 120}])).without_waiting().start();
     assert_eq!(proxy.wait_exit(PATIENCE).code(), Some(2));
-    assert!(proxy.logged("rules: a:*: rollout: \"120\" is not a share of the keys; use 0 to 100 percent"));
+    proxy.wait_logged("rules: a:*: rollout: \"120\" is not a share of the keys; use 0 to 100 percent");
 }

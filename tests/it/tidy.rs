@@ -12,7 +12,7 @@ const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const LAYERS: &[&[&str]] = &[
     &["main", "lib", "cli"],
     &["app", "audit", "bench"],
-    &["worker", "session", "http", "coherence", "front"],
+    &["worker", "session", "http", "coherence", "front", "live"],
     &["router"],
     &["cache", "upstream", "local", "outage"],
     &["policy", "command", "config"],

@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::runtime::Runtime;
@@ -14,11 +15,11 @@ use super::super::lane::{Availability, Lane};
 use super::super::wait::{Ends, Waiting};
 use super::server::{Conn, Place, Server, State};
 use crate::cache::{Bounds, L1};
-use crate::config::{Canary, Config};
+use crate::config::{Canary, Config, Rule};
 use crate::net::Stream;
 use crate::observe::clock;
 use crate::observe::metrics::Metrics;
-use crate::observe::reasons::{Method, Mode};
+use crate::observe::reasons::{Method, Mode, Reread};
 use crate::observe::status::Status;
 use crate::resp::reply::{self, Frame, FrameScanner};
 use crate::resp::request::{Scan, Scanner};
@@ -43,6 +44,36 @@ pub(super) enum Layout {
     OneLane,
     TwoUsers,
     TwoDatabases,
+}
+
+/// How long entries live.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Lives {
+    /// Longer than any history.
+    Long,
+    /// 400 ms, but nearly every hit has them read again: by `refresh_ahead`, `stale_while_revalidate`, and both.
+    Ahead,
+    Stale,
+    Both,
+}
+
+impl Lives {
+    /// Nothing is due while the same turn lasts in which it was read.
+    const SOFT: Duration = Duration::from_nanos(2 * TURN);
+
+    fn rules(self) -> Vec<Rule> {
+        let yaml = "[{pattern: '*', commands: [GET, MGET, SUBSTR]}]";
+        let mut rule = Config::for_tests_with_rules(yaml).rules.remove(0);
+        let whole = Duration::from_millis(400);
+        (rule.ttl, rule.refresh_ahead, rule.stale_while_revalidate) = match self {
+            Lives::Long => return Vec::new(),
+            Lives::Ahead => (whole, Some(whole - Lives::SOFT), Duration::ZERO),
+            Lives::Stale => (Lives::SOFT, None, whole - Lives::SOFT),
+            Lives::Both => (whole / 2, Some(whole / 2 - Lives::SOFT), whole / 2),
+        };
+        rule.negative_ttl = rule.ttl;
+        vec![rule]
+    }
 }
 
 /// A rule that is broken on purpose, from outside, to prove that the judge sees it.
@@ -192,12 +223,13 @@ pub(super) struct World {
 }
 
 impl World {
-    pub(super) fn new(layout: Layout, own_pushes_first: bool, broken: Option<Broken>) -> World {
+    pub(super) fn new(layout: Layout, lives: Lives, own_pushes_first: bool, broken: Option<Broken>) -> World {
         clock::fake::set(START);
         let metrics = Arc::new(Metrics::new(":", 10));
         let bounds = Bounds { max_bytes: 1 << 20, max_entries: None, lru: false };
         let l1 = Arc::new(L1::new(bounds, metrics.clone()));
         let mut config = Config::for_tests("redis://127.0.0.1:1");
+        config.rules = lives.rules();
         config.cache.commands = [Method::Get, Method::Mget, Method::Substr].into_iter().collect();
         // It is written over another connection, which this world has not.
         config.coherence.canary = Canary::Off;
@@ -254,6 +286,12 @@ impl World {
 
     pub(super) fn stale(&self) -> u64 {
         self.ctx.metrics.stale_served.get()
+    }
+
+    /// Hits on entries that were to be read again, and were.
+    pub(super) fn read_again(&self) -> u64 {
+        let stored = Reread::Stored as usize;
+        self.ctx.metrics.rereads.iter().flat_map(|counters| counters.iter().nth(stored)).map(|(_, n)| n).sum()
     }
 
     pub(super) fn refreshed(&self) -> u64 {
@@ -769,6 +807,7 @@ impl World {
                 || !inner.flights.is_empty()
                 || !inner.refreshing.is_empty()
                 || inner.log.len() > 0
+                || !w.lane.rereads.are_over()
             {
                 return Err(format!("lane {} remembers commands that are answered", w.lane.id));
             }

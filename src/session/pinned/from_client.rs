@@ -1,19 +1,21 @@
 //! What a pinned client says: each request forwarded, with what its reply will mean, or answered here once everything
 //! before it is answered.
 
+use std::borrow::Cow;
 use std::rc::Rc;
 
 use bytes::Buf;
 
 use super::upload::Upload;
-use super::{CHUNK, End, Pin, begin_all, flush};
+use super::{Broken, CHUNK, End, Pin, begin_all, flush, is_new};
 use crate::coherence::Message;
+use crate::command::strip::Strip;
 use crate::command::table::{self, Lookup};
-use crate::command::{Effect, Kind, Need, Request, Spec, keys};
+use crate::command::{Effect, Kind, Need, Request, Spec, keys, prefix};
 use crate::observe::clock;
 use crate::resp::request::Scan;
 use crate::resp::{Proto, build};
-use crate::router;
+use crate::router::{self, Stranger};
 use crate::session::dispatch::Owned;
 use crate::session::local::{Local, asks_for_entry, greeting};
 use crate::session::transaction::{Expect, Queued, Role, Subscriptions, What, is_subscription};
@@ -24,6 +26,7 @@ use crate::worker::Ctx;
 impl Pin {
     /// Forwards what the client has sent, as far as it may go now.
     pub(super) async fn read_client(&mut self, ctx: &Rc<Ctx>, client: &mut Client) -> Option<End> {
+        self.paced = None;
         loop {
             if let Some(end) = self.run_local(ctx, client).await {
                 return Some(end);
@@ -47,6 +50,10 @@ impl Pin {
             if self.waits_for_state() {
                 return None;
             }
+            self.paced = client.session.pace(ctx);
+            if self.paced.is_some() {
+                return None;
+            }
             let (len, owned) = match client.scanner.scan(&client.rbuf) {
                 Scan::Incomplete => return None,
                 Scan::Nothing { len } => (len, None),
@@ -58,18 +65,22 @@ impl Pin {
                     let req = Request { raw: client.scanner.inline(), args: client.scanner.args() };
                     (len, Some(Owned::of(&req)))
                 }
+                Scan::Large if self.asks_for_large(ctx, client) => return None,
                 Scan::Large => {
-                    self.upload = Some(Upload::new(client));
+                    self.upload = Some(Upload::new(ctx, client));
                     continue;
                 }
                 Scan::Error(e) => {
-                    self.broken = Some(e);
+                    self.broken = Some(Broken::Protocol(e));
                     continue;
                 }
             };
+            if owned.as_ref().is_some_and(|owned| self.asks_for(ctx, client, &owned.request())) {
+                return None;
+            }
             client.rbuf.advance(len);
             if let Some(owned) = owned {
-                self.request(ctx, client, &owned.request());
+                self.receive(ctx, client, owned);
             }
         }
     }
@@ -78,7 +89,7 @@ impl Pin {
     /// or an EXEC the session may be free to go back to the lane, and Redis would not look at it either.
     pub(super) fn waits_for_state(&self) -> bool {
         match self.expect.back().map(|e| &e.what) {
-            Some(What::Blocking | What::Exec(_) | What::Discard | What::Unwatch) => true,
+            Some(What::Blocking | What::Exec(_) | What::Aborted(_) | What::Discard | What::Unwatch) => true,
             Some(What::Hello(_) | What::Auth(_) | What::Select(_) | What::Tracking(_)) => true,
             Some(What::Subscription { .. }) => true,
             Some(What::Command) => !self.sticky && !self.is_stateful(),
@@ -86,13 +97,44 @@ impl Pin {
         }
     }
 
-    /// One request of the client's.
+    /// One request of the client's, if it may run.
     pub(super) fn request(&mut self, ctx: &Rc<Ctx>, client: &Client, req: &Request<'_>) {
-        let spec = match table::lookup(req) {
-            Lookup::Known(spec) => Some(spec),
-            Lookup::UnknownSub => None,
-            Lookup::Unknown => ctx.learned(req.arg(0)).ok(),
-        };
+        match refused(ctx, client, req) {
+            Some(why) => self.refuse(&client.session, req, why),
+            None => self.take(ctx, client, req),
+        }
+    }
+
+    /// The request that the connection was taken for. It has been judged, unless nobody could say what it is: there is no lane.
+    pub(super) fn first(&mut self, ctx: &Rc<Ctx>, client: &Client, req: &Request<'_>) {
+        let refused = if is_new(ctx, req) { client.session.judge(ctx, Err(Stranger::New), req) } else { None };
+        match refused {
+            Some(why) => self.refuse(&client.session, req, why),
+            None => self.take(ctx, client, req),
+        }
+    }
+
+    /// What may not run is not sent; what goes in its place aborts an open MULTI, as a refusal by upstream would.
+    pub(super) fn refuse(&mut self, session: &Session, req: &Request<'_>, why: String) {
+        session.last.set(clock::now());
+        let reply = req.is(0, "client") && req.is(1, "reply");
+        let mute = !reply && session.state.borrow_mut().mute();
+        if req.is(0, "exec") {
+            self.queue = None;
+            build::command(&mut self.out, &[b"DISCARD"]);
+            return self.expect.push_back(Expect::of(What::Aborted(why.into()), mute));
+        }
+        self.stand_in(why.into(), mute);
+    }
+
+    pub(super) fn stand_in(&mut self, why: Cow<'static, str>, mute: bool) {
+        build::command(&mut self.out, &[b"NEARSIDE"]);
+        self.expect.push_back(Expect::of(What::Refused(why), mute));
+    }
+
+    /// One that may run.
+    pub(super) fn take(&mut self, ctx: &Rc<Ctx>, client: &Client, req: &Request<'_>) {
+        let spec = known(ctx, req).ok();
         let session = &client.session;
         session.last_command.set(spec.map_or("unknown", |s| s.name));
         session.last.set(clock::now());
@@ -103,9 +145,7 @@ impl Pin {
         let known = spec.filter(|s| keys::arity_ok(s, req.argc()));
         if let Some(why) = known.and_then(|s| self.refusal(ctx, s)) {
             let mute = session.state.borrow_mut().mute();
-            build::command(&mut self.out, &[b"NEARSIDE"]);
-            self.expect.push_back(Expect::of(What::Refused(why), mute));
-            return;
+            return self.stand_in(why.into(), mute);
         }
         let restricted = self.subs.any() && self.conn.proto == Proto::Resp2;
         if let Some(spec) = known.filter(|_| !restricted) {
@@ -131,6 +171,12 @@ impl Pin {
         self.send(ctx, client, known, req);
     }
 
+    /// The same, where the next mute is this one's.
+    pub(super) fn refuse_name(&mut self, session: &Session, why: Cow<'static, str>) {
+        let mute = session.state.borrow_mut().mute();
+        self.stand_in(why, mute);
+    }
+
     pub(super) fn send(&mut self, ctx: &Rc<Ctx>, client: &Client, known: Option<&'static Spec>, req: &Request<'_>) {
         let mute = client.session.state.borrow_mut().mute();
         let expect = self.expectation(ctx, &client.session, known, req, mute);
@@ -154,7 +200,8 @@ impl Pin {
         }
         let mute = client.session.state.borrow_mut().mute();
         let role = Role::Local { raw: req.raw.to_vec(), args: req.args.to_vec() };
-        let queued = Queued { spec: Some(spec), effect: Effect::Read, keys: Vec::new(), message: None, role };
+        let (keys, strip) = (Vec::new(), Strip::None);
+        let queued = Queued { spec: Some(spec), effect: Effect::Read, keys, message: None, role, strip };
         build::command(&mut self.out, &[b"PING"]);
         self.expect.push_back(Expect::of(What::Queued(queued), mute));
         true
@@ -206,6 +253,7 @@ impl Pin {
             self.queue = Some(Vec::new());
         }
         let mut expect = Expect::of(what, mute);
+        expect.strip = spec.map_or(Strip::None, prefix::strip);
         expect.messages.extend(announced(ctx, spec, req));
         self.begin(ctx, session, spec, req, &mut expect);
         expect
@@ -337,10 +385,17 @@ impl Pin {
         if !self.expect.is_empty() || self.hold.is_some() || self.streaming {
             return None;
         }
-        if let Some(e) = self.broken.take() {
-            client.session.protocol_error(ctx, &e);
+        if let Some(broken) = self.broken.take() {
+            match broken {
+                Broken::Protocol(e) => client.session.protocol_error(ctx, &e),
+                Broken::Refused(why) => client.session.answer_error(false, &why),
+            }
             self.quit = true;
             return Some(End::Close);
+        }
+        if self.waits_to_learn(ctx) {
+            self.learn(ctx, client).await;
+            return None;
         }
         let owned = self.local.take()?;
         let req = owned.request();
@@ -391,6 +446,21 @@ impl Pin {
                 None
             }
         }
+    }
+}
+
+/// What a rate limit or the command policy says against a request.
+pub(super) fn refused(ctx: &Ctx, client: &Client, req: &Request<'_>) -> Option<String> {
+    let judged = || if ctx.policy.is_open() { None } else { client.session.judge(ctx, known(ctx, req), req) };
+    client.session.spend(ctx, Some(req)).or_else(judged)
+}
+
+/// The row of a request's name, also of one that upstream has explained.
+fn known(ctx: &Ctx, req: &Request<'_>) -> Result<&'static Spec, Stranger> {
+    match table::lookup(req) {
+        Lookup::Known(spec) => Ok(spec),
+        Lookup::UnknownSub => Err(Stranger::Unknown),
+        Lookup::Unknown => ctx.learned(req.arg(0)),
     }
 }
 

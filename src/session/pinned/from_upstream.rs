@@ -6,6 +6,7 @@ use std::rc::Rc;
 use bytes::BytesMut;
 use tokio::time::Instant;
 
+use super::own_names::own_piece;
 use super::{Pin, settle};
 use crate::coherence::{Applied, Hold, Message, Op, apply, publish};
 use crate::config::Fence;
@@ -27,7 +28,7 @@ impl Pin {
         let nothing = self.conn.link.rbuf.is_empty();
         while self.hold.is_none() && !self.conn.link.rbuf.is_empty() {
             if self.streaming {
-                if !self.stream_on()? {
+                if !self.stream_on(ctx)? {
                     break;
                 }
                 continue;
@@ -125,6 +126,8 @@ impl Pin {
 
     /// A whole frame; true: it must be held.
     pub(super) fn frame(&mut self, ctx: &Rc<Ctx>, client: &Client, frame: &[u8]) -> Result<bool, String> {
+        let Some(frame) = self.own_frame(ctx, frame) else { return Ok(false) };
+        let frame = &*frame;
         if self.walk.is_some() {
             return Ok(self.walk_frame(ctx, client, frame));
         }
@@ -191,6 +194,7 @@ impl Pin {
         let hold = settle(ctx, &expect) && !nothing;
         let mut hold = hold | (!nothing && self.tell(&expect));
         let session = &client.session;
+        let aborted = matches!(expect.what, What::Aborted(_));
         match expect.what {
             What::Multi if failed => self.queue = None,
             What::Queued(queued) if frame.starts_with(b"+QUEUED") => {
@@ -234,9 +238,11 @@ impl Pin {
                 // The other database may have a lane.
                 self.sticky = false;
             }
-            What::Refused(why) => {
+            What::Aborted(why) | What::Refused(why) => {
+                // DISCARD ends the WATCH as well.
+                self.watching &= failed || !aborted;
                 let mut own = BytesMut::new();
-                build::error(&mut own, why);
+                build::error(&mut own, &why);
                 self.deliver(expect.mute, &own);
                 return Ok(hold);
             }
@@ -267,6 +273,7 @@ impl Pin {
             state.name = name;
         }
         drop(state);
+        client.session.changed_identity();
         let mut own = BytesMut::new();
         match ServerInfo::parse(frame) {
             Some(info) => crate::session::local::hello_reply(&mut own, &info, proto, client.session.id),
@@ -279,6 +286,7 @@ impl Pin {
     pub(super) fn large_frame(&mut self, ctx: &Rc<Ctx>, client: &Client) -> bool {
         self.streaming = true;
         self.streaming_mute = false;
+        self.stripper = self.own_stream(ctx);
         let message = self.conn.link.rbuf.first() == Some(&b'>');
         if message {
             return ctx.cache_serves();
@@ -306,9 +314,10 @@ impl Pin {
     }
 
     /// True: there may be more to read.
-    pub(super) fn stream_on(&mut self) -> Result<bool, String> {
+    pub(super) fn stream_on(&mut self, ctx: &Ctx) -> Result<bool, String> {
         let step = self.scanner.advance(&self.conn.link.rbuf).map_err(|e| format!("garbage from upstream: {e}"))?;
         let bytes = self.conn.link.rbuf.split_to(step.take);
+        let bytes = own_piece(ctx, self.stripper.as_mut(), bytes);
         self.deliver(self.streaming_mute, &bytes);
         if step.done {
             self.scanner.reset();

@@ -6,11 +6,14 @@
 //! than the other takes it.
 
 mod exec;
+mod explain;
 mod from_client;
 mod from_upstream;
+mod own_names;
 mod redo;
 mod upload;
 
+use explain::{Asked, is_new};
 use upload::Upload;
 
 use std::collections::VecDeque;
@@ -22,14 +25,15 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
 
 use crate::coherence::{self, Ends, Hold, Op};
+use crate::command::strip::Stripper;
 use crate::command::table::{self, Lookup};
-use crate::command::{Spec, Why};
+use crate::command::{Request, Spec, Why};
 use crate::net::read_some;
 use crate::observe::clock;
 use crate::observe::reasons::{Bypass, Dropped, Flush, Peer, Source};
 use crate::resp::reply::FrameScanner;
 use crate::resp::request::ProtocolError;
-use crate::session::dispatch::{Owned, Work};
+use crate::session::dispatch::{Batch, Owned, Step, Work};
 use crate::session::local::Local;
 use crate::session::transaction::{Expect, Queued, Subscriptions, Walk, What};
 use crate::session::{BACKPRESSURE, Client, Session};
@@ -53,6 +57,17 @@ pub(in crate::session) struct Shown {
     pub(super) subscriptions: Subscriptions,
     pub(super) watching: bool,
     pub(super) monitor: bool,
+}
+
+/// How a request is taken up that had to wait.
+type Dispatch = fn(&Rc<Session>, &Rc<Ctx>, &mut Batch, &Request<'_>) -> Option<Step>;
+
+/// Why the client is told something and closed, behind the replies it is owed.
+enum Broken {
+    /// What it sent is no request.
+    Protocol(ProtocolError),
+    /// It may not have sent this, and part of it is upstream already, which waits for the rest.
+    Refused(String),
 }
 
 struct Pin {
@@ -89,11 +104,16 @@ struct Pin {
     streaming: bool,
     /// Its client does not want it.
     streaming_mute: bool,
+    /// It names keys (`upstream.key_prefix`).
+    stripper: Option<Stripper>,
     upload: Option<Upload>,
     /// A local command that waits until all before it is answered.
     local: Option<Owned>,
-    /// What the client sent is no request: it is told so behind the replies it is owed, then closed.
-    broken: Option<ProtocolError>,
+    broken: Option<Broken>,
+    /// A rate limit holds the client's next request back until then.
+    paced: Option<u64>,
+    /// A name that upstream is being asked about, because the command policy has to know it.
+    asked: Option<Asked>,
     /// The client said QUIT.
     quit: bool,
 }
@@ -125,17 +145,17 @@ impl Client {
             let step = match work {
                 Work::AwaitLane(req) => {
                     ctx.await_lane(&self.session.lane(ctx)).await;
-                    self.again(ctx, &req)
+                    self.again(ctx, &req, Session::dispatch_again)
                 }
                 Work::Settle(req) => {
                     if !self.settled(ctx).await {
                         return false;
                     }
-                    self.again(ctx, &req)
+                    self.again(ctx, &req, Session::dispatch_again)
                 }
                 Work::Refill(req) => match self.await_place(ctx).await {
                     true => {
-                        let step = self.again(ctx, &req);
+                        let step = self.again(ctx, &req, Session::dispatch_again);
                         self.session.place.take();
                         step
                     }
@@ -145,8 +165,7 @@ impl Client {
                     if !self.settled(ctx).await {
                         return false;
                     }
-                    ctx.learn(&self.session.lane(ctx), req.request().arg(0)).await;
-                    self.again(ctx, &req)
+                    self.learn(ctx, &req).await
                 }
                 Work::Pinned(why, req) => {
                     if !(self.settled(ctx).await && self.pinned(ctx, why, First::Request(req)).await) {
@@ -161,6 +180,7 @@ impl Client {
                     step
                 }
                 Work::Large => {
+                    self.explained_large(ctx).await;
                     if !(self.settled(ctx).await && self.pinned(ctx, Why::Large, First::Large).await) {
                         return false;
                     }
@@ -179,14 +199,14 @@ impl Client {
                         }
                         Local::Upstream => {
                             self.session.unmute(mute);
-                            Some(crate::session::dispatch::Step::Suspend(Work::Pinned(Why::Verify, req)))
+                            Some(Step::Suspend(Work::Pinned(Why::Verify, req)))
                         }
                     }
                 }
             };
             match step {
-                Some(crate::session::dispatch::Step::Suspend(work)) => next = Some(work),
-                Some(crate::session::dispatch::Step::Close) => {
+                Some(Step::Suspend(work)) => next = Some(work),
+                Some(Step::Close) => {
                     self.finish(ctx).await;
                     return false;
                 }
@@ -196,11 +216,21 @@ impl Client {
         true
     }
 
+    /// Asks upstream what a name is, and looks at the request once more.
+    async fn learn(&mut self, ctx: &Rc<Ctx>, req: &Owned) -> Option<Step> {
+        let lane = self.session.lane(ctx);
+        // Without a prefix no name is asked about before there is somebody to ask.
+        ctx.await_lane(&lane).await;
+        ctx.learn(&lane, req.request().arg(0)).await;
+        // Only now can the command policy be asked.
+        self.again(ctx, req, if ctx.prefix.is_none() { Session::dispatch } else { Session::receive_learned })
+    }
+
     /// Dispatches a request that had to wait.
-    fn again(&mut self, ctx: &Rc<Ctx>, req: &Owned) -> Option<crate::session::dispatch::Step> {
+    fn again(&mut self, ctx: &Rc<Ctx>, req: &Owned, dispatch: Dispatch) -> Option<Step> {
         let session = self.session.clone();
-        let mut batch = crate::session::dispatch::Batch::new(ctx, &session);
-        let step = session.dispatch(ctx, &mut batch, &req.request());
+        let mut batch = Batch::new(ctx, &session);
+        let step = dispatch(&session, ctx, &mut batch, &req.request());
         session.flush(ctx);
         step
     }
@@ -245,8 +275,8 @@ impl Client {
         // A client may redirect to itself.
         pin.show(self);
         match first {
-            First::Request(first) => pin.request(ctx, self, &first.request()),
-            First::Large => pin.upload = Some(Upload::new(self)),
+            First::Request(first) => pin.first(ctx, self, &first.request()),
+            First::Large => pin.upload = Some(Upload::new(ctx, self)),
             First::Nothing => {}
         }
         let end = pin.run(ctx, self).await;
@@ -307,9 +337,12 @@ impl Pin {
             hold: None,
             streaming: false,
             streaming_mute: false,
+            stripper: None,
             upload: None,
             local: None,
             broken: None,
+            paced: None,
+            asked: None,
             quit: false,
         }
     }
@@ -394,6 +427,7 @@ impl Pin {
         let from_client = !client.eof
             && self.local.is_none()
             && self.broken.is_none()
+            && self.paced.is_none()
             && self.out.len() < CHUNK
             && client.rbuf.len() < CHUNK;
         let from_upstream = self.hold.is_none() && session.unsent() < BACKPRESSURE;
@@ -431,6 +465,7 @@ impl Pin {
                 }
             }
             () = session.wake.called() => {}
+            () = super::until(self.paced), if self.paced.is_some() => {}
             () = super::idle_for(idle), if idle.is_some() => {
                 session.drop_for(ctx, Dropped::IdleTimeout, "idle for listen.idle_timeout");
             }
@@ -440,7 +475,8 @@ impl Pin {
 
     /// As in Redis: an open MULTI or WATCH does not keep a silent client, what it waits for does.
     fn is_idle(&self) -> bool {
-        self.expect.is_empty() && !self.subs.any() && !self.monitor && !self.streaming && self.hold.is_none()
+        let waits = !self.expect.is_empty() || self.hold.is_some() || self.paced.is_some();
+        !waits && !self.subs.any() && !self.monitor && !self.streaming
     }
 
     fn show(&self, client: &Client) {

@@ -6,6 +6,7 @@ use tokio::io::AsyncReadExt;
 use tokio::task::yield_now;
 
 use super::CHUNK;
+use super::own_names::own_piece;
 use crate::command::Why;
 use crate::observe::reasons::Peer;
 use crate::resp::reply::FrameScanner;
@@ -72,13 +73,14 @@ impl Client {
     ) -> bool {
         let session = self.session.clone();
         let mute = session.outbox.borrow().head_is_mute();
+        let mut stripper = session.own_stream(ctx);
         let mut begun = false;
         loop {
             let Ok(step) = scanner.advance(&conn.link.rbuf) else {
                 session.closing.set(begun);
                 return false;
             };
-            let bytes = conn.link.rbuf.split_to(step.take);
+            let bytes = own_piece(ctx, stripper.as_mut(), conn.link.rbuf.split_to(step.take));
             if !mute {
                 session.outbox.borrow_mut().ready.extend_from_slice(&bytes);
             }

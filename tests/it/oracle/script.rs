@@ -10,6 +10,7 @@
 //! $id= CLIENT ID        keep each side's own answer; `$id` is replaced by it
 //! 2| 3| once|           only in RESP2, only in RESP3, only in one of the runs
 //! 7.0+| auth| quotes|   only with such servers: `support::version::Version::is`
+//! plain|                not through a sidecar with `upstream.key_prefix`
 //! @info clients blocked_clients:1   wait until INFO says so on both sides
 //! @gone k               wait until the key has expired on both sides
 //! @drop m               close the connection, whatever it has not read
@@ -31,6 +32,7 @@ pub(super) enum Only {
     Resp2,
     Resp3,
     Once,
+    Plain,
     Server(&'static str),
 }
 
@@ -87,6 +89,8 @@ pub(super) enum Compare {
     Type,
     /// Both refuse, each in its own words.
     Errors,
+    /// Nearside refuses by name, whatever Redis says.
+    Refused,
 }
 
 impl Exchange {
@@ -183,6 +187,7 @@ fn only(head: &'static str) -> Option<Only> {
         "2|" => Some(Only::Resp2),
         "3|" => Some(Only::Resp3),
         "once|" => Some(Only::Once),
+        "plain|" => Some(Only::Plain),
         "auth|" | "quotes|" => head.strip_suffix('|').map(Only::Server),
         _ => head.strip_suffix("+|").map(Only::Server),
     }

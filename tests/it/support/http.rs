@@ -56,6 +56,14 @@ pub(crate) fn post(address: SocketAddr, path: &str, token: Option<&str>, body: &
     exchange(address, "POST", path, &head, body).unwrap_or_else(|e| panic!("POST http://{address}{path}: {e}"))
 }
 
+/// Any method, with the bearer token, further lines of the head, and a body.
+#[track_caller]
+pub(crate) fn send(address: SocketAddr, method: &str, path: &str, token: &str, head: &str, body: &str) -> Response {
+    let length = body.len();
+    let head = format!("Authorization: Bearer {token}\r\n{head}Content-Length: {length}\r\n");
+    exchange(address, method, path, &head, body).unwrap_or_else(|e| panic!("{method} http://{address}{path}: {e}"))
+}
+
 /// Chunk sizes count bytes; the bodies here are ASCII, where characters are the same.
 fn unchunk(mut rest: &str) -> String {
     let mut whole = String::new();

@@ -24,9 +24,17 @@ const LINES_KEPT: usize = 2000;
 /// Lines of stderr that a failure shows.
 const LINES_SHOWN: usize = 40;
 
+/// A configuration file of the test's own.
+enum Given {
+    /// What was set besides counts too.
+    Beside(PathBuf),
+    /// Nothing else counts.
+    Alone(PathBuf),
+}
+
 pub(crate) struct Builder {
     config: Map<String, Value>,
-    file: Option<PathBuf>,
+    file: Option<Given>,
     args: Vec<String>,
     env: Vec<(String, String)>,
     direct: Option<(PathBuf, Option<SocketAddr>)>,
@@ -51,8 +59,8 @@ impl Builder {
     }
 
     /// This configuration file as it stands; what was set besides goes into the environment, which wins over it.
-    pub(crate) fn file(mut self, path: impl Into<PathBuf>) -> Builder {
-        self.file = Some(path.into());
+    pub(crate) fn example(mut self, path: impl Into<PathBuf>) -> Builder {
+        self.file = Some(Given::Beside(path.into()));
         self
     }
 
@@ -63,6 +71,12 @@ impl Builder {
 
     pub(crate) fn env(mut self, name: &str, value: &str) -> Builder {
         self.env.push((name.into(), value.into()));
+        self
+    }
+
+    /// With this configuration file in place of what `set` has said; where it listens is added by a flag.
+    pub(crate) fn file(mut self, path: &Path) -> Builder {
+        self.file = Some(Given::Alone(path.into()));
         self
     }
 
@@ -93,7 +107,7 @@ impl Builder {
         }
         let unix = dir.path().join("nearside.sock");
         let wait = self.wait;
-        let mut child = self.set("listen.unix", unix.display().to_string()).spawn(dir.path());
+        let mut child = self.set("listen.unix", unix.display().to_string()).spawn(dir.path(), &unix);
         let lines = Lines::default();
         lines.follow(child.stderr.take().expect("its stderr"));
         let mut proxy = Proxy { child: Some(child), unix, tcp: Vec::new(), http: None, lines, dir };
@@ -103,7 +117,7 @@ impl Builder {
         proxy
     }
 
-    fn spawn(self, dir: &Path) -> Child {
+    fn spawn(self, dir: &Path, unix: &Path) -> Child {
         let mut config = self.config;
         if let Ok(workers) = std::env::var("NEARSIDE_TEST_WORKERS") {
             config.entry("workers").or_insert_with(|| workers.into());
@@ -112,10 +126,14 @@ impl Builder {
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("NEARSIDE_")) {
             command.env_remove(name); // what the developer's shell has set is not the test's
         }
-        let file = match self.file {
-            Some(file) => {
+        let file = match &self.file {
+            Some(Given::Beside(file)) => {
                 command.envs(variables("NEARSIDE", &config));
-                file
+                file.clone()
+            }
+            Some(Given::Alone(file)) => {
+                command.arg("--unix").arg(unix);
+                file.clone()
             }
             None => {
                 let file = dir.join("nearside.yaml");
@@ -271,6 +289,10 @@ impl Proxy {
 
     pub(crate) fn sigcont(&mut self) {
         self.signal(Signal::CONT);
+    }
+
+    pub(crate) fn sighup(&mut self) {
+        self.signal(Signal::HUP);
     }
 
     pub(crate) fn sigterm(&mut self) {

@@ -5,12 +5,26 @@ use std::time::{SystemTime, UNIX_EPOCH};
 const MS_PER_DAY: u64 = 86_400_000;
 
 /// The time of day as text, such as `2026-01-31T23:59:59.999Z`.
-pub(super) fn now() -> String {
-    format(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64))
+pub(crate) fn now() -> String {
+    at(SystemTime::now())
+}
+
+/// That moment as text.
+pub(crate) fn at(time: SystemTime) -> String {
+    format(since_1970(time))
+}
+
+/// Now, in milliseconds since 1970.
+pub(crate) fn unix_ms() -> u64 {
+    since_1970(SystemTime::now())
+}
+
+fn since_1970(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
 }
 
 /// The same of a moment that many nanoseconds ago.
-pub(super) fn ago(nanos: u64) -> String {
+pub(crate) fn ago(nanos: u64) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
     format(now.saturating_sub(nanos / 1_000_000))
 }

@@ -1,0 +1,92 @@
+//! `GET /api/v1/dashboard/policy`: what the command policy has decided since the process started. Also under
+//! `/api/v1/dashboard/policy-stats`, and both under `/api/m1`.
+
+use serde::Serialize;
+
+use crate::observe::metrics::Metrics;
+use crate::observe::reasons::{Action, Decision, Limited};
+
+#[derive(Serialize)]
+pub(super) struct Policy {
+    /// `off`: nothing is asked; `enforce`; `log`: nothing is denied.
+    mode: &'static str,
+    #[serde(flatten)]
+    all: Counts,
+    /// Of the commands that were denied or logged most often.
+    top_denied: Vec<Command>,
+    /// How many commands have ever been.
+    denied_commands: usize,
+    breakdown: Breakdown,
+    rate: Rate,
+}
+
+#[derive(Serialize)]
+struct Counts {
+    checks: u64,
+    allowed: u64,
+    denied: u64,
+    logged: u64,
+    /// Of all checks; none before the first.
+    allow_rate: Option<f64>,
+}
+
+#[derive(Serialize)]
+struct Command {
+    command: &'static str,
+    denied: u64,
+    logged: u64,
+}
+
+#[derive(Serialize)]
+struct Breakdown {
+    read: Counts,
+    write: Counts,
+    execute: Counts,
+    admin: Counts,
+}
+
+/// What rate limits did.
+#[derive(Serialize)]
+struct Rate {
+    /// Commands that had to wait, and for how long together.
+    waited: u64,
+    waited_ms: f64,
+    /// Commands that were answered with an error.
+    refused: u64,
+}
+
+impl Policy {
+    pub(super) fn of(metrics: &Metrics) -> Policy {
+        let counts = &metrics.policy;
+        let (top, denied_commands) = counts.top();
+        let of = |action| Counts::of(|decision| metrics.decided(action, decision));
+        Policy {
+            mode: counts.mode().as_str(),
+            all: Counts::of(|decision| metrics.decided_of_all(decision)),
+            top_denied: top
+                .into_iter()
+                .map(|(command, of)| Command { command, denied: of.denied, logged: of.logged })
+                .collect(),
+            denied_commands,
+            breakdown: Breakdown {
+                read: of(Action::Read),
+                write: of(Action::Write),
+                execute: of(Action::Execute),
+                admin: of(Action::Admin),
+            },
+            rate: Rate {
+                waited: counts.limited.get(Limited::Wait),
+                waited_ms: counts.waited.get() as f64 / 1e6,
+                refused: counts.limited.get(Limited::Error),
+            },
+        }
+    }
+}
+
+impl Counts {
+    fn of(count: impl Fn(Decision) -> u64) -> Counts {
+        let (allowed, denied, logged) = (count(Decision::Allowed), count(Decision::Denied), count(Decision::Logged));
+        let checks = allowed + denied + logged;
+        Counts { checks, allowed, denied, logged, allow_rate: (checks > 0).then(|| allowed as f64 / checks as f64) }
+    }
+}
