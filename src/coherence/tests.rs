@@ -57,7 +57,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0..2usize).prop_map(Step::Ping),
         1 => (0..2usize, 0..4usize).prop_map(|(w, n)| Step::Cut(w, n)),
         2 => (0..2usize).prop_map(Step::Reconnect),
-        2 => (0..2usize).prop_map(Step::Gone),
+        4 => (0..2usize).prop_map(Step::Gone),
         1 => Just(Step::Orphan),
         1 => key().prop_map(Step::Drop),
         1 => Just(Step::Flush),
@@ -130,7 +130,7 @@ fn runner(cases: u32) -> TestRunner {
 #[test]
 fn no_reply_is_older_than_it_may_be() {
     let all = std::cell::Cell::new(Played::default());
-    let outcome = runner(240).run(&history(), |(layout, lives, own_pushes_first, steps)| {
+    let outcome = runner(400).run(&history(), |(layout, lives, own_pushes_first, steps)| {
         let played = play_with(layout, lives, own_pushes_first, &steps, None).map_err(TestCaseError::fail)?;
         all.set(all.get().plus(played));
         Ok(())
