@@ -656,6 +656,8 @@ impl Ctx {
     pub(crate) async fn learn(&self, lane: &Rc<Lane>, name: &[u8]) {
         let name = name.to_ascii_lowercase();
         let answer = match lane.is_ready() {
+            // COMMAND INFO knows subcommands by such names; as a command there is none.
+            true if name.contains(&b'|') => Some(b"*1\r\n_\r\n".to_vec()),
             true => lane.ask(clock::now(), &[b"COMMAND", b"INFO", &name]).await.ok(),
             false => None,
         };

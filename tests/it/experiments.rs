@@ -313,7 +313,7 @@ fn a_ramp_climbs_by_itself_and_keeps_what_it_has_cached() {
     assert_eq!(cached("100").expect("it stays there").len(), 200);
     assert_ne!(reader.cmd(&["NEARSIDE", "ENTRY", &key]), Reply::Nil, "a larger share dropped what the smaller one had");
     assert_eq!(proxy.metric("nearside_rollout_changes_total{change=\"step\"}"), 2.0);
-    assert!(proxy.logged("rule part: 50 % of its keys are cached now"));
+    proxy.wait_logged("rule part: 50 % of its keys are cached now");
     let one = experiment(&proxy);
     assert_eq!(
         (&one["state"], &one["share"], &one["ramp"]["steps"]),
@@ -391,6 +391,6 @@ fn a_bad_rollout_ends_the_start_with_what_would_be_right() {
     let rules = json!([{"name": "part", "pattern": "k:*", "rollout": {"ramp": {"steps": [10, 1], "hold": 0}}}]);
     let mut proxy = Proxy::to(&redis).set("rules", rules).without_waiting().start();
     assert_eq!(proxy.wait_exit(PATIENCE).code(), Some(2));
-    assert!(proxy.logged("rollout: ramp: steps: 2 to 16 percentages above 0, each more than the one before"));
-    assert!(proxy.logged("rollout: ramp: hold: \"0\" is too small; at least 1s"));
+    proxy.wait_logged("rollout: ramp: steps: 2 to 16 percentages above 0, each more than the one before");
+    proxy.wait_logged("rollout: ramp: hold: \"0\" is too small; at least 1s");
 }

@@ -232,7 +232,7 @@ fn a_client_that_does_not_read_is_dropped_at_the_output_limit() {
     let got = lazy.expect_closed();
     assert!(got.len() < 200 * 200_000, "{} bytes", got.len());
     bystander.is_served();
-    assert!(proxy.logged("listen.output_limit"));
+    proxy.wait_logged("listen.output_limit");
 }
 
 #[test]

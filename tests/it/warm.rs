@@ -44,7 +44,7 @@ fn listed_keys_and_found_ones_are_hits_from_the_first_request_on() {
         .set("warm.rate", 100_000)
         .start();
     proxy.wait_logged("warmed 1,001 of 1,004 keys in");
-    assert!(proxy.logged("; 3 skipped: 1 absent, 1 wrong type, 1 too large"));
+    proxy.wait_logged("; 3 skipped: 1 absent, 1 wrong type, 1 too large");
     let counted = ["stored", "absent", "present", "no_rule", "wrong_type", "too_large", "lost", "discarded"];
     let counts: Vec<f64> = counted.iter().map(|result| warmed(&proxy, result)).collect();
     assert_eq!(counts, [1001.0, 1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0], "{counted:?}");
@@ -70,7 +70,7 @@ fn the_rules_say_what_is_loaded() {
     let rules = json!([{"pattern": "user:*"}, {"pattern": "off:*", "mode": "off"}]);
     let proxy = to(&redis).set("rules", rules).set("warm.patterns", json!(["*"])).start();
     proxy.wait_logged("warmed 10 of 30 keys in");
-    assert!(proxy.logged("; 20 skipped: 20 no rule"));
+    proxy.wait_logged("; 20 skipped: 20 no rule");
     assert_eq!(calls(&redis, "get"), 10, "nothing else is read");
 }
 
@@ -147,7 +147,7 @@ fn what_is_above_the_bound_is_left_out() {
     fill(&redis, "k:", 500);
     let proxy = to(&redis).set("warm.patterns", json!(["k:*"])).set("warm.max_keys", 100).start();
     proxy.wait_logged("warmed 100 of 100 keys in");
-    assert!(proxy.logged("stopped: warm.max_keys is reached"));
+    proxy.wait_logged("stopped: warm.max_keys is reached");
     assert_eq!(calls(&redis, "get"), 100);
 }
 
@@ -180,7 +180,7 @@ fn readiness_waits_for_it_where_it_is_asked_to() {
         assert_eq!(answer.status, status, "{path}: {}", answer.body);
         assert!(answer.body.contains(&format!("\"status\":\"{word}\"")), "{path}: {}", answer.body);
     }
-    assert!(proxy.logged("serving, not ready: warming first: cache: serve"));
+    proxy.wait_logged("serving, not ready: warming first: cache: serve");
     // Clients are served meanwhile, as far as upstream is there.
     eventually(PATIENCE, "an answer of our own", || {
         proxy.client().cmd(&["ECHO", "x"]).text().starts_with("NEARSIDE upstream unavailable")
@@ -216,7 +216,7 @@ fn a_start_is_not_kept_waiting_where_nobody_asked_for_it() {
     redis.stop();
     let proxy = to(&redis).set("warm.keys", json!(["a"])).start();
     assert_eq!(proxy.get("/health/ready").status, 200);
-    assert!(proxy.logged("INFO ready: cache: serve"));
+    proxy.wait_logged("INFO ready: cache: serve");
 }
 
 #[test]
@@ -236,5 +236,5 @@ fn a_credential_that_is_refused_loads_nothing_and_says_so() {
     proxy.wait_logged("nothing is loaded at start: upstream refuses: ");
     eventually(PATIENCE, "readiness", || proxy.get("/health/ready").status == 200);
     let proxy = to(&redis).set("warm.keys", json!(["a"])).set("cache.mode", "off").start();
-    assert!(proxy.logged("nothing is loaded at start: cache.mode is off"));
+    proxy.wait_logged("nothing is loaded at start: cache.mode is off");
 }

@@ -27,7 +27,7 @@ fn a_reload_by_order_puts_into_force_what_can_be_and_names_the_rest() {
     assert_eq!(list(&done["needs_restart"]), ["workers", "cache.max_bytes"]);
     assert_eq!(told["needs_restart"], "workers, cache.max_bytes");
     assert_eq!((done["generation"].as_u64(), stand.names()), (Some(2), vec!["one".to_owned(), "two".to_owned()]));
-    assert!(stand.proxy.logged("need a restart: workers, cache.max_bytes"));
+    stand.proxy.wait_logged("need a restart: workers, cache.max_bytes");
     // What runs is what counts: nothing is new now, and the restart is still needed.
     let again = stand.reload();
     assert_eq!((list(&again["changed"]), list(&again["needs_restart"])), (vec![], vec!["workers", "cache.max_bytes"]));
@@ -165,7 +165,7 @@ fn what_was_changed_by_hand_is_as_the_file_says_after_a_reload_and_that_is_said(
     let done = stand.reload();
     assert_eq!(list(&done["undone"]), by_hand);
     assert_eq!(list(&done["changed"]), ["cache.mode", "rules"]);
-    assert!(stand.proxy.logged("changed by hand, and now as the configuration says again: cache.mode, rules: one"));
+    stand.proxy.wait_logged("changed by hand, and now as the configuration says again: cache.mode, rules: one");
     assert_eq!((stand.names(), list(&stand.rules()["by_hand"]).len()), (vec!["one".to_owned(), "two".to_owned()], 0));
     assert_eq!(run(&mut stand.proxy.client(), "NEARSIDE MODE"), Reply::bulk("serve"));
 }

@@ -271,7 +271,7 @@ fn who_changed_what_and_when_is_remembered() {
     for bad in ["n=0", "n=201", "n=x", "m=1"] {
         assert_eq!(stand.proxy.get(&format!("/api/v1/events/recent?{bad}")).status, 400, "{bad}");
     }
-    assert!(stand.proxy.logged("cache mode is off now (by client id="));
+    stand.proxy.wait_logged("cache mode is off now (by client id=");
 }
 
 #[test]

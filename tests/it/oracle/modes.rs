@@ -120,6 +120,9 @@ const WITH_PREFIX: &[(&str, Compare, &str)] = &[
     ("CLUSTER BOGUS", Compare::Refused, "a newer server's may name keys"),
     ("CLUSTER COUNTKEYSINSLOT", Compare::Refused, "it counts everybody's keys"),
     ("CLUSTER GETKEYSINSLOT", Compare::Refused, "it shows everybody's keys"),
+    // Ours has just said CLIENT ID on the connection that this goes to, and Redis 8 takes the full name for the same again.
+    ("CLIENT|ID", Compare::Errors, "a name that no server has"),
+    ("CLUSTER KEYSLOT", Compare::Digits, "the slot is that of upstream's name"),
     ("CLUSTER DELSLOTS", Compare::Refused, "it moves everybody's keys"),
     ("CLUSTER DELSLOTSRANGE", Compare::Refused, "it moves everybody's keys"),
     ("CLUSTER FAILOVER", Compare::Refused, "it replaces everybody's keys"),
