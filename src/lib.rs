@@ -45,6 +45,7 @@ mod local;
 mod mutation;
 mod net;
 mod observe;
+mod outage;
 mod policy;
 mod resp;
 mod router;

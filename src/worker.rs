@@ -2,6 +2,7 @@
 //! here is single-threaded; only `l1`, `metrics` and `status` are shared with other threads.
 
 pub(crate) mod rollout;
+mod upstream;
 
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
@@ -9,6 +10,7 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use dashmap::DashMap;
 
@@ -19,7 +21,7 @@ use crate::command::cacheable::KeptCommands;
 use crate::command::categories::Categories;
 use crate::command::prefix::{Prefix, Words};
 use crate::command::table;
-use crate::config::{Backend, CacheMode, Config};
+use crate::config::{Backend, CacheMode, Config, OutageReads};
 use crate::live::Live;
 use crate::local::Engine;
 use crate::mutation::{self, Rule};
@@ -27,6 +29,7 @@ use crate::observe::clock;
 use crate::observe::metrics::Metrics;
 use crate::observe::reasons::{Coherence, Dropped, Flush, Method, Mode};
 use crate::observe::status::Status;
+use crate::outage::Breaker;
 use crate::policy::commands::Policy;
 use crate::policy::{Current, Experiments, Judged, Rules};
 use crate::router::Stranger;
@@ -44,7 +47,6 @@ const LEARNED_MAX: usize = 1000;
 /// A profile whose lane upstream refused is tried again after so long.
 const REFUSED_FOR: u64 = 5_000_000_000;
 
-const MINUTE: u64 = 60_000_000_000;
 const SECOND: u64 = 1_000_000_000;
 
 /// Bytes of a malformed message that are logged.
@@ -110,24 +112,15 @@ pub(crate) struct Ctx {
     /// One `Rc` per credential in use, so that equal ones compare fast and are kept once.
     credentials: RefCell<Vec<Rc<Credential>>>,
     refused: RefCell<HashMap<Profile, (u64, Rc<Lane>)>>,
-    watch: RefCell<Watch>,
+    breaker: RefCell<Breaker>,
+    /// Stale reads and refusals as they were counted when upstream went.
+    before_outage: Cell<(u64, u64)>,
+    /// Credentials that upstream has accepted.
+    accepted: RefCell<Vec<Rc<Credential>>>,
     /// When a malformed message was last logged.
     malformed_logged: Cell<u64>,
     next: Cell<u64>,
     next_session: Cell<u64>,
-}
-
-/// How upstream was when we last looked, for the log: one line when it is lost, one a minute while it is gone, one when it
-/// is back.
-#[derive(Default)]
-enum Watch {
-    #[default]
-    Unknown,
-    Up,
-    Lost,
-    Gone {
-        logged: u64,
-    },
 }
 
 impl Ctx {
@@ -149,6 +142,7 @@ impl Ctx {
         experiments.adopt(clock::now(), None, &mut rules, &metrics.arms);
         experiments.settle(&rules, &metrics.arms);
         name_tags(&metrics, &rules);
+        l1.set_linger(linger(&config, &rules));
         let engine = (up.backend == Backend::Local)
             .then(|| RefCell::new(Engine::new(config.local.max_bytes, RandomState::new().hash_one(0))));
         let samples = Samples::new(config.coherence.sample_per_second, clock::now());
@@ -191,7 +185,9 @@ impl Ctx {
             learned: DashMap::new(),
             credentials: RefCell::new(credential.into_iter().collect()),
             refused: RefCell::default(),
-            watch: RefCell::default(),
+            breaker: RefCell::default(),
+            before_outage: Cell::default(),
+            accepted: RefCell::default(),
             malformed_logged: Cell::new(0),
             next: Cell::new(1),
             next_session: Cell::new(1),
@@ -292,6 +288,7 @@ impl Ctx {
         let old = self.rules.swap(next.clone());
         self.kept.set(next.commands());
         self.refreshes.set(next.refresh());
+        self.l1.set_linger(linger(&self.config, &next));
         let sweep = self.l1.sweep(vec![Matcher::Rules { old, next, prefix: self.prefix.clone() }]);
         self.lanes.borrow().values().for_each(|lane| lane.asks_for_field_expiry(self));
         let dropped = sweep.finish(&self.l1).await;
@@ -447,6 +444,11 @@ impl Ctx {
         self.floor.set(clock::now());
     }
 
+    #[cfg(test)]
+    pub(crate) fn forget_floor(&self) {
+        self.floor.set(0);
+    }
+
     pub(crate) fn floor(&self) -> u64 {
         self.floor.get()
     }
@@ -590,9 +592,12 @@ impl Ctx {
 
     /// What upstream answers to a client that is nobody yet, on a connection of its own (AUTH, RESET); or an error of ours.
     pub(crate) async fn verify(&self, words: &[&[u8]]) -> Result<Vec<u8>, String> {
+        if let Some(text) = self.outage_text() {
+            return Err(text);
+        }
         let unavailable = |e: &dyn std::fmt::Display| format!("NEARSIDE upstream unavailable: {e}");
         let mut link = self.pool.bare().await.map_err(|e| unavailable(&e))?;
-        let limit = std::time::Duration::from_secs(5);
+        let limit = Duration::from_secs(5);
         match tokio::time::timeout(limit, link.ask(words)).await {
             Ok(Ok(reply)) => Ok(reply),
             Ok(Err(e)) => Err(unavailable(&e)),
@@ -664,44 +669,13 @@ impl Ctx {
         }
         self.learned.insert(name, learned);
     }
+}
 
-    // ---- upstream as a whole ----
-
-    pub(crate) fn upstream_back(&self, info: &ServerInfo) {
-        *self.server.borrow_mut() = info.clone();
-        self.status.set_upstream_up();
-        self.channel.try_now();
-        let before = std::mem::replace(&mut *self.watch.borrow_mut(), Watch::Up);
-        match before {
-            Watch::Up => {}
-            Watch::Unknown => {
-                tracing::debug!("upstream {} is up: {} {}", self.config.upstream.display(), info.server, info.version);
-            }
-            Watch::Lost | Watch::Gone { .. } => {
-                self.metrics.reconnects.inc();
-                tracing::info!("upstream {} is back: {} {}", self.config.upstream.display(), info.server, info.version);
-            }
-        }
-    }
-
-    pub(crate) fn upstream_lost(&self, why: &str) {
-        let mut watch = self.watch.borrow_mut();
-        if matches!(*watch, Watch::Up | Watch::Unknown) {
-            tracing::warn!("lost the connection to upstream {}: {why}", self.config.upstream.display());
-            *watch = Watch::Lost;
-        }
-    }
-
-    pub(crate) fn upstream_gone(&self, why: &str) {
-        self.status.set_upstream_down(why);
-        let now = clock::now();
-        let mut watch = self.watch.borrow_mut();
-        let logged = match *watch {
-            Watch::Gone { logged } if now.saturating_sub(logged) < MINUTE => return,
-            Watch::Gone { .. } | Watch::Up | Watch::Lost | Watch::Unknown => now,
-        };
-        tracing::warn!("upstream {} is gone, trying again: {why}", self.config.upstream.display());
-        *watch = Watch::Gone { logged };
+/// How long entries stay in memory behind their end, for outages.
+fn linger(config: &Config, rules: &Rules) -> Duration {
+    match config.outage.reads {
+        OutageReads::Stale => config.outage.max_stale.max(rules.longest_stale()),
+        OutageReads::Fail => Duration::ZERO,
     }
 }
 

@@ -131,6 +131,8 @@ fn spawn(options: &Options, relay: &Relay, dir: &Path, n: usize) -> std::io::Res
     // Not as arguments: a password in it would be shown by ps.
     command.env("NEARSIDE_UPSTREAM__URL", url(options, relay));
     command.env("NEARSIDE_LISTEN__TCP", "[]").env("NEARSIDE_LISTEN__DRAIN_DELAY", "0").env("NO_COLOR", "1");
+    // What is served while upstream is gone is older than B by design, and a slow machine may take a cut for more than that.
+    command.env("NEARSIDE_OUTAGE__READS", "fail");
     if let Some(bound) = options.max_staleness {
         command.env("NEARSIDE_COHERENCE__MAX_STALENESS", format!("{}ms", bound.as_millis()));
     }

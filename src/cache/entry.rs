@@ -46,6 +46,12 @@ impl Entry {
         ours && self.flush_gen == flush_gen && now < self.deadline
     }
 
+    /// Until when it may be of use, to an outage at the last: that serves it for `linger` behind its deadline, never past
+    /// upstream's own expiry, and never the absence of a key.
+    pub(super) fn needed_until(&self, linger: u64) -> u64 {
+        self.deadline.max(self.deadline.saturating_add(linger).min(self.expires))
+    }
+
     /// Whether more than an answer is to be made of a hit at `now`.
     pub(crate) fn is_due(&self, now: u64) -> bool {
         now >= self.soft || now >= self.touch.at()

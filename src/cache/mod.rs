@@ -101,6 +101,8 @@ pub(crate) struct Token {
 
 pub(crate) struct L1 {
     store: Cache<Key, Arc<Forms>, foldhash::fast::RandomState>,
+    /// How long entries stay behind their deadline.
+    linger: Arc<std::sync::atomic::AtomicU64>,
     stripes: Arc<[Mutex<Stripe>]>,
     flush_gen: AtomicU64,
     /// Grows with every sweep: what was sent before is not stored after. Entries do not carry it, the sweep finds them.
@@ -115,24 +117,28 @@ pub(crate) struct L1 {
     hasher: foldhash::fast::RandomState,
 }
 
-/// Entries are freed by moka when their last form's deadline has passed. This only frees memory: whether an entry may be
-/// served is decided by its own deadline, on our clock (decision 2).
-struct FreeAtDeadline;
+/// Entries are freed by moka when nobody will be served their last form any more: at its deadline, or so much later as an
+/// outage may need it. This only frees memory: whether an entry may be served is decided by its own deadline, on our clock
+/// (decision 2), and in an outage by `coherence::stale`.
+struct FreeAtDeadline {
+    linger: Arc<std::sync::atomic::AtomicU64>,
+}
 
 impl FreeAtDeadline {
-    fn remaining(forms: &Forms) -> Option<Duration> {
-        let last = forms.all().map(|e| e.deadline).max().unwrap_or(0);
+    fn remaining(&self, forms: &Forms) -> Option<Duration> {
+        let linger = self.linger.load(Ordering::Relaxed);
+        let last = forms.all().map(|e| e.needed_until(linger)).max().unwrap_or(0);
         Some(Duration::from_nanos(last.saturating_sub(clock::now())))
     }
 }
 
 impl moka::Expiry<Key, Arc<Forms>> for FreeAtDeadline {
     fn expire_after_create(&self, _: &Key, forms: &Arc<Forms>, _: Instant) -> Option<Duration> {
-        Self::remaining(forms)
+        self.remaining(forms)
     }
 
     fn expire_after_update(&self, _: &Key, forms: &Arc<Forms>, _: Instant, _: Option<Duration>) -> Option<Duration> {
-        Self::remaining(forms)
+        self.remaining(forms)
     }
 }
 
@@ -143,16 +149,18 @@ impl L1 {
         let books = Arc::new(Books::new(bounds.max_bytes));
         let in_listener = books.clone();
         let policy = if bounds.lru { EvictionPolicy::lru() } else { EvictionPolicy::tiny_lfu() };
+        let linger: Arc<std::sync::atomic::AtomicU64> = Arc::default();
         let store = Cache::builder()
             .max_capacity(bounds.max_bytes)
             .eviction_policy(policy)
             .weigher(move |key: &Key, forms: &Arc<Forms>| weigh(floor, key, forms))
-            .expire_after(FreeAtDeadline)
+            .expire_after(FreeAtDeadline { linger: linger.clone() })
             .eviction_listener(move |_, forms, cause| note_removal(&metrics, &in_listener, &forms, cause))
             .build_with_hasher(foldhash::fast::RandomState::default());
         let stripes = (0..STRIPES).map(|_| Mutex::default()).collect();
         L1 {
             store,
+            linger,
             stripes,
             flush_gen: AtomicU64::new(0),
             sweep_gen: AtomicU64::new(0),
@@ -162,6 +170,11 @@ impl L1 {
             pending: AtomicU64::new(0),
             hasher: foldhash::fast::RandomState::default(),
         }
+    }
+
+    /// What is stored from now on stays so much longer than it is served, for outages.
+    pub(crate) fn set_linger(&self, linger: Duration) {
+        self.linger.store(u64::try_from(linger.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     /// The forms of `key` that are stored now. The caller picks the one of its epoch with [`usable`].

@@ -7,7 +7,9 @@
 //!
 //! **How many.** One at a time for a key, and in a second at most a tenth of the commands that the lane has sent in the one
 //! before, or [`FLOOR`]. What is above that is counted and not done: the entry then ends when it ends, and the next read of
-//! it is a miss. While a lane is held up or lost nothing is read again.
+//! it is a miss. While a lane is held up, lost or silent nothing is read again. While a lane recovers (`recovery`) these readings
+//! need no place of `cache.refills_max`: hits alone cause them, which is what there is none of then, and they have the
+//! bound above.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -147,7 +149,7 @@ impl Lane {
         let Ok(keep) = ctx.judge(key, question.method()).keep else { return };
         let cause = cause(keep.terms(), entry, now);
         let count = |result: Reread| ctx.metrics.rereads[cause as usize].inc(result);
-        if self.is_held_up() {
+        if self.is_held_up() || self.is_gone() {
             return count(Reread::HeldUp);
         }
         if !self.rereads.allow(now) {

@@ -247,6 +247,11 @@ async fn run(ctx: Rc<Ctx>, channel: Rc<Channel>) {
     // Lanes come first: they say whether upstream is there and whose credential it takes.
     channel.news.notified().await;
     loop {
+        while ctx.is_gone() {
+            // It says nothing that matters while nobody can publish, and its return would drop what an outage lives on. (Who
+            // loads its data takes subscriptions already.)
+            let _ = timeout(REFUSED_PAUSE, channel.news.notified()).await;
+        }
         match open(&ctx).await {
             Ok((link, credential)) => {
                 let since = Instant::now();

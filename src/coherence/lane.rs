@@ -15,6 +15,7 @@ use super::facts::LaneFacts;
 use super::hold::Hold;
 use super::log::Log;
 use super::mode::{Arming, Why};
+use super::recovery::{Place, Recovery};
 use super::spare::{HeldUp, SpareOf};
 use super::stale::LostLane;
 use super::touch::Touching;
@@ -23,6 +24,7 @@ use crate::cache::{FormId, StripeId, Token};
 use crate::mutation::{self, Rule};
 use crate::observe::reasons::{Bypass, Coherence, Discard};
 use crate::observe::status::{LaneStatus, Status};
+use crate::outage::Outage;
 use crate::policy::Keep;
 use crate::resp::{Proto, build};
 use crate::session::Session;
@@ -49,8 +51,8 @@ pub(crate) enum Availability {
     Starting,
     /// Upstream refused what a lane needs (HELLO 3, its credential): sessions get connections of their own.
     Refused(String),
-    /// Upstream is gone: the last attempt to connect failed, for this reason.
-    Gone(String),
+    /// Upstream is gone, or this lane cannot be had: the last attempt to connect failed, or nothing is answered.
+    Gone(Outage),
 }
 
 pub(crate) struct Lane {
@@ -94,6 +96,8 @@ pub(crate) struct Lane {
     pub(super) fields_stay: Cell<bool>,
     pub(super) upstream_id: Cell<i64>,
     pub(super) upstream_role: RefCell<String>,
+    /// How many reads may go up at once while it recovers.
+    pub(super) recovery: Recovery,
     /// What is done while it is held up, and by which connection (decision 9).
     pub(super) held: HeldUp,
     /// It is itself the spare connection of a lane.
@@ -147,6 +151,8 @@ pub(crate) struct MgetRequest {
     pub(crate) parts: Vec<Part>,
     pub(crate) misses: Vec<Miss>,
     pub(crate) epoch: u64,
+    /// Where the lane recovers.
+    pub(crate) place: Option<Place>,
 }
 
 impl Lane {
@@ -183,6 +189,7 @@ impl Lane {
             fields_stay: Cell::new(false),
             upstream_id: Cell::new(0),
             upstream_role: RefCell::default(),
+            recovery: Recovery::new(ctx.config.cache.refills_max),
             held: HeldUp::default(),
             spare_of: None,
             ended: Cell::new(false),
@@ -238,6 +245,24 @@ impl Lane {
 
     pub(crate) fn is_ready(&self) -> bool {
         matches!(self.inner.borrow().availability, Availability::Ready)
+    }
+
+    /// Whether the table of outages is what answers its commands now.
+    pub(crate) fn is_gone(&self) -> bool {
+        matches!(self.inner.borrow().availability, Availability::Gone(_))
+    }
+
+    /// What its clients are told then.
+    pub(crate) fn outage_text(&self, now: u64) -> Option<String> {
+        match &self.inner.borrow().availability {
+            Availability::Gone(outage) => Some(outage.text(now)),
+            _ => None,
+        }
+    }
+
+    /// Upstream has said something on it since then.
+    pub(crate) fn was_heard_since(&self, since: u64) -> bool {
+        self.is_live() && self.last_byte.get() >= since
     }
 
     pub(crate) fn is_live(&self) -> bool {
@@ -421,7 +446,11 @@ impl Lane {
         if get.may_join && !kept_out && self.join(ctx, now, session, slot, &flight) {
             return;
         }
-        let token = if self.caches() && !kept_out { ctx.l1.token(key, self.epoch.get()) } else { None };
+        // While it arms, or is not connected, a reading is not to be stored; yet of a crowd that waits for one key one read
+        // goes up. (Epoch 0 is nobody's, so its token gives no right.)
+        let epoch = if self.is_arming() { 0 } else { self.epoch.get() };
+        let flies = !kept_out && (self.caches() || self.is_arming());
+        let token = if flies { ctx.l1.token(key, epoch) } else { None };
         let (Some(keep), Some(token)) = (get.keep, token) else {
             if !kept_out && self.caches() {
                 ctx.metrics.bypass.inc(Bypass::Pending);
@@ -429,33 +458,49 @@ impl Lane {
             let relay = Relay::plain(session.clone(), slot, get.read.form, get.read.resend);
             return self.send(&mut self.inner.borrow_mut(), now, get.raw, Waiting::Relay(relay));
         };
-        let fetch = Fetch::unasked(flight.0, get.read, token, now, keep, Origin::Clients);
+        let mut fetch = Fetch::unasked(flight.0, get.read, token, now, keep, Origin::Clients);
+        fetch.place = get.place;
         fetch.waiters.borrow_mut().push((session.clone(), slot));
         self.send_fetch(now, get.raw, fetch);
     }
 
-    /// A read and its PTTL; from here on others may join it.
+    /// A read and, where its token gives a right to store it, its PTTL; from here on others may join it.
     pub(super) fn send_fetch(&self, now: u64, raw: &[u8], fetch: Fetch) {
         let fetch = Rc::new(fetch);
         let mut inner = self.inner.borrow_mut();
         self.send(&mut inner, now, raw, Waiting::Fetch(fetch.clone()));
-        let pttl = pttl(&fetch.key);
-        self.send(&mut inner, now, &pttl, Waiting::FetchTtl(fetch.clone()));
+        if fetch.token.epoch != 0 {
+            let pttl = pttl(&fetch.key);
+            self.send(&mut inner, now, &pttl, Waiting::FetchTtl(fetch.clone()));
+        }
         inner.flights.insert((fetch.key.clone(), fetch.read.id.clone()), fetch);
     }
 
     fn join(&self, ctx: &Ctx, now: u64, session: &Rc<Session>, slot: u64, to: &(Rc<[u8]>, Option<FormId>)) -> bool {
         let inner = self.inner.borrow();
-        let Some(flight) = inner.flights.get(to) else { return false };
-        // Upstream may have answered it as soon as it was sent, so it is no better than a copy of that age.
-        let young = now.saturating_sub(flight.t_sent) <= ctx.max_staleness.min(self.ttl_cap(ctx));
-        let ours = flight.token.epoch == self.epoch.get();
-        if !(young && ours && flight.t_sent > session.fence.get() && ctx.l1.alive(&flight.token)) {
+        let Some(flight) = inner.flights.get(to).filter(|flight| self.may_join(ctx, now, session, flight)) else {
             return false;
-        }
+        };
         flight.waiters.borrow_mut().push((session.clone(), slot));
         ctx.metrics.coalesced.inc();
         true
+    }
+
+    fn may_join(&self, ctx: &Ctx, now: u64, session: &Session, flight: &Fetch) -> bool {
+        // Upstream may have answered it as soon as it was sent, so it is no better than a copy of that age.
+        let young = now.saturating_sub(flight.t_sent) <= ctx.max_staleness.min(self.ttl_cap(ctx));
+        // Epoch 0: it was sent before there were copies, by this connection or the one to come. It is not answered yet, so
+        // nobody has been told anything by this lane that was executed behind it; what is told on another connection waits for
+        // this lane's PONG, which is behind it, or fences its session.
+        let ours = flight.token.epoch == self.epoch.get() || flight.token.epoch == 0;
+        young && ours && flight.t_sent > session.fence.get() && ctx.l1.alive(&flight.token)
+    }
+
+    /// `fetch` would join another one now.
+    pub(crate) fn would_join(&self, ctx: &Ctx, now: u64, session: &Session, key: &[u8], id: Option<FormId>) -> bool {
+        let inner = self.inner.borrow();
+        let flight = inner.flights.get(&(Rc::from(key), id));
+        flight.is_some_and(|flight| self.may_join(ctx, now, session, flight))
     }
 
     /// MGET of which some keys are missing: asks for those, and for their TTLs where they may be stored.
@@ -479,6 +524,7 @@ impl Lane {
             epoch: request.epoch,
             flush_gen: ctx.l1.flush_gen(),
             t_sent: now,
+            _place: request.place,
         });
         let mut inner = self.inner.borrow_mut();
         self.send(&mut inner, now, &raw, Waiting::Mget(fetch.clone()));
@@ -556,6 +602,8 @@ pub(crate) struct FetchRequest<'a> {
     /// None: it is not to be stored.
     pub(crate) keep: Option<Keep>,
     pub(crate) may_join: bool,
+    /// Where the lane recovers.
+    pub(crate) place: Option<Place>,
 }
 
 impl Refresh {

@@ -8,7 +8,6 @@ use std::collections::{HashSet, VecDeque};
 use std::rc::Rc;
 
 use super::lane::{Availability, Inner, Lane};
-use super::stale::LostLane;
 use super::wait::{End, Fetch, Waiter, Waiting};
 use crate::observe::clock;
 use crate::observe::reasons::{ErrorType, Flush, Link};
@@ -38,10 +37,17 @@ pub(super) struct Lost {
     unsent: bool,
 }
 
+impl Lost {
+    /// It was written to the connection.
+    pub(super) fn sent(waiter: Waiter, raw: &[u8]) -> Lost {
+        Lost { waiter, raw: raw.to_vec(), unsent: false }
+    }
+}
+
 impl Lane {
     /// R6: the connection is gone. The epoch ends first, so nothing of it is served or stored from here on.
     pub(super) fn lost(self: &Rc<Self>, ctx: &Rc<Ctx>, why: &str) {
-        self.lost.set(LostLane { epoch: self.epoch.get(), f: self.f.get() });
+        self.note_end();
         self.epoch.set(0);
         self.f.set(0);
         self.forget_canary();
@@ -52,15 +58,52 @@ impl Lane {
         self.status.set_link(Link::Connecting);
         self.status.set_epoch(0);
         let lost = self.take_in_flight();
-        // Ready: what comes now waits for the reconnection, which either succeeds or fails everything that waited.
-        self.inner.borrow_mut().availability = Availability::Ready;
         let again = self.sort_out(ctx, lost);
+        // What comes now waits for the reconnection, which either succeeds or fails everything that waited. Where upstream is
+        // known to be gone nothing waits.
+        self.inner.borrow_mut().availability = ctx.outage().map_or(Availability::Ready, Availability::Gone);
+        self.changed.notify_waiters();
+        self.go_on_with(ctx, again);
+        self.end_spare(ctx, "its lane was lost");
+        ctx.flush_dirty();
+    }
+
+    /// What may be sent again waits for the connection to come, or is answered as while upstream is gone.
+    pub(super) fn go_on_with(&self, ctx: &Rc<Ctx>, again: VecDeque<Lost>) {
+        if self.is_gone() {
+            return self.answer_without_upstream(ctx, again);
+        }
         let now = clock::now();
         for Lost { waiter, raw, .. } in again {
             self.resume(ctx, now, waiter, &raw);
         }
-        self.end_spare(ctx, "its lane was lost");
-        ctx.flush_dirty();
+    }
+
+    /// By the table of outages: reads from the L1 where that is allowed, all else with an error. Nothing of it is executed.
+    pub(super) fn answer_without_upstream(&self, ctx: &Rc<Ctx>, all: VecDeque<Lost>) {
+        for Lost { mut waiter, raw, .. } in all {
+            let again = waiter.kind.may_resend();
+            match &mut waiter.kind {
+                Waiting::Fetch(fetch) => {
+                    let waiters = std::mem::take(&mut *fetch.waiters.borrow_mut());
+                    waiters.iter().for_each(|(session, slot)| session.settle_without_upstream(ctx, self, *slot, &raw));
+                }
+                Waiting::Mget(fetch) => {
+                    if let Some(session) = fetch.session.borrow_mut().take() {
+                        session.settle_without_upstream(ctx, self, fetch.slot, &fetch.raw);
+                    }
+                }
+                Waiting::Relay(relay) | Waiting::StandIn(relay, _) => {
+                    match relay.session.take() {
+                        Some(session) if again => session.settle_without_upstream(ctx, self, relay.slot, &raw),
+                        Some(session) => session.refuse_slot(ctx, self, relay.slot, relay.write),
+                        None => {}
+                    }
+                    self.fail(ctx, waiter.kind, |_| "");
+                }
+                _ => self.fail(ctx, waiter.kind, |_| LOST_READ),
+            }
+        }
     }
 
     /// Upstream cannot be reached: everything that waits is answered with `error`.
@@ -298,6 +341,18 @@ impl Waiting {
             Waiting::Fetch(fetch) => fetch.read.resend,
             Waiting::Mget(_) | Waiting::Sample(_) => true,
             _ => false,
+        }
+    }
+
+    /// Each session that waits for this reply, and its slot.
+    pub(super) fn each_session(&self, mut each: impl FnMut(u64, u64)) {
+        match self {
+            Waiting::Relay(relay) | Waiting::StandIn(relay, _) => {
+                relay.session.iter().for_each(|session| each(session.id, relay.slot));
+            }
+            Waiting::Mget(fetch) => fetch.session.borrow().iter().for_each(|session| each(session.id, fetch.slot)),
+            Waiting::Fetch(fetch) => fetch.waiters.borrow().iter().for_each(|(session, slot)| each(session.id, *slot)),
+            _ => {}
         }
     }
 

@@ -28,7 +28,9 @@ mod prefix;
 #[cfg(feature = "bench")]
 mod probe;
 mod reader;
+mod recovery;
 mod sample;
+mod silence;
 mod spare;
 mod stale;
 mod tell;
@@ -50,6 +52,7 @@ pub(crate) use payload::{Malformed, Message, Op, Wanted, parse};
 pub(crate) use prefix::{check_prefix, outside};
 #[cfg(feature = "bench")]
 pub(crate) use probe::LaneProbe;
+pub(crate) use recovery::Place;
 pub(crate) use sample::Samples;
 pub(crate) use tell::told;
 pub(crate) use touch::{Touches, run as tell_what_is_hit};

@@ -299,6 +299,9 @@ impl Lane {
         let before = self.arming.mode.replace(mode);
         let stores = |mode| matches!(mode, Coherence::Tracking | Coherence::Pubsub | Coherence::Ttl);
         if stores(before) && before != mode && self.is_live() {
+            self.arming.mode.set(before);
+            self.note_end();
+            self.arming.mode.set(mode);
             self.epoch.set(ctx.next_epoch());
         }
         *self.uncached.borrow_mut() = (!stores(mode)).then(|| why.full());

@@ -15,6 +15,7 @@ use super::wait::{Relay, Waiting};
 use crate::net::{ReadHalf, WriteHalf, drop_front};
 use crate::observe::clock;
 use crate::observe::reasons::{Coherence, ErrorType, Flush, Peer, Source, Tag};
+use crate::outage::Outage;
 use crate::resp::downgrade::Form;
 use crate::resp::push::{self, Push};
 use crate::resp::reply::{self, Frame, FrameScanner};
@@ -36,10 +37,19 @@ const KEEPALIVE: u64 = 30_000_000_000;
 /// The lease is kept young for so long after the last cacheable read (R5).
 const READ_RECENTLY: u64 = 30_000_000_000;
 
+/// A lane looks after itself at least so often, and no more often for the sake of `upstream.stall_timeout`.
+const TICK_MAX: Duration = Duration::from_secs(1);
+const TICK_MIN: Duration = Duration::from_millis(10);
+
 const ROLE_CHECK_EVERY: u64 = 1_000_000_000;
 
 /// The handshake is a handful of small commands; a server that is busy with a script answers HELLO all the same.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
+
+/// A connection that lived for less and answered nothing counts as a failed attempt; so many of them in a row are an outage:
+/// else a server that takes connections and drops them would be asked anew at once, for ever.
+const LIVED: u64 = 1_000_000_000;
+const FLAPS_MAX: u32 = 4;
 
 /// Where a reader stands in its stream.
 pub(super) struct Stream {
@@ -63,6 +73,11 @@ impl Stream {
 }
 
 impl Lane {
+    /// It had a connection before, or could not be had.
+    fn was_away(&self) -> bool {
+        self.lost.get().at > 0 || self.is_gone()
+    }
+
     /// Starts the lane's task; it ends with the process, when upstream refuses what a lane needs, or
     /// when nobody is on it and another needs its place.
     pub(crate) fn spawn(ctx: &Rc<Ctx>, profile: crate::upstream::Profile) -> Rc<Lane> {
@@ -79,19 +94,32 @@ impl Lane {
 
 async fn run(ctx: Rc<Ctx>, lane: Rc<Lane>) {
     let mut backoff = Backoff::new(ctx.config.upstream.retry.base_delay, ctx.config.upstream.retry.max_delay);
+    let mut flaps = 0;
     while !lane.ended.get() {
         match open_or_give_up_waiting(&ctx, &lane).await {
             Ok(link) => {
-                backoff.reset();
+                let up_since = clock::now();
                 let why = serve(&ctx, &lane, link).await;
                 if lane.ended.get() {
                     lane.epoch.set(0);
                     lane.publish();
                     return;
                 }
+                let answered = lane.held.progress.get() > up_since;
                 lane.lost(&ctx, &why);
+                if answered || clock::now().saturating_sub(up_since) >= LIVED {
+                    backoff.reset();
+                    flaps = 0;
+                    continue;
+                }
+                flaps += 1;
+                if flaps >= FLAPS_MAX {
+                    lane.gone(&ctx, &format!("connections end as soon as they are made, the last one: {why}"));
+                }
+                sleep(backoff.next()).await;
             }
             Err(Failure::Refused(reply)) => {
+                ctx.upstream_answered();
                 lane.set_availability(Availability::Refused(reply.clone()));
                 lane.fail_all(&ctx, &format!("NEARSIDE upstream refused the sidecar: {reply}"));
                 ctx.lane_refused(&lane, &reply);
@@ -110,11 +138,13 @@ async fn run(ctx: Rc<Ctx>, lane: Rc<Lane>) {
 /// that is busy with a script answers late, but it answers).
 async fn open_or_give_up_waiting(ctx: &Rc<Ctx>, lane: &Rc<Lane>) -> Result<LaneLink, Failure> {
     let limit = ctx.config.upstream.connect_timeout;
+    ctx.upstream_probed();
     let mut opening = std::pin::pin!(open(ctx, lane));
     tokio::select! {
         result = &mut opening => return result,
         () = sleep(limit) => lane.gone(ctx, &format!("no connection within {limit:?}")),
     }
+    ctx.upstream_probed();
     opening.await
 }
 
@@ -132,6 +162,9 @@ async fn open(ctx: &Rc<Ctx>, lane: &Rc<Lane>) -> Result<LaneLink, Failure> {
         let mut link = handshake::lane(stream, &lane.profile, &ctx.name, track).await?;
         if ctx.kept().reads_fields() {
             link.ask_for_field_expiry().await?;
+        }
+        if lane.was_away() {
+            link.serves().await?;
         }
         Ok(link)
     };
@@ -170,7 +203,7 @@ async fn serve(ctx: &Rc<Ctx>, lane: &Rc<Lane>, link: LaneLink) -> String {
 /// Moves bytes in both directions until the connection ends; returns why it did.
 pub(super) async fn pump(ctx: &Rc<Ctx>, lane: &Rc<Lane>, link: Link) -> String {
     let mut s = Stream::new(link);
-    let mut tick = interval(Duration::from_nanos(ctx.max_staleness / 4));
+    let mut tick = interval(tick_every(ctx));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut gives_up = false;
     let ended = loop {
@@ -216,6 +249,12 @@ pub(super) async fn pump(ctx: &Rc<Ctx>, lane: &Rc<Lane>, link: Link) -> String {
     ended
 }
 
+/// B/4 for the lease; more often where a long B would make silence be noticed late.
+fn tick_every(ctx: &Ctx) -> Duration {
+    let silence = ctx.config.upstream.stall_timeout.map_or(TICK_MAX, |limit| limit / 4);
+    Duration::from_nanos(ctx.max_staleness / 4).min(silence.clamp(TICK_MIN, TICK_MAX))
+}
+
 /// Writes what the kernel takes; true where it took less than there is.
 pub(super) fn write_out(ctx: &Ctx, lane: &Lane, wr: &WriteHalf) -> std::io::Result<bool> {
     if lane.leaving.borrow().is_some() {
@@ -237,11 +276,18 @@ pub(super) fn write_out(ctx: &Ctx, lane: &Lane, wr: &WriteHalf) -> std::io::Resu
 }
 
 impl Lane {
-    /// Upstream cannot be reached: whoever waits is told, and so is whoever asks from now on.
-    fn gone(&self, ctx: &Rc<Ctx>, why: &str) {
+    /// Upstream cannot be reached: whoever waits is answered by the table of outages, and so is whoever asks from now on.
+    pub(super) fn gone(&self, ctx: &Rc<Ctx>, why: &str) {
         ctx.upstream_gone(why);
-        self.set_availability(Availability::Gone(why.to_owned()));
-        self.fail_all(ctx, &format!("NEARSIDE upstream unavailable: {why}"));
+        let since = match (self.availability(), ctx.outage()) {
+            (_, Some(outage)) => outage.since,
+            (Availability::Gone(outage), None) => outage.since,
+            (_, None) if self.lost.get().at > 0 => self.lost.get().at,
+            (_, None) => clock::now(),
+        };
+        self.set_availability(Availability::Gone(Outage { since, why: why.to_owned() }));
+        let waiting = self.take_in_flight();
+        self.answer_without_upstream(ctx, waiting);
         ctx.flush_dirty();
     }
 
@@ -259,6 +305,13 @@ impl Lane {
         self.last_byte.set(now);
         self.last_sent.set(now);
         self.last_role_check.set(now);
+        self.held.silent.set(false);
+        if self.was_away() {
+            self.recovers(now);
+        }
+        if let Some(credential) = &self.profile.credential {
+            ctx.note_accepted(credential);
+        }
         ctx.upstream_back(&link.info);
         self.proto.set(link.proto);
         self.arm(ctx, link.tracking.clone());
@@ -277,7 +330,7 @@ impl Lane {
         ctx.now.set(clock::now());
         self.process(ctx, s)?;
         if !s.rbuf.is_empty() {
-            self.moves(); // a part of a reply
+            self.moves(ctx); // a part of a reply
         }
         ctx.flush_dirty();
         Ok(())
@@ -424,7 +477,7 @@ impl Lane {
             inner.let_go();
             waiter
         };
-        self.moves();
+        self.moves(ctx);
         // R4. Nothing can look between here and the end of this frame's effects: there is one thread and no await.
         // In `pubsub` mode the channel's PONGs count instead.
         if self.mode() != Coherence::Pubsub {
@@ -577,7 +630,8 @@ impl Lane {
         }
         // Only in `tracking` is it this lane's answers that keep the lease young.
         let renew = reading && self.mode() == Coherence::Tracking;
-        if reading && self.role_check.get() && now.saturating_sub(self.last_role_check.get()) >= ROLE_CHECK_EVERY {
+        let role_check_every = ROLE_CHECK_EVERY.max(ctx.max_staleness / 4);
+        if reading && self.role_check.get() && now.saturating_sub(self.last_role_check.get()) >= role_check_every {
             self.last_role_check.set(now);
             self.ping(now, Waiting::RoleCheck);
         } else if (renew && since_sent >= ctx.max_staleness / 4) || since_sent >= KEEPALIVE {
@@ -588,6 +642,7 @@ impl Lane {
         }
         self.repeat_canary(ctx, now);
         self.watch(ctx, now);
+        self.watch_silence(ctx, now);
         super::sample::turn(ctx, now, self.sent.take());
     }
 }

@@ -21,6 +21,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
+use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
 use super::judge::SILENCE;
@@ -32,7 +33,7 @@ use crate::command::{Effect, Kind, Spec};
 use crate::observe::clock;
 use crate::session::Session;
 use crate::upstream::handshake::{self, HandshakeError, Link};
-use crate::upstream::{ConnectError, connect};
+use crate::upstream::{Backoff, ConnectError, connect};
 use crate::worker::Ctx;
 
 /// A spare that nobody has used for so long is closed: the next hold-up is more likely soon than late.
@@ -60,6 +61,13 @@ pub(crate) enum Verdict {
 /// A lane's side of it.
 #[derive(Default)]
 pub(super) struct HeldUp {
+    /// When a fresh connection was last answered.
+    pub(super) heard: Cell<u64>,
+    /// Nothing has been answered for `upstream.stall_timeout`.
+    pub(super) silent: Cell<bool>,
+    /// No fresh connection is tried before.
+    pub(super) next_try: Cell<u64>,
+    pub(super) backoff: RefCell<Option<Backoff>>,
     /// Set while the lane is held up and the spare takes commands.
     verdict: Cell<Option<Verdict>>,
     spare: RefCell<Option<Rc<Lane>>>,
@@ -85,7 +93,9 @@ pub(super) struct SpareOf {
 impl Lane {
     /// Every B/4: whether this lane is held up, and what a fresh connection says to that.
     pub(super) fn watch(self: &Rc<Self>, ctx: &Rc<Ctx>, now: u64) {
-        if !self.is_live() || self.stuck_for(now) < (ctx.max_staleness / 2).min(SILENCE) {
+        // Before its silence may count as upstream's, a fresh connection has had its chance.
+        let early = ctx.config.upstream.stall_timeout.map_or(SILENCE, |limit| nanos(limit) / 2);
+        if !self.is_live() || self.stuck_for(now) < (ctx.max_staleness / 2).min(SILENCE).min(early) {
             return;
         }
         let spare = self.held.spare.borrow().clone();
@@ -100,19 +110,20 @@ impl Lane {
     }
 
     /// How long something has been outstanding without any reply; 0 when nothing is.
-    fn stuck_for(&self, now: u64) -> u64 {
+    pub(super) fn stuck_for(&self, now: u64) -> u64 {
         let oldest = self.inner.borrow().fifo.front().map(|w| w.t_sent);
         oldest.map_or(0, |sent| now.saturating_sub(sent.max(self.held.progress.get())))
     }
 
     fn open_spare(self: &Rc<Self>, ctx: &Rc<Ctx>) {
-        if self.held.opening.replace(true) {
+        if clock::now() < self.held.next_try.get() || self.held.opening.replace(true) {
             return;
         }
         let (lane, ctx, epoch) = (self.clone(), ctx.clone(), self.epoch());
         tokio::task::spawn_local(async move {
             let opened = timeout(PATIENCE, open(&ctx, &lane)).await;
             lane.held.opening.set(false);
+            lane.note_fresh(&ctx, &opened);
             match opened {
                 // What was opened before the lane was lost may belong to a server that is gone.
                 Ok(Ok((link, unselected))) if lane.epoch() == epoch => run(&ctx, &lane, link, unselected).await,
@@ -134,8 +145,17 @@ impl Lane {
         spare.ping(now, Waiting::Verdict);
     }
 
+    /// Whether a fresh connection was answered, if only to be refused; when the next one is tried, where there is none.
+    fn note_fresh(&self, ctx: &Rc<Ctx>, opened: &Result<Result<(Link, bool), Unopened>, Elapsed>) {
+        match opened {
+            Ok(Ok(_) | Err(Unopened::Handshake(HandshakeError::Refused { .. }))) => self.heard(ctx),
+            Ok(Err(_)) | Err(_) => self.try_again_later(ctx),
+        }
+    }
+
     /// The spare's PING, sent at `sent`, has been answered.
     fn on_verdict(&self, ctx: &Rc<Ctx>, sent: u64, frame: &[u8]) {
+        self.heard(ctx);
         self.held.pinged.set(0);
         let verdict = match frame {
             _ if frame.starts_with(b"-BUSY") => Verdict::Busy,
@@ -150,6 +170,7 @@ impl Lane {
             return;
         }
         self.held.gives_up.set(verdict == Verdict::Serves);
+        self.changed.notify_waiters();
         if self.held.verdict.replace(Some(verdict)).is_none() {
             ctx.metrics.held_up.inc();
             tracing::info!(user = %self.profile.user(), db = self.profile.db,
@@ -189,8 +210,11 @@ impl Lane {
     }
 
     /// The lane has answered something.
-    pub(super) fn moves(&self) {
+    pub(super) fn moves(&self, ctx: &Rc<Ctx>) {
         self.held.progress.set(self.last_byte.get());
+        if self.held.silent.get() {
+            self.heard(ctx);
+        }
         self.held.gives_up.set(false);
         if self.held.verdict.take().is_some() {
             tracing::info!(user = %self.profile.user(), db = self.profile.db, "a lane that was held up moves again");
@@ -222,10 +246,8 @@ impl Lane {
         for session in lost.iter().filter_map(|l| l.waiter.kind.session()) {
             session.leaves_spare();
         }
-        let now = clock::now();
-        for lost in spare.sort_out(ctx, lost) {
-            self.resume(ctx, now, lost.waiter, &lost.raw);
-        }
+        let again = spare.sort_out(ctx, lost);
+        self.go_on_with(ctx, again);
     }
 }
 

@@ -1,21 +1,27 @@
-//! Which entries would be a true enough answer while upstream is gone (decision 6): a pure decision over an entry, what is
-//! known of its lane's last proof, and what has been handed out that the lane never proved. `NEARSIDE ENTRY` prints it.
+//! Which entries are a true enough answer while upstream is gone (decision 6): a pure decision over an entry, what is known
+//! of its lane's last proof, and what has been handed out that the lane never proved. `session::outage` serves by it,
+//! `NEARSIDE ENTRY` prints it.
 //!
 //! When a lane is lost its entries stay: they are upstream's state at the last position of the stream that was read, and
 //! every command sent up to `F_lost` had been answered by then. So an entry contradicts nothing that became known before
 //! `F_lost`. What became known later is of two kinds: to one session, by a connection of its own (its fence), and to anybody,
 //! by an opaque reply, a message or a pop that was handed out without its PONG (the *floor*). Either being newer than
 //! `F_lost` forbids the entry.
+//!
+//! **How old.** An entry was good at its lane's last proof, or until its own deadline where that came first: from then on
+//! its age counts against `outage.max_stale`. (In `ttl` mode nothing but the deadline says that an entry is good; there F is
+//! the lane's last answer, which proves nothing of it, so a session's fence and the floor are held against the time when the
+//! entry was read.)
+//!
+//! A lane that is silent and lives is judged as if it had been lost at its last proof.
 
-use crate::cache::{Entry, StripeId};
-use crate::observe::reasons::Unservable;
+use crate::cache::Entry;
+use crate::observe::clock;
+use crate::observe::reasons::{Coherence, Unservable};
 use crate::session::Session;
 use crate::worker::Ctx;
 
 use super::lane::Lane;
-
-/// How old the last proof may be (`outage.max_stale`'s default in the design).
-const MAX_STALE: u64 = 300_000_000_000;
 
 /// A lane's connection that is gone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -23,6 +29,10 @@ pub(super) struct LostLane {
     pub(super) epoch: u64,
     /// `F` when it died.
     pub(super) f: u64,
+    /// Its mode was one in which `F` is a proof of what it had read.
+    proves: bool,
+    /// When it died; 0: none has.
+    pub(super) at: u64,
 }
 
 /// What the decision depends on besides the entry.
@@ -35,25 +45,47 @@ struct View {
     pending: bool,
     fence: u64,
     floor: u64,
+    max_stale: u64,
 }
 
 impl Lane {
-    /// Whether `entry`, of a key in `stripe`, could be served to `session` although upstream is gone.
+    /// The connection, or what its copies rested on, ends; called before its epoch does. Where a lane has not answered
+    /// anything since its last end (it broke right behind the channel that it lived by, or as soon as it was up again), nobody
+    /// has been told anything newer by it, and the entries from before stay what they were.
+    pub(super) fn note_end(&self) {
+        let before = self.lost.get();
+        if before.at == 0 || self.held.progress.get() > before.at {
+            self.lost.set(self.present(clock::now()));
+        }
+    }
+
+    fn present(&self, at: u64) -> LostLane {
+        let proves = matches!(self.mode(), Coherence::Tracking | Coherence::Pubsub);
+        LostLane { epoch: self.epoch.get(), f: self.f.get(), proves, at }
+    }
+
+    /// Whether `entry` of `key` could be served to `session` although upstream is gone.
     pub(crate) fn stale_servable(
         &self,
         ctx: &Ctx,
         session: &Session,
         now: u64,
+        key: &[u8],
         entry: &Entry,
-        stripe: StripeId,
     ) -> Result<(), Unservable> {
+        let lost = match (self.is_live(), self.is_gone()) {
+            (false, _) => Some(self.lost.get()),
+            (true, true) => Some(self.present(now)),
+            (true, false) => None,
+        };
         let view = View {
             now,
-            lost: (!self.is_live()).then(|| self.lost.get()),
+            lost,
             flush_gen: ctx.l1.flush_gen(),
-            pending: ctx.l1.is_pending(stripe),
+            pending: ctx.l1.is_pending(ctx.l1.stripe(key)),
             fence: session.fence.get(),
             floor: ctx.floor(),
+            max_stale: ctx.max_stale(key),
         };
         servable(entry, &view)
     }
@@ -61,15 +93,17 @@ impl Lane {
 
 fn servable(entry: &Entry, view: &View) -> Result<(), Unservable> {
     let lost = view.lost.ok_or(Unservable::Live)?;
+    let good_until = lost.f.min(entry.deadline);
+    let proved = if lost.proves { lost.f } else { entry.t_sent.min(lost.f) };
     let refused = [
         (entry.expires == 0, Unservable::Negative),
         (lost.epoch == 0 || entry.epoch != lost.epoch, Unservable::Epoch),
         (entry.flush_gen != view.flush_gen, Unservable::Flushed),
         (view.pending, Unservable::Pending),
         (view.now >= entry.expires, Unservable::Expired),
-        (view.now.saturating_sub(lost.f) > MAX_STALE, Unservable::Age),
-        (lost.f <= view.fence, Unservable::Fence),
-        (lost.f <= view.floor, Unservable::Floor),
+        (view.now.saturating_sub(good_until) > view.max_stale, Unservable::Age),
+        (proved <= view.fence, Unservable::Fence),
+        (proved <= view.floor, Unservable::Floor),
     ];
     refused.into_iter().find(|(is, _)| *is).map_or(Ok(()), |(_, why)| Err(why))
 }
@@ -80,8 +114,17 @@ mod tests {
     use crate::cache::{Due, Value};
     use crate::observe::patterns::PatternId;
 
-    const LOST: LostLane = LostLane { epoch: 7, f: 1_000 };
-    const VIEW: View = View { now: 2_000, lost: Some(LOST), flush_gen: 3, pending: false, fence: 999, floor: 999 };
+    const MAX_STALE: u64 = 300_000_000_000;
+    const LOST: LostLane = LostLane { epoch: 7, f: 1_000, proves: true, at: 1_200 };
+    const VIEW: View = View {
+        now: 2_000,
+        lost: Some(LOST),
+        flush_gen: 3,
+        pending: false,
+        fence: 999,
+        floor: 999,
+        max_stale: MAX_STALE,
+    };
 
     fn entry() -> Entry {
         Entry {
@@ -106,6 +149,12 @@ mod tests {
         let late = View { now: LOST.f + MAX_STALE, ..VIEW };
         let lasting = Entry { expires: u64::MAX, ..entry() };
         assert_eq!(servable(&lasting, &late), Ok(()), "at the very end");
+        let ended = Entry { deadline: 400, ..entry() };
+        assert_eq!(
+            servable(&ended, &View { max_stale: 1_600, ..VIEW }),
+            Ok(()),
+            "behind its deadline, and young enough"
+        );
         let rows = [
             (entry(), View { lost: None, ..VIEW }, Unservable::Live),
             (Entry { expires: 0, ..entry() }, VIEW, Unservable::Negative),
@@ -115,11 +164,23 @@ mod tests {
             (entry(), View { pending: true, ..VIEW }, Unservable::Pending),
             (entry(), View { now: 2_001, ..VIEW }, Unservable::Expired),
             (lasting, View { now: LOST.f + MAX_STALE + 1, ..VIEW }, Unservable::Age),
+            (entry(), View { max_stale: 0, ..VIEW }, Unservable::Age),
+            // Its deadline came before the last proof.
+            (Entry { deadline: 400, ..entry() }, View { max_stale: 1_599, ..VIEW }, Unservable::Age),
             (entry(), View { fence: 1_000, ..VIEW }, Unservable::Fence),
             (entry(), View { floor: 1_000, ..VIEW }, Unservable::Floor),
         ];
         for (entry, view, why) in rows {
             assert_eq!(servable(&entry, &view), Err(why), "{entry:?} under {view:?}");
         }
+    }
+    /// Where nothing is announced, only what was read later knows of what a session has seen or done.
+    #[test]
+    fn without_a_proof_the_time_of_the_reading_counts() {
+        let unproved = Some(LostLane { proves: false, ..LOST });
+        let view = View { lost: unproved, fence: 499, floor: 499, ..VIEW };
+        assert_eq!(servable(&entry(), &view), Ok(()));
+        assert_eq!(servable(&entry(), &View { fence: 500, ..view }), Err(Unservable::Fence));
+        assert_eq!(servable(&entry(), &View { floor: 500, ..view }), Err(Unservable::Floor));
     }
 }

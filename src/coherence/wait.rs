@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 
 use super::hold::Hold;
 use super::mode::Step;
+use super::recovery::Place;
 use super::sample::Sample;
 use super::tell::{self, Wrapped};
 use super::warm::Loading;
@@ -192,6 +193,8 @@ pub(super) struct Fetch {
     /// Why there is no value. After NOPERM, PTTL's NOPERM is about the key, not about the command.
     pub(super) refused: Cell<Refused>,
     pub(super) origin: Origin,
+    /// Where the lane recovers; given back when it and its PTTL are answered.
+    pub(super) place: Option<Place>,
 }
 
 impl Fetch {
@@ -205,7 +208,8 @@ impl Fetch {
         origin: Origin,
     ) -> Fetch {
         let (waiters, value) = Default::default();
-        Fetch { key, read, token, t_sent, keep, waiters, value, refused: Cell::new(Refused::Large), origin }
+        let refused = Cell::new(Refused::Large);
+        Fetch { key, read, token, t_sent, keep, waiters, value, refused, origin, place: None }
     }
 }
 
@@ -248,6 +252,7 @@ pub(super) struct MgetFetch {
     pub(super) epoch: u64,
     pub(super) flush_gen: u64,
     pub(super) t_sent: u64,
+    pub(super) _place: Option<Place>,
 }
 
 pub(crate) enum Part {

@@ -283,7 +283,7 @@ impl Warming<'_> {
             if let Availability::Refused(why) = self.lane.availability() {
                 return Err(Stop::Refused(why));
             }
-            if self.lane.is_live() && self.lane.caches() && !self.lane.is_held_up() {
+            if self.lane.is_live() && self.lane.is_ready() && self.lane.caches() && !self.lane.is_held_up() {
                 return Ok(());
             }
             sleep(LOOK_EVERY).await;

@@ -137,6 +137,7 @@ pub(crate) struct Config {
     pub(crate) rules: Vec<Rule>,
     pub(crate) warm: Warm,
     pub(crate) coherence: Coherence,
+    pub(crate) outage: Outage,
     pub(crate) commands: Commands,
     pub(crate) http: Http,
     pub(crate) log: Log,
@@ -184,6 +185,8 @@ pub(crate) struct Upstream {
     pub(crate) password_file: Option<PathBuf>,
     pub(crate) connect_timeout: Duration,
     pub(crate) request_timeout: Option<Duration>,
+    /// An upstream that answers nothing for so long is gone; none: never for that.
+    pub(crate) stall_timeout: Option<Duration>,
     pub(crate) retry: Retry,
     pub(crate) lanes_max: usize,
     pub(crate) pinned_max: usize,
@@ -280,6 +283,8 @@ pub(crate) struct Cache {
     pub(crate) on_write: OnWrite,
     /// At most `max_value_bytes`.
     pub(crate) update_max_bytes: usize,
+    /// Fetches of one lane under way while it recovers.
+    pub(crate) refills_max: usize,
     /// How often upstream is told of keys that are hit here; none: never.
     pub(crate) touch_interval: Option<Duration>,
 }
@@ -363,6 +368,61 @@ pub(crate) struct Coherence {
     /// In `pubsub` mode a write and its message are one transaction.
     pub(crate) pubsub_atomic: bool,
     pub(crate) canary: Canary,
+}
+
+/// What clients get while upstream is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Outage {
+    pub(crate) reads: OutageReads,
+    /// How old the last proof of an entry may be, unless its rule says otherwise.
+    pub(crate) max_stale: Duration,
+    pub(crate) writes: OutageWrites,
+    pub(crate) error: OutageError,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OutageReads {
+    /// What the L1 had when upstream went.
+    Stale,
+    Fail,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OutageWrites {
+    Fail,
+}
+
+/// How a client is told that there is no upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OutageError {
+    Reply,
+    /// Its connection is closed, as a dead Redis would.
+    Close,
+}
+
+impl OutageReads {
+    /// The first word is the default.
+    pub(crate) const ALL: [(&str, OutageReads); 2] = [("stale", OutageReads::Stale), ("fail", OutageReads::Fail)];
+
+    pub(crate) fn as_str(self) -> &'static str {
+        Self::ALL[self as usize].0
+    }
+}
+
+impl OutageWrites {
+    pub(crate) const ALL: [(&str, OutageWrites); 1] = [("fail", OutageWrites::Fail)];
+
+    pub(crate) fn as_str(self) -> &'static str {
+        Self::ALL[self as usize].0
+    }
+}
+
+impl OutageError {
+    pub(crate) const ALL: [(&str, OutageError); 2] = [("reply", OutageError::Reply), ("close", OutageError::Close)];
+
+    pub(crate) fn as_str(self) -> &'static str {
+        Self::ALL[self as usize].0
+    }
 }
 
 /// What waits for the invalidations of changes that a reply or message announces without naming them.

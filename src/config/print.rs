@@ -77,6 +77,7 @@ pub(super) fn entries(config: &Config) -> Vec<(&'static str, Shown)> {
         rules,
         warm,
         coherence,
+        outage,
         commands,
         http,
         log,
@@ -92,6 +93,7 @@ pub(super) fn entries(config: &Config) -> Vec<(&'static str, Shown)> {
     out.rules(rules);
     out.warm(warm);
     out.coherence(coherence);
+    out.outage(outage);
     out.commands(commands);
     out.list("http.listen", http.listen.iter().map(ToString::to_string));
     out.list("http.allowed_hosts", http.allowed_hosts.iter().cloned());
@@ -135,6 +137,7 @@ impl Entries {
         }
         self.value("upstream.connect_timeout", show_duration(upstream.connect_timeout));
         self.value("upstream.request_timeout", show_duration(upstream.request_timeout.unwrap_or_default()));
+        self.value("upstream.stall_timeout", show_duration(upstream.stall_timeout.unwrap_or_default()));
         self.value("upstream.retry.max_attempts", upstream.retry.max_attempts);
         self.value("upstream.retry.base_delay", show_duration(upstream.retry.base_delay));
         self.value("upstream.retry.max_delay", show_duration(upstream.retry.max_delay));
@@ -159,6 +162,7 @@ impl Entries {
         self.value("cache.eviction", eviction_word(cache.eviction));
         self.value("cache.on_write", cache.on_write.as_str());
         self.size("cache.update_max_bytes", cache.update_max_bytes);
+        self.value("cache.refills_max", cache.refills_max);
         self.value("cache.touch_interval", show_duration(cache.touch_interval.unwrap_or_default()));
     }
 
@@ -188,6 +192,13 @@ impl Entries {
         self.value("coherence.ttl_cap.ttl", show_duration(coherence.ttl_cap.ttl));
         self.value("coherence.pubsub_atomic", coherence.pubsub_atomic);
         self.value("coherence.canary", canary_word(coherence.canary));
+    }
+
+    fn outage(&mut self, outage: &super::Outage) {
+        self.value("outage.reads", outage.reads.as_str());
+        self.value("outage.max_stale", show_duration(outage.max_stale));
+        self.value("outage.writes", outage.writes.as_str());
+        self.value("outage.error", outage.error.as_str());
     }
 
     fn commands(&mut self, commands: &Commands) {

@@ -12,7 +12,8 @@ use std::{
 
 use super::{
     Admin, AdminResp, Backend, Cache, CacheMode, Canary, Coherence, CoherenceMode, Config, Environment, Eviction,
-    Fence, Http, Listen, Local, Log, LogFormat, OnWrite, Retry, Secret, TtlCap, Upstream, Warm, cpu,
+    Fence, Http, Listen, Local, Log, LogFormat, OnWrite, Outage, OutageError, OutageReads, OutageWrites, Retry, Secret,
+    TtlCap, Upstream, Warm, cpu,
     file::{Node, Value},
     settings::Settings,
     units::{self, DURATION_MAX, SIZE_MAX, shown},
@@ -66,6 +67,9 @@ const CHANNEL: &str = "nearside:invalidate";
 /// More would be a load of its own, and it is held to 1 % of the commands sent anyway.
 const SAMPLES_MAX: u64 = 1000;
 
+/// Redis says -BUSY after 5 s (`busy-reply-threshold`), and that has to arrive.
+const STALL_SOUND: Duration = secs(6);
+
 /// No entry lives longer in any mode (DESIGN 4): what Redis never signals must end some day.
 pub(super) const TTL_MAX: Duration = Duration::from_secs(24 * 3600);
 
@@ -113,6 +117,7 @@ impl<'s> Resolver<'s> {
             local: Local { max_bytes: self.budget("local.max_bytes", memory) },
             warm: self.warm(),
             coherence: self.coherence(),
+            outage: self.outage(),
             commands: self.commands(),
             http: self.http(),
             log: self.log(),
@@ -170,6 +175,7 @@ impl<'s> Resolver<'s> {
             password_file,
             connect_timeout: self.duration("upstream.connect_timeout", secs(1), millis(1)..=DURATION_MAX),
             request_timeout: self.timeout("upstream.request_timeout"),
+            stall_timeout: self.stall_timeout(),
             retry: self.retry(),
             lanes_max: self.count("upstream.lanes_max", 64, 1..=CONNECTIONS_MAX),
             pinned_max,
@@ -270,6 +276,7 @@ impl<'s> Resolver<'s> {
                 (16 * KIB).min(max_value_bytes as u64),
                 0..=VALUE_MAX,
             ),
+            refills_max: self.count("cache.refills_max", 256, 1..=CONNECTIONS_MAX),
             touch_interval: self.one("cache.touch_interval", Some(secs(60)), touch_interval),
         }
     }
@@ -303,6 +310,21 @@ impl<'s> Resolver<'s> {
             pubsub_atomic: self.one("coherence.pubsub_atomic", true, units::boolean),
             canary: self.one("coherence.canary", Canary::Start, canary),
         }
+    }
+
+    fn outage(&mut self) -> Outage {
+        Outage {
+            reads: self.word("outage.reads", &OutageReads::ALL),
+            max_stale: self.duration("outage.max_stale", secs(300), millis(1)..=TTL_MAX),
+            writes: self.word("outage.writes", &OutageWrites::ALL),
+            error: self.word("outage.error", &OutageError::ALL),
+        }
+    }
+
+    /// 0 means never.
+    fn stall_timeout(&mut self) -> Option<Duration> {
+        let limit = self.duration("upstream.stall_timeout", secs(8), Duration::ZERO..=DURATION_MAX);
+        (!limit.is_zero()).then_some(limit)
     }
 
     fn http(&mut self) -> Http {
@@ -411,6 +433,13 @@ impl Resolver<'_> {
         let upstream = &config.upstream;
         if upstream.retry.base_delay > upstream.retry.max_delay {
             self.problem("upstream.retry.base_delay", "is more than upstream.retry.max_delay");
+        }
+        if let Some(limit) = upstream.stall_timeout.filter(|limit| *limit <= STALL_SOUND) {
+            self.warnings.push(format!(
+                "upstream.stall_timeout is {}: a Redis that runs a long script answers nothing for 5 s and -BUSY from then on, so up to {} it is taken for gone",
+                units::show_duration(limit),
+                units::show_duration(STALL_SOUND)
+            ));
         }
         if config.warm.before_ready && config.warm.is_empty() {
             self.warnings.push(

@@ -46,6 +46,8 @@ pub(crate) struct Rule {
     pub(crate) refresh_ahead: Option<Duration>,
     /// How long an entry is served beyond its `ttl` while it is read again.
     pub(crate) stale_while_revalidate: Duration,
+    /// How old the last proof of an entry may be while upstream is gone; none: `outage.max_stale`.
+    pub(crate) stale_if_error: Option<Duration>,
     pub(crate) rollout: Rollout,
     /// Empty: all keys have `ttl`.
     pub(crate) variants: Vec<Variant>,
@@ -79,6 +81,7 @@ const RULE_KEYS: &[&str] = &[
     "mode",
     "refresh_ahead",
     "stale_while_revalidate",
+    "stale_if_error",
     "rollout",
     "variants",
     "tags",
@@ -301,6 +304,7 @@ impl Rule {
             mode: RuleMode::Serve,
             refresh_ahead: None,
             stale_while_revalidate: Duration::ZERO,
+            stale_if_error: None,
             rollout: Rollout::ALL,
             variants: Vec::new(),
             tags: Vec::new(),
@@ -369,6 +373,7 @@ impl Rule {
             ("stale_while_revalidate", units::show_duration(self.stale_while_revalidate)),
         ]);
         out.extend(self.refresh_ahead.map(|d| ("refresh_ahead", units::show_duration(d))));
+        out.extend(self.stale_if_error.map(|d| ("stale_if_error", units::show_duration(d))));
         if !self.variants.is_empty() {
             let variant = |v: &Variant| format!("{}: {{ttl: {}}}", quoted(&v.name), units::show_duration(v.ttl));
             let variants: Vec<String> = self.variants.iter().map(variant).collect();
@@ -427,6 +432,7 @@ fn rule(fields: &mut Fields<'_>, cache: &Cache) -> Option<Rule> {
         mode: fields.one("mode", rule_mode).unwrap_or(RuleMode::Serve),
         refresh_ahead: fields.duration("refresh_ahead", Duration::from_millis(1)..=TTL_MAX),
         stale_while_revalidate: fields.duration("stale_while_revalidate", Duration::ZERO..=TTL_MAX).unwrap_or_default(),
+        stale_if_error: fields.duration("stale_if_error", Duration::ZERO..=TTL_MAX),
         rollout: rollout::read(fields).unwrap_or(Rollout::ALL),
         variants: variants(fields),
         tags: tags(fields, &pattern),

@@ -82,6 +82,11 @@ fn the_defaults_are_those_of_the_design() {
     assert_eq!(config.coherence.mode, CoherenceMode::Auto);
     assert_eq!(config.coherence.ttl_cap.pubsub, Duration::from_secs(5));
     assert_eq!(config.coherence.canary, Canary::Start);
+    assert_eq!(config.upstream.stall_timeout, Some(Duration::from_secs(8)));
+    assert_eq!(config.cache.refills_max, 256);
+    assert_eq!(config.outage.max_stale, Duration::from_secs(300));
+    assert_eq!((config.outage.reads.as_str(), config.outage.writes.as_str()), ("stale", "fail"));
+    assert_eq!(config.outage.error, OutageError::Reply);
     assert_eq!(config.http.listen, ["127.0.0.1:9380".parse().unwrap()]);
     assert_eq!(config.log.level, tracing::Level::INFO);
 }
@@ -156,7 +161,7 @@ cache: {mode: off, commands: [hgetall, Json.Get], max_bytes: 3MiB, max_entries: 
 local: {max_bytes: 5MiB}
 rules:
   - {pattern: "tenant:{id}:*", name: "a: b", commands: [hgetall, get], ttl: 2h, negative_ttl: 0, max_value_bytes: 1KiB, on_write: invalidate,
-     rollout: 12.5, variants: {short: {ttl: 5m}, long: {ttl: 1h}}, tags: ["tenant:{id}", "{1}"], max_share: 0.125, refresh_ahead: 1s, stale_while_revalidate: 2s}
+     rollout: 12.5, variants: {short: {ttl: 5m}, long: {ttl: 1h}}, tags: ["tenant:{id}", "{1}"], max_share: 0.125, refresh_ahead: 1s, stale_while_revalidate: 2s, stale_if_error: 1h}
   - {pattern: '\{user\}:*', mode: off, rollout: {percent: 0}}
 warm: {keys: ["a b", "1"], patterns: ["u:*"], rate: 7, max_keys: 9, before_ready: true, timeout: 3s}
 coherence: {mode: pubsub, max_staleness: 10ms, fence: session, channel: "app:drop", sample_per_second: 5, ttl_cap: {tracking: 1h, pubsub: 1m, ttl: 1ms}, pubsub_atomic: false, canary: 90s}
@@ -812,7 +817,7 @@ fn a_bad_rule_is_refused_with_line_rule_key_and_remedy() {
         ),
         (
             "{pattern: '*', name: r, write: behind}",
-            "r: \"write\": unknown key; known keys here: name, pattern, commands, ttl, negative_ttl, max_value_bytes, on_write, mode, refresh_ahead, stale_while_revalidate, rollout, variants, tags, max_share",
+            "r: \"write\": unknown key; known keys here: name, pattern, commands, ttl, negative_ttl, max_value_bytes, on_write, mode, refresh_ahead, stale_while_revalidate, stale_if_error, rollout, variants, tags, max_share",
         ),
         ("just text", "rule 1: keys and values are wanted here"),
     ] {
@@ -863,6 +868,30 @@ fn rules_that_are_never_asked_or_outlive_their_mode_are_warned_of() {
             "rules: keys that match no rule pass through uncached; end with {pattern: \"*\"} to keep the defaults for them"
         ]
     );
+}
+
+#[test]
+fn what_is_done_without_upstream_is_said_in_known_words() {
+    for (yaml, wanted) in [
+        ("outage: {writes: queue}", "outage.writes: \"queue\" is not one of fail"),
+        ("outage: {reads: local}", "outage.reads: \"local\" is not one of stale, fail"),
+        ("outage: {error: drop}", "outage.error: \"drop\" is not one of reply, close"),
+        ("outage: {max_stale: 0s}", "outage.max_stale: \"0s\" is too small"),
+        ("cache: {refills_max: 0}", "cache.refills_max: \"0\" is too small"),
+        ("rules: [{pattern: '*', stale_if_error: 25h}]", "stale_if_error: \"25h\" is too large"),
+    ] {
+        let found = problems(yaml);
+        assert!(found.len() == 1 && found[0].contains(wanted), "{yaml}: {found:?}");
+    }
+}
+
+#[test]
+fn a_short_stall_timeout_is_a_warning_that_says_why() {
+    for (limit, warned) in [("6s", true), ("10ms", true), ("6001ms", false), ("0s", false)] {
+        let file = Written::new(&format!("upstream: {{stall_timeout: {limit}}}"));
+        let warnings = file.load(&[UPSTREAM]).unwrap().1;
+        assert_eq!(warnings.iter().any(|w| w.contains("stall_timeout") && w.contains("-BUSY")), warned, "{limit}");
+    }
 }
 
 #[test]

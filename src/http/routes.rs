@@ -235,6 +235,11 @@ struct Plain {
     status: &'static str,
 }
 
+fn degraded(status: &Status) -> Vec<String> {
+    let stale = status.stale_for().map(|nanos| format!("outage: serving stale reads since {}", stamp::ago(nanos)));
+    status.degraded().into_iter().chain(stale).collect()
+}
+
 /// Ready is whoever takes commands; the rest is for whoever looks.
 #[derive(Serialize)]
 struct Ready {
@@ -245,7 +250,7 @@ struct Ready {
 
 impl Ready {
     fn of(status: &Status) -> Self {
-        Self { status: phase(status), coherence: status.coherence().as_str(), degraded: status.degraded() }
+        Self { status: phase(status), coherence: status.coherence().as_str(), degraded: degraded(status) }
     }
 }
 
@@ -293,7 +298,7 @@ struct Upstream {
 
 impl Health {
     fn of(status: &Status) -> Self {
-        let degraded = status.degraded();
+        let degraded = degraded(status);
         Self {
             status: match phase(status) {
                 "ok" if !degraded.is_empty() => "degraded",

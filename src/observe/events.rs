@@ -1,4 +1,4 @@
-//! What was changed in the running process, by whom and when: the last 200, for `GET /api/v1/events/recent`. Changes are
+//! What was changed in the running process, by whom and when, and what became of upstream: the last 200, for `GET /api/v1/events/recent`. Changes are
 //! rare, so a lock and text of its own for each cost nothing that matters. Never a key's value, never a secret.
 
 use std::collections::VecDeque;
@@ -67,13 +67,19 @@ struct Ring {
 impl Events {
     /// Keeps it, and says it in the log.
     pub(crate) fn add(&self, kind: EventKind, actor: &Actor, message: &str, detail: Vec<(&'static str, String)>) {
-        // A rule's name may be a pattern, and that may have anything in it; a line of the log stays one.
-        let plain = |c: char| if c.is_control() { '?' } else { c };
-        let cut = |text: &str| text.chars().take(TEXT_MAX).map(plain).collect::<String>();
-        let message = cut(message);
-        let detail: Vec<_> = detail.into_iter().map(|(name, value)| (name, cut(&value))).collect();
+        let (message, detail) = plain(message, detail);
         let shown: String = detail.iter().map(|(name, value)| format!("; {name}: {value}")).collect();
         tracing::info!("{message} (by {actor}){shown}");
+        self.keep(kind, actor, message, detail);
+    }
+
+    /// Keeps what the log has been told already, in words of its own.
+    pub(crate) fn note(&self, kind: EventKind, actor: &Actor, message: &str, detail: Vec<(&'static str, String)>) {
+        let (message, detail) = plain(message, detail);
+        self.keep(kind, actor, message, detail);
+    }
+
+    fn keep(&self, kind: EventKind, actor: &Actor, message: String, detail: Vec<(&'static str, String)>) {
         let mut ring = self.0.lock();
         ring.last += 1;
         if ring.events.len() == EVENTS_MAX {
@@ -88,6 +94,13 @@ impl Events {
         let ring = self.0.lock();
         (ring.events.iter().rev().take(n).cloned().collect(), ring.last)
     }
+}
+
+/// A rule's name may be a pattern, and that may have anything in it; a line of the log stays one.
+fn plain(message: &str, detail: Vec<(&'static str, String)>) -> (String, Vec<(&'static str, String)>) {
+    let plain = |c: char| if c.is_control() { '?' } else { c };
+    let cut = |text: &str| text.chars().take(TEXT_MAX).map(plain).collect::<String>();
+    (cut(message), detail.into_iter().map(|(name, value)| (name, cut(&value))).collect())
 }
 
 #[cfg(test)]

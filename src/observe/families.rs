@@ -7,7 +7,7 @@ use prometheus::proto;
 use super::View;
 use super::counters::{Histogram, Labeled};
 use super::patterns::Row;
-use super::reasons::{Action, Again, ChannelState, Coherence, Decision, Link, Method, Mode, Peer, Timed};
+use super::reasons::{Action, Again, BreakerState, ChannelState, Coherence, Decision, Link, Method, Mode, Peer, Timed};
 use super::{clock, process};
 
 /// `impl` of everything the L1 itself counts; the counts of `observe` mode get rows of their own when that mode exists.
@@ -126,6 +126,14 @@ const FAMILIES: &[Family] = &[
         |v, out| out.push_histogram(&[], &v.metrics.upstream)),
     family!(Gauge "nearside_upstream_up" [] "1 while upstream answers.",
         |v, out| out.push(&[], f64::from(v.status.upstream_up()))),
+    family!(Gauge "nearside_upstream_state" ["state"] "1 for the state of upstream's circuit breaker, 0 for the others.",
+        |v, out| one_of(out, BreakerState::WORDS, v.status.breaker().as_str())),
+    family!(Counter "nearside_stale_served_total" [] "Keys answered from the local cache while upstream was gone.",
+        |v, out| out.push(&[], v.metrics.stale_served.get() as f64)),
+    family!(Counter "nearside_outage_failed_total" ["class"] "Commands refused because upstream was gone.",
+        |v, out| by_word(out, &v.metrics.outage_failed)),
+    family!(Gauge "nearside_refills_waiting" [] "Reads that wait for their turn while a lane recovers (cache.refills_max).",
+        |v, out| out.push(&[], v.metrics.refills_waiting.get() as f64)),
     family!(Counter "nearside_upstream_reconnects_total" [] "Lanes that were connected again.",
         |v, out| out.push(&[], v.metrics.reconnects.get() as f64)),
     family!(Counter "nearside_lanes_held_up_total" [] "Times a lane waited for one command while upstream served others, and a spare connection took its reads.",

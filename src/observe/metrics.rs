@@ -88,6 +88,12 @@ pub(crate) struct Metrics {
     pub(crate) reconnects: Counter,
     /// Times a lane was held up and its spare connection took over.
     pub(crate) held_up: Counter,
+    /// Keys that were answered while upstream was gone.
+    pub(crate) stale_served: Counter,
+    /// Commands that were refused because it was.
+    pub(crate) outage_failed: Labeled<{ Class::COUNT }>,
+    /// Reads that wait for their turn while a lane recovers.
+    pub(crate) refills_waiting: Gauge,
     pub(crate) in_flight: Gauge,
     pub(crate) pinned_connections: Gauge,
     /// By `command::Why as usize`.
@@ -165,6 +171,9 @@ impl Metrics {
             lag: Histogram::default(),
             reconnects: Counter::default(),
             held_up: Counter::default(),
+            stale_served: Counter::default(),
+            outage_failed: Labeled::new(Class::WORDS),
+            refills_waiting: Gauge::default(),
             in_flight: Gauge::default(),
             pinned_connections: Gauge::default(),
             pinned: Labeled::new(Pin::WORDS),

@@ -147,6 +147,8 @@ words! {
         Command = "command",
         /// Its rule's rollout leaves the key out, to compare with.
         Control = "control",
+        /// Upstream is gone: it was answered from before, or refused.
+        Outage = "outage",
     }
 }
 
@@ -299,6 +301,8 @@ words! {
         Reload = "reload",
         /// A rollout has taken a step, or was taken back.
         Rollout = "rollout",
+        /// Upstream was lost, is gone, or is back.
+        Upstream = "upstream",
     }
 }
 
@@ -365,6 +369,8 @@ words! {
         Killed = "killed",
         /// Its pinned connection ended.
         Upstream = "upstream",
+        /// Upstream is gone, and `outage.error` is close.
+        Outage = "outage",
         Drain = "drain",
     }
 }
@@ -461,6 +467,17 @@ words! {
 }
 
 words! {
+    /// The circuit breaker of upstream.
+    BreakerState {
+        Closed = "closed",
+        /// Upstream is gone.
+        Open = "open",
+        /// It is gone, and an attempt of our own is under way.
+        HalfOpen = "half_open",
+    }
+}
+
+words! {
     /// Why an entry may not be served stale.
     Unservable {
         /// The lane lives: what it does not vouch for is asked upstream.
@@ -531,7 +548,7 @@ mod tests {
     #[test]
     fn index_and_word_agree() {
         assert_eq!(Bypass::WORDS[usize::from(Bypass::Fence)], Bypass::Fence.as_str());
-        assert_eq!(Bypass::Control as usize + 1, Bypass::COUNT);
+        assert_eq!(Bypass::Outage as usize + 1, Bypass::COUNT);
         assert_eq!(Timed::LABELS[Timed::OtherError as usize], ("other", "error"));
         assert_eq!(Timed::OtherError as usize + 1, Timed::COUNT);
     }

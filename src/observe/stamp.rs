@@ -23,6 +23,12 @@ fn since_1970(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
 }
 
+/// The same of a moment that many nanoseconds ago.
+pub(crate) fn ago(nanos: u64) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
+    format(now.saturating_sub(nanos / 1_000_000))
+}
+
 fn format(unix_ms: u64) -> String {
     let (year, month, day) = civil(unix_ms / MS_PER_DAY);
     let ms = unix_ms % MS_PER_DAY;

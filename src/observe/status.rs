@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use super::clock;
 use super::events::Events;
-use super::reasons::{ChannelState, Coherence, Link, Mode};
+use super::reasons::{BreakerState, ChannelState, Coherence, Link, Mode};
 
 /// An upstream error as health shows it is cut here: some servers put a whole command into theirs.
 const ERROR_MAX: usize = 200;
@@ -22,6 +22,9 @@ pub(crate) struct Status {
     upstream_up: AtomicBool,
     /// Why upstream is not up; empty while it is.
     upstream_error: Mutex<String>,
+    breaker: AtomicU8,
+    /// Since when reads are answered from before an outage; 0: they are not.
+    stale_since: AtomicU64,
     coherence: AtomicU8,
     /// Why it is that.
     coherence_why: Mutex<String>,
@@ -44,6 +47,8 @@ impl Status {
             warming: AtomicBool::new(false),
             upstream_up: AtomicBool::new(false),
             upstream_error: Mutex::new(String::new()),
+            breaker: AtomicU8::new(BreakerState::Closed as u8),
+            stale_since: AtomicU64::new(0),
             coherence: AtomicU8::new(Coherence::Probing as u8),
             coherence_why: Mutex::new(String::new()),
             mode: AtomicU8::new(mode as u8),
@@ -78,6 +83,27 @@ impl Status {
     pub(crate) fn set_upstream_down(&self, why: &str) {
         *self.upstream_error.lock() = why.chars().take(ERROR_MAX).collect();
         self.upstream_up.store(false, Relaxed);
+    }
+
+    pub(crate) fn set_breaker(&self, state: BreakerState) {
+        self.breaker.store(state as u8, Relaxed);
+    }
+
+    pub(crate) fn breaker(&self) -> BreakerState {
+        decode(BreakerState::ALL, &self.breaker)
+    }
+
+    /// Reads are answered from before an outage since then (`clock::now`); 0: not any more.
+    pub(crate) fn set_stale_since(&self, since: u64) {
+        self.stale_since.store(since, Relaxed);
+    }
+
+    /// For how long they have been, in nanoseconds.
+    pub(crate) fn stale_for(&self) -> Option<u64> {
+        match self.stale_since.load(Relaxed) {
+            0 => None,
+            since => Some(clock::now().saturating_sub(since)),
+        }
     }
 
     /// `why` is for everybody, as in `set_upstream_down`.

@@ -55,6 +55,8 @@ pub(crate) struct Rules {
     refresh: bool,
     /// There are none: everything is cached as `cache` says.
     implicit: bool,
+    /// Any of them says `stale_if_error`.
+    any_stale: bool,
 }
 
 /// How the replies about one key are kept.
@@ -104,7 +106,8 @@ impl Rules {
         let serving = list.iter().filter(|rule| rule.terms.mode == RuleMode::Serve);
         let refresh = serving.clone().any(|rule| rule.terms.on_write != OnWrite::Invalidate);
         let commands = serving.flat_map(|rule| rule.terms.commands.iter()).collect();
-        Rules { list, by_prefix, lengths: lengths.into(), commands, refresh, implicit }
+        let any_stale = list.iter().any(|rule| rule.terms.stale_if_error.is_some());
+        Rules { list, by_prefix, lengths: lengths.into(), commands, refresh, implicit, any_stale }
     }
 
     /// What any rule keeps.
@@ -141,6 +144,19 @@ impl Rules {
             best = found.or(best);
         }
         best.map(|i| &self.list[usize::from(i)])
+    }
+
+    /// What its rule says instead of `outage.max_stale`.
+    pub(crate) fn stale_if_error(&self, key: &[u8]) -> Option<Duration> {
+        if !self.any_stale {
+            return None;
+        }
+        self.find(key)?.terms.stale_if_error
+    }
+
+    /// The longest that any rule's entries are served so.
+    pub(crate) fn longest_stale(&self) -> Duration {
+        self.list.iter().filter_map(|rule| rule.terms.stale_if_error).max().unwrap_or_default()
     }
 
     /// What becomes of a read of `key` by this command.

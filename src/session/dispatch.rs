@@ -70,6 +70,8 @@ pub(super) enum Work {
     AwaitLane(Owned),
     /// What is outstanding is on another connection than this belongs on (R18).
     Settle(Owned),
+    /// Its lane recovers, and others are before it.
+    Refill(Owned),
     /// Ask upstream what this name is.
     Learn(Owned),
     /// The session needs a connection of its own, and this is its first command there.
@@ -269,6 +271,7 @@ impl Batch {
             ctx.metrics.policy.allowed(Action::Read, self.passed);
         }
         let Some(hits) = std::num::NonZeroU64::new(self.hits) else { return };
+        session.told.set(true);
         self.lane.note_read(self.now);
         let each = clock::now().saturating_sub(self.now) / hits;
         ctx.metrics.request_n(Timed::ReadHit, each, self.hits);
@@ -454,7 +457,9 @@ impl Session {
         let view = self.view(ctx, b, req, &STRANGER);
         let owned = || Owned::of(req);
         match router::route_stranger(what, &view) {
-            Route::Learn => self.lane_stop(b, req, false).unwrap_or_else(|| Some(Step::Suspend(Work::Learn(owned())))),
+            Route::Learn => self
+                .lane_stop(ctx, b, req, &STRANGER, false)
+                .unwrap_or_else(|| Some(Step::Suspend(Work::Learn(owned())))),
             Route::Pinned(why) => Some(Step::Suspend(Work::Pinned(why, owned()))),
             route => {
                 let effect = (route == Route::Opaque).then_some(Effect::Opaque);
@@ -492,7 +497,7 @@ impl Session {
         }
     }
 
-    fn names_any(&self, ctx: &Ctx, spec: &Spec, req: &Request<'_>) -> bool {
+    pub(super) fn names_any(&self, ctx: &Ctx, spec: &Spec, req: &Request<'_>) -> bool {
         let mut any = false;
         keys::for_each(spec, req, |key| any |= self.named.get() & bit(ctx.l1.stripe(key)) != 0);
         any
@@ -527,18 +532,18 @@ impl Session {
             }
             return None;
         }
-        let lane = match self.carrier(b, req, spec, mute) {
+        let lane = match self.carrier(ctx, b, req, spec, mute) {
             Ok(lane) => lane,
+            Err(stop) => return stop,
+        };
+        let may_join = epoch.is_ok() || matches!(epoch, Err(Bypass::Fence | Bypass::Lease | Bypass::NotLive));
+        let place = match self.refill(ctx, b, &lane, req, may_join.then_some((key, None))) {
+            Ok(place) => place,
             Err(stop) => return stop,
         };
         let Judged { arm, keep, .. } = self.note_lookup(ctx, b, key, Method::Get, epoch);
         let slot = self.slot(mute, self.on_spare.get(), asked(b, epoch).of(arm));
-        let get = FetchRequest {
-            raw: req.raw,
-            read: FetchRead::GET,
-            keep: keep.ok(),
-            may_join: epoch.is_ok() || matches!(epoch, Err(Bypass::Fence | Bypass::Lease)),
-        };
+        let get = FetchRequest { raw: req.raw, read: FetchRead::GET, keep: keep.ok(), may_join, place };
         b.lane.note_read(b.now);
         lane.fetch(ctx, b.now, self, slot, key, get);
         if ctx.cache_serves() {
@@ -616,8 +621,12 @@ impl Session {
             b.arms.request(common.arm());
             return None;
         }
-        let lane = match self.carrier(b, req, spec, mute) {
+        let lane = match self.carrier(ctx, b, req, spec, mute) {
             Ok(lane) => lane,
+            Err(stop) => return stop,
+        };
+        let place = match self.refill(ctx, b, &lane, req, None) {
+            Ok(place) => place,
             Err(stop) => return stop,
         };
         ctx.metrics.patterns.candidate(family(), Method::Mget);
@@ -657,7 +666,7 @@ impl Session {
         let asked = asked(b, epoch).of(common.arm());
         let slot = self.outbox.borrow_mut().reserve(self.proto(), mute, false, asked);
         b.lane.note_read(b.now);
-        let request = MgetRequest { slot, raw: req.raw.into(), parts, misses, epoch: b.lane.epoch() };
+        let request = MgetRequest { slot, raw: req.raw.into(), parts, misses, epoch: b.lane.epoch(), place };
         lane.mget(ctx, b.now, self, request);
         None
     }
@@ -687,13 +696,14 @@ impl Session {
     /// The connection that takes this command: the lane, or its spare while it is held up (decision 9). R18: what is
     /// outstanding is on one of the two.
     pub(super) fn carrier(
-        &self,
+        self: &Rc<Self>,
+        ctx: &Rc<Ctx>,
         b: &Batch,
         req: &Request<'_>,
         spec: &Spec,
         mute: bool,
     ) -> Result<Rc<Lane>, Option<Step>> {
-        if let Some(stop) = self.lane_stop(b, req, mute) {
+        if let Some(stop) = self.lane_stop(ctx, b, req, spec, mute) {
             return Err(stop);
         }
         let outstanding = self.outbox.borrow().outstanding() > 0;
@@ -718,20 +728,26 @@ impl Session {
     }
 
     /// What keeps a command from the lane now, if anything does.
-    fn lane_stop(&self, b: &Batch, req: &Request<'_>, mute: bool) -> Option<Option<Step>> {
+    fn lane_stop(
+        self: &Rc<Self>,
+        ctx: &Rc<Ctx>,
+        b: &Batch,
+        req: &Request<'_>,
+        spec: &Spec,
+        mute: bool,
+    ) -> Option<Option<Step>> {
         if b.lane.is_ready() {
             // Upstream has stopped speaking RESP3 while this client does: it is upstream that tells it so.
             let foreign = self.proto() == Proto::Resp3 && b.lane.speaks_resp2();
             return foreign.then(|| Some(Step::Suspend(Work::Pinned(Why::NoLane, Owned::of(req)))));
         }
+        if b.lane.is_gone() {
+            return Some(self.in_outage(ctx, b, req, spec, mute));
+        }
         Some(match b.lane.availability() {
-            Availability::Ready => return None,
-            Availability::Starting => Some(Step::Suspend(Work::AwaitLane(Owned::of(req)))),
+            Availability::Starting if !ctx.is_gone() => Some(Step::Suspend(Work::AwaitLane(Owned::of(req)))),
             Availability::Refused(_) => Some(Step::Suspend(Work::Pinned(Why::NoLane, Owned::of(req)))),
-            Availability::Gone(why) => {
-                self.answer_error(mute, &format!("NEARSIDE upstream unavailable: {why}"));
-                None
-            }
+            _ => self.in_outage(ctx, b, req, spec, mute),
         })
     }
 
@@ -745,7 +761,7 @@ impl Session {
         mute: bool,
         effect: Option<Effect>,
     ) -> Option<Step> {
-        let lane = match self.carrier(b, req, spec, mute) {
+        let lane = match self.carrier(ctx, b, req, spec, mute) {
             Ok(lane) => lane,
             Err(stop) => return stop,
         };
@@ -789,7 +805,7 @@ impl Session {
         spec: &'static Spec,
         mute: bool,
     ) -> Option<Step> {
-        if let Some(stop) = self.lane_stop(b, req, mute) {
+        if let Some(stop) = self.lane_stop(ctx, b, req, spec, mute) {
             return stop;
         }
         match coherence::parse(req.arg(2)).and_then(|m| coherence::apply(ctx, &m, Source::Publish)) {

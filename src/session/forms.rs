@@ -90,26 +90,32 @@ impl Session {
             }
             return None;
         }
-        let lane = match self.carrier(b, req, spec, mute) {
+        let lane = match self.carrier(ctx, b, req, spec, mute) {
             Ok(lane) => lane,
             Err(stop) => return stop,
         };
-        let Judged { arm, keep, .. } = self.note_lookup(ctx, b, key, method, epoch);
         if matches!(epoch, Err(Bypass::CacheOff | Bypass::TrackingRefused | Bypass::FieldExpiry)) {
+            self.note_lookup(ctx, b, key, method, epoch);
             return self.forward(ctx, b, req, spec, mute, None);
         }
-        let slot = self.slot(mute, self.on_spare.get(), asked(b, epoch).of(arm));
+        let may_join = epoch.is_ok() || matches!(epoch, Err(Bypass::Fence | Bypass::Lease | Bypass::NotLive));
         let read = read_of(kept, req, spec);
-        let may_join = epoch.is_ok() || matches!(epoch, Err(Bypass::Fence | Bypass::Lease));
+        let place = match self.refill(ctx, b, &lane, req, may_join.then(|| (key, read.id.clone()))) {
+            Ok(place) => place,
+            Err(stop) => return stop,
+        };
+        let Judged { arm, keep, .. } = self.note_lookup(ctx, b, key, method, epoch);
+        let slot = self.slot(mute, self.on_spare.get(), asked(b, epoch).of(arm));
         b.lane().note_read(b.now);
-        lane.fetch(ctx, b.now, self, slot, key, FetchRequest { raw: req.raw, read, keep: keep.ok(), may_join });
+        let fetch = FetchRequest { raw: req.raw, read, keep: keep.ok(), may_join, place };
+        lane.fetch(ctx, b.now, self, slot, key, fetch);
         self.note_named(ctx.l1.stripe(key));
         None
     }
 
     /// One reply in the lane's form is kept for both protocols: the conversion is exact, and a copy in RESP2 would cost
     /// memory for as long as the entry lives to save one pass over bytes that are copied anyway.
-    fn answer_kept(&self, mute: bool, frame: &[u8], form: downgrade::Form) {
+    pub(super) fn answer_kept(&self, mute: bool, frame: &[u8], form: downgrade::Form) {
         let proto = self.proto();
         self.answer(mute, |out| match proto {
             Proto::Resp3 => out.extend_from_slice(frame),

@@ -179,7 +179,7 @@ impl Session {
         };
         let Some((user, password)) = hello.credential else { return };
         let words: [&[u8]; 3] = [b"AUTH", user, password];
-        match ctx.verify(&words).await {
+        match self.judged(ctx, &words, user, password).await {
             Ok(reply) if reply::is_error(&reply) => self.answer(mute, |out| out.extend_from_slice(&reply)),
             Ok(_) => {
                 self.authenticated(ctx, Credential { user: user.into(), password: password.into() });
@@ -201,13 +201,25 @@ impl Session {
         self.answer(mute, |out| hello_reply(out, &info, hello.proto, self.id));
     }
 
+    /// What upstream says to a credential; while it is gone, what it said before, if that was yes.
+    async fn judged(&self, ctx: &Ctx, words: &[&[u8]], user: &[u8], password: &[u8]) -> Result<Vec<u8>, String> {
+        if ctx.is_gone() && words.len() <= 3 && ctx.was_accepted(user, password) {
+            return Ok(b"+OK\r\n".to_vec());
+        }
+        let reply = ctx.verify(words).await?;
+        if reply.starts_with(b"-WRONGPASS") {
+            ctx.forget_accepted(user, password);
+        }
+        Ok(reply)
+    }
+
     async fn auth(self: &Rc<Self>, ctx: &Rc<Ctx>, req: &Request<'_>, mute: bool) {
         let words: Vec<&[u8]> = (0..req.argc()).map(|i| req.arg(i)).collect();
-        match ctx.verify(&words).await {
+        let user = if words.len() > 2 { words[1] } else { b"default" };
+        let password = words[words.len() - 1];
+        match self.judged(ctx, &words, user, password).await {
             Ok(reply) => {
                 if !reply::is_error(&reply) {
-                    let user = if words.len() > 2 { words[1] } else { b"default" };
-                    let password = words[words.len() - 1];
                     self.authenticated(ctx, Credential { user: user.into(), password: password.into() });
                 }
                 self.answer(mute, |out| out.extend_from_slice(&reply));
@@ -218,8 +230,10 @@ impl Session {
 
     /// Upstream has accepted this credential from this client.
     pub(super) fn authenticated(&self, ctx: &Ctx, credential: Credential) {
+        let credential = ctx.intern(credential);
+        ctx.note_accepted(&credential);
         let mut state = self.state.borrow_mut();
-        state.credential = Some(ctx.intern(credential));
+        state.credential = Some(credential);
         state.authenticated = true;
         state.locked = false;
         drop(state);
@@ -229,8 +243,12 @@ impl Session {
 
     /// R18: what the session has seen as one user, or in one database, fences its reads as another.
     fn changed_profile(&self) {
+        // A front's hits are not seen here; it has none while no lane lives.
+        let fronted = self.agent.is_some() && self.lane.borrow().as_ref().is_some_and(|lane| lane.is_live());
         self.forget_lane();
-        self.set_fence();
+        if self.told.get() || fronted {
+            self.set_fence();
+        }
         self.note_special();
     }
 
@@ -250,7 +268,8 @@ impl Session {
         let same = db == Some(profile.db);
         let Some(db) = db else { return Now::Upstream };
         profile.db = db;
-        if !ctx.has_live_lane(&profile) {
+        let asks_nobody = ctx.has_live_lane(&profile) || (ctx.is_gone() && ctx.may_select(db));
+        if !asks_nobody {
             return Now::Upstream;
         }
         if !same {
@@ -369,7 +388,8 @@ impl Session {
     }
 
     fn set_info(&self, ctx: &Ctx, req: &Request<'_>, mute: bool) -> Now {
-        if !ctx.server.borrow().has(&facts::CLIENT_SETINFO) || req.argc() != 4 {
+        // An upstream that is gone cannot say that it does not know it, and nobody is harmed.
+        if !(ctx.is_gone() || ctx.server.borrow().has(&facts::CLIENT_SETINFO)) || req.argc() != 4 {
             return Now::Upstream;
         }
         let (attribute, value) = (req.arg(2).to_ascii_lowercase(), req.arg(3));

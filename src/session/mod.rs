@@ -12,6 +12,7 @@ mod inspect;
 mod invalidate;
 mod local;
 mod nearside;
+mod outage;
 mod outbox;
 mod own_keys;
 mod own_names;
@@ -31,7 +32,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use tokio::sync::Notify;
 
-use crate::coherence::{Lane, Redo};
+use crate::coherence::{Lane, Place, Redo};
 use crate::command::{Spec, Why};
 use crate::front::Link;
 use crate::limits;
@@ -81,6 +82,8 @@ pub(crate) struct Session {
     state: RefCell<State>,
     /// R21: no hit whose lane has not proved something newer than this.
     pub(crate) fence: Cell<u64>,
+    /// It has been told something of upstream's data, over its lane or from the L1: a change of profile is to fence that.
+    told: Cell<bool>,
     /// Outstanding commands that forbid hits (R22).
     blockers: Cell<u32>,
     /// Hashes of keys that outstanding commands name, six bits each (R22).
@@ -102,6 +105,8 @@ pub(crate) struct Session {
     /// The client has closed its side while a command that takes long was running.
     left: Cell<bool>,
     redo: RefCell<Vec<Redo>>,
+    /// What it has waited for while its lane recovers.
+    place: RefCell<Option<Place>>,
     /// Wakes the session's task.
     pub(crate) wake: Wake,
     lane: RefCell<Option<Rc<Lane>>>,
@@ -139,6 +144,7 @@ impl Session {
             outbox: RefCell::default(),
             state: RefCell::new(State::new(&ctx.default_profile, ctx.locks_out(peer.near))),
             fence: Cell::new(0),
+            told: Cell::new(false),
             blockers: Cell::new(0),
             named: Cell::new(0),
             halted: Cell::new(false),
@@ -151,6 +157,7 @@ impl Session {
             closing: Cell::new(false),
             left: Cell::new(false),
             redo: RefCell::default(),
+            place: RefCell::default(),
             wake: Wake::default(),
             lane: RefCell::new(None),
             last: Cell::new(now),
@@ -168,6 +175,7 @@ impl Session {
 
     /// A reply of upstream's (RESP3) for `slot`.
     pub(crate) fn complete(self: &Rc<Self>, ctx: &Ctx, slot: u64, frame: &[u8], form: Form) {
+        self.told.set(true);
         let own = self.own_reply(ctx, slot, frame);
         let frame = own.as_deref().unwrap_or(frame);
         let done = self.outbox.borrow_mut().complete(slot, frame, form);

@@ -265,7 +265,9 @@ impl Session {
             return self.answer(mute, |out| build::null(out, proto));
         };
         let vouched = lane.vouches(now, self.fence.get(), ctx.max_staleness);
+        let stale = |entry: &Entry| lane.stale_servable(ctx, self, now, key, entry);
         let served = |entry: &Entry| match vouched {
+            Err(_) if lane.is_gone() && ctx.serves_stale() && stale(entry).is_ok() => "stale",
             Ok(epoch) if entry.may_serve(epoch, ctx.l1.flush_gen(), now) => "yes",
             Ok(_) => Bypass::NotLive.as_str(),
             Err(why) => why.as_str(),
@@ -273,9 +275,7 @@ impl Session {
         let times = |entry: &Entry| {
             let ms = |ns: u64| (ns / 1_000_000).to_string();
             let (age, left) = (now.saturating_sub(entry.t_sent), entry.deadline.saturating_sub(now));
-            let stale = lane
-                .stale_servable(ctx, self, now, entry, ctx.l1.stripe(key))
-                .map_or_else(|why| why.as_str(), |()| "yes");
+            let stale = stale(entry).map_or_else(|why| why.as_str(), |()| "yes");
             [
                 ("age_ms", ms(age)),
                 ("ttl_ms", ms(left)),
@@ -445,6 +445,27 @@ fn stats(ctx: &Ctx, now: u64) -> String {
     text
 }
 
+/// What clients get while upstream is gone, and what they have got.
+fn outage(ctx: &Ctx, now: u64) -> String {
+    let (config, m) = (&ctx.config.outage, &ctx.metrics);
+    let outage = ctx.outage();
+    let mut lines = vec![
+        ("upstream_state".to_owned(), ctx.status.breaker().as_str().to_owned()),
+        ("outage_for_ms".to_owned(), {
+            outage.as_ref().map_or(String::new(), |o| (now.saturating_sub(o.since) / 1_000_000).to_string())
+        }),
+        ("outage_why".to_owned(), outage.map_or(String::new(), |o| o.why)),
+        ("outage_reads".to_owned(), config.reads.as_str().to_owned()),
+        ("outage_writes".to_owned(), config.writes.as_str().to_owned()),
+        ("outage_error".to_owned(), config.error.as_str().to_owned()),
+        ("max_stale_ms".to_owned(), config.max_stale.as_millis().to_string()),
+        ("stale_served".to_owned(), m.stale_served.get().to_string()),
+        ("refills_waiting".to_owned(), m.refills_waiting.get().to_string()),
+    ];
+    lines.extend(m.outage_failed.iter().map(|(class, n)| (format!("outage_failed_{class}"), n.to_string())));
+    lines.iter().map(|(name, value)| format!("{name}:{value}\r\n")).collect()
+}
+
 /// The same where the local engine is the backend.
 fn stats_embedded(ctx: &Ctx, engine: &Engine) -> String {
     let (keys, bytes) = engine.size();
@@ -496,6 +517,9 @@ pub(super) fn own_section(ctx: &Ctx, now: u64) -> String {
     let by_worker: Vec<String> = m.hits_by_worker().iter().map(u64::to_string).collect();
     let _ = write!(text, "hits_by_worker:{}\r\n", by_worker.join(","));
     text.push_str(&channel(ctx, now));
+    if ctx.embedded().is_none() {
+        text.push_str(&outage(ctx, now));
+    }
     let coherence = &ctx.config.coherence;
     let _ = write!(text, "coherence_mode:{}\r\n", ctx.status.coherence().as_str());
     let _ = write!(text, "coherence_asked:{}\r\n", coherence.mode.as_str());

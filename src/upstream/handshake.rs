@@ -162,6 +162,15 @@ pub(crate) struct LaneLink {
 const FIELD_EXPIRY: [&[u8]; 3] = [b"HEXPIRE", b"EXPIREMEMBER", b"FIELDEXPIRE"];
 
 impl LaneLink {
+    /// The probe behind the handshake: a server that still loads its data answers HELLO, but no command of a client.
+    pub(crate) async fn serves(&mut self) -> Result<(), HandshakeError> {
+        let frame = self.link.ask(&[b"PING"]).await?;
+        if [&b"-LOADING"[..], b"-MASTERDOWN"].iter().any(|word| frame.starts_with(word)) {
+            return Err(HandshakeError::Refused { command: "PING", reply: error_text(&frame) });
+        }
+        Ok(())
+    }
+
     /// Asks what reads of hashes need to know. The version alone would not do: Valkey can be told to say it were Redis 7.2.
     pub(crate) async fn ask_for_field_expiry(&mut self) -> Result<(), HandshakeError> {
         let frame = self.link.ask(&field_expiry_question()).await?;

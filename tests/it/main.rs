@@ -34,6 +34,8 @@ mod limits;
 mod live;
 /// Byte for byte what Redis itself answers.
 mod oracle;
+/// Upstream gone, cell by cell of what is promised then, at start, in service and under load.
+mod outage;
 /// Who may run what, on which keys, how often.
 mod policy;
 /// Several apps share one Redis and never meet (`upstream.key_prefix`).

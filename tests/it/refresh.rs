@@ -149,7 +149,8 @@ fn stale_never_passes_upstreams_own_expiry() {
     fill(&mut c1, "k", "1");
     let last = last_old(&mut c1, "k", "1").expect("a hit");
     assert!(last > set + Duration::from_millis(100), "nothing was served beyond its ttl");
-    assert!(last < set + Duration::from_millis(600), "served after it had expired");
+    // Redis itself answers with it for a little longer: its clock stands still while a turn of its loop lasts.
+    assert!(last < set + Duration::from_millis(610), "served after it had expired: {:?}", last - set);
     assert_eq!(c1.cmd(&["GET", "k"]), Reply::Nil);
     // Near its key's end it is not read again and again: that end stays where it is. In the last 5 ms (`cache.ttl_buffer`)
     // nothing is served, and every GET is a miss; thousands were asked before.
@@ -216,8 +217,14 @@ fn nothing_is_read_again_while_upstream_is_gone_and_a_lost_reading_is_forgotten(
     real.redis.cmd(&["SET", "k", "1"]);
     let mut c1 = real.proxy.client();
     fill(&mut c1, "k", "1");
+    // A hit while filling may have begun a reading; that one is answered.
+    let in_flight = || real.proxy.metric("nearside_upstream_in_flight");
+    eventually(PATIENCE, "the end of earlier readings", || in_flight() == 0.0);
     real.relay.stall(LANE, Dir::Up);
-    assert_eq!(c1.cmd(&["GET", "k"]), Reply::bulk("1"));
+    eventually(PATIENCE, "a reading that gets no answer", || {
+        assert_eq!(c1.cmd(&["GET", "k"]), Reply::bulk("1"));
+        in_flight() > 0.0
+    });
     real.relay.cut(LANE);
     eventually(PATIENCE, "its loss", || real.stat("refreshes_stale_lost") == 1);
     // On the next connection the key is read and read again as before.
@@ -226,10 +233,14 @@ fn nothing_is_read_again_while_upstream_is_gone_and_a_lost_reading_is_forgotten(
         real.stat("refreshes_stale_stored") >= 1
     });
     real.redis.stop();
-    eventually(PATIENCE, "the loss of upstream", || c1.cmd(&["GET", "k"]).is_error());
+    // What is read from then on is served as it was when upstream went (`outage.reads`): those are no hits of the lane.
+    eventually(PATIENCE, "the loss of upstream", || {
+        c1.cmd(&["GET", "k"]);
+        real.stat("stale_served") > 0
+    });
     let before = real.proxy.metric_sum("nearside_refreshes_total");
     for _ in 0..20 {
-        assert!(c1.cmd(&["GET", "k"]).is_error());
+        assert_eq!(c1.cmd(&["GET", "k"]), Reply::bulk("1"), "from before");
     }
     assert_eq!(real.proxy.metric_sum("nearside_refreshes_total"), before);
 }

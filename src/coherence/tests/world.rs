@@ -97,6 +97,8 @@ pub(super) enum Broken {
     Hold,
     /// R22: no hit on a key that an outstanding command names.
     Named,
+    /// Decision 6: what was handed out without its PONG forbids what is older.
+    Floor,
 }
 
 /// What a client asks for; keys by number.
@@ -152,6 +154,8 @@ pub(super) enum Step {
     /// A lane's connection breaks after so many of its commands have been executed; the server may execute the rest later.
     Cut(usize, usize),
     Reconnect(usize),
+    /// A lane that waits for an answer has had none for too long; another one loses its connection and gets no new one.
+    Gone(usize),
     Orphan,
     /// NEARSIDE INVALIDATE, NEARSIDE FLUSH.
     Drop(usize),
@@ -280,6 +284,10 @@ impl World {
         self.ctx.metrics.hits()
     }
 
+    pub(super) fn stale(&self) -> u64 {
+        self.ctx.metrics.stale_served.get()
+    }
+
     /// Hits on entries that were to be read again, and were.
     pub(super) fn read_again(&self) -> u64 {
         let stored = Reread::Stored as usize;
@@ -308,6 +316,7 @@ impl World {
             Step::Ping(wire) => self.wires[*wire % self.wires.len()].lane.ping(self.now, Waiting::Ping),
             Step::Cut(wire, executed) => self.cut(*wire % self.wires.len(), *executed),
             Step::Reconnect(wire) => self.connect(*wire % self.wires.len()),
+            Step::Gone(wire) => self.gone(*wire % self.wires.len()),
             Step::Orphan => self.orphan(),
             Step::Drop(key) => {
                 self.ctx.l1.invalidate(self.names[*key].as_bytes());
@@ -438,7 +447,10 @@ impl World {
         let places: Vec<Place> = asked.keys.iter().map(|k| (db, self.names[*k].clone())).collect();
         let own = asked.keys.iter().map(|k| c.seen.get(k).copied().unwrap_or(0)).max().unwrap_or(0);
         let sidecar = asked.floor.iter().copied().max().unwrap_or(0);
-        let lease = self.server.over_before(asked.at.saturating_sub(self.ctx.max_staleness));
+        // While upstream is gone only this bound is another one.
+        let max_stale = u64::try_from(self.ctx.config.outage.max_stale.as_nanos()).expect("minutes");
+        let bound = if self.wires[c.wire].lane.is_gone() { max_stale } else { self.ctx.max_staleness };
+        let lease = self.server.over_before(asked.at.saturating_sub(bound));
         let prefix = if asked.idle { c.cursor } else { 0 };
         let floor = own.max(sidecar).max(lease).max(prefix);
         let explains = |state: &State| places.iter().zip(values).all(|(p, v)| self.server.at(p, *state).id == *v);
@@ -719,6 +731,19 @@ impl World {
         }
     }
 
+    fn gone(&mut self, wire: usize) {
+        let lane = self.wires[wire].lane.clone();
+        match self.wires[wire].conn {
+            None => lane.gone(&self.ctx, "refused"),
+            Some(_) if lane.in_flight() > 0 && !lane.is_gone() => lane.falls_silent(&self.ctx, self.now),
+            Some(_) if lane.is_gone() => {}
+            Some(_) => {
+                self.cut(wire, 0);
+                lane.gone(&self.ctx, "refused");
+            }
+        }
+    }
+
     fn orphan(&mut self) {
         if let Some((db, words)) = self.orphans.pop_front() {
             self.at_server(None, db, &words);
@@ -827,6 +852,7 @@ impl World {
             }
             Some(Broken::Fence) => c.probe.session().fence.set(0),
             Some(Broken::Named) => c.probe.forget_named(),
+            Some(Broken::Floor) => self.ctx.forget_floor(),
             _ => {}
         }
     }

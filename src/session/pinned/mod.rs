@@ -153,6 +153,14 @@ impl Client {
                     }
                     self.again(ctx, &req, Session::dispatch_again)
                 }
+                Work::Refill(req) => match self.await_place(ctx).await {
+                    true => {
+                        let step = self.again(ctx, &req, Session::dispatch_again);
+                        self.session.place.take();
+                        step
+                    }
+                    false => None,
+                },
                 Work::Learn(req) => {
                     if !self.settled(ctx).await {
                         return false;
@@ -239,14 +247,18 @@ impl Client {
             profile.db = 0;
         }
         ctx.metrics.pinned.inc(why as usize);
-        let conn = match ctx.pool.checkout(&profile, proto).await {
+        let conn = match ctx.checkout(&profile, proto).await {
             Ok(conn) => conn,
-            Err(e) => {
+            Err(none) => {
                 if matches!(first, First::Nothing) {
                     session.redirected.set(false);
                     return true;
                 }
-                session.answer_error(session.state.borrow_mut().mute(), &e.reply());
+                if none.outage && session.closes_in_outage(ctx) {
+                    self.flushed(ctx).await;
+                    return false;
+                }
+                session.answer_error(session.state.borrow_mut().mute(), &none.text);
                 session.flush(ctx);
                 // What has come with it counts on the MULTI or WATCH and must not be executed without. A client that waits for
                 // its answer is told, as Redis tells it -BUSY.

@@ -24,11 +24,11 @@ impl Client {
             (state.profile(), state.proto)
         };
         ctx.metrics.pinned.inc(Why::Large as usize);
-        let mut conn = match ctx.pool.checkout(&profile, proto).await {
+        let mut conn = match ctx.checkout(&profile, proto).await {
             Ok(conn) => conn,
-            Err(e) => {
+            Err(none) => {
                 for r in &redo {
-                    session.complete_error(ctx, r.slot, &format!("NEARSIDE upstream unavailable: {e}"));
+                    session.complete_error(ctx, r.slot, &none.text);
                 }
                 session.flush(ctx);
                 return true;

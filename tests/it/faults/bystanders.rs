@@ -126,6 +126,7 @@ fn c69_a_renamed_client_command_is_no_stranger() {
         c.try_read(ms(1)).is_some() || upstream.accepted() > 1
     });
     assert!(lane.try_next(ms(50)).is_none(), "it went to the lane");
+    wait_tracking(&proxy);
     let mut other = proxy.client();
     other.send_cmd(&["GET", "k"]);
     lane.expect(&["GET", "k"]).expect(&["PTTL", "k"]).reply("$1\r\n1\r\n").reply(":-1\r\n");

@@ -11,7 +11,7 @@ fn wait_lost(proxy: &Proxy, epoch: f64) {
 
 #[test]
 fn c25_kill() {
-    let s = Stand::start();
+    let s = Stand::with(|proxy| proxy.set("outage.reads", "fail"));
     let mut c = s.proxy.client();
     s.redis.cmd(&["MSET", "k", "1", "other", "1"]);
     warm(&s.proxy, &mut c, "k");

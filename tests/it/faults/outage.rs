@@ -37,7 +37,7 @@ fn starts_with_upstream_absent_and_serves_when_it_comes() {
 #[test]
 fn commands_fail_fast_while_upstream_is_gone_and_nothing_old_is_served_after() {
     let mut redis = Redis::start();
-    let proxy = Proxy::start(&redis);
+    let proxy = Proxy::to(&redis).set("outage.reads", "fail").start();
     let mut c = proxy.client();
     c.cmd(&["SET", "k", "old"]);
     warm(&proxy, &mut c, "k");
@@ -64,7 +64,7 @@ fn commands_fail_fast_while_upstream_is_gone_and_nothing_old_is_served_after() {
 #[test]
 fn loss_and_return_are_one_log_line_each() {
     let mut redis = Redis::start();
-    let proxy = Proxy::to(&redis).set("upstream.retry.max_delay", "50ms").start();
+    let proxy = Proxy::to(&redis).set("upstream.retry.max_delay", "50ms").set("outage.reads", "fail").start();
     let mut clients: Vec<_> = (0..4).map(|_| proxy.client()).collect();
     // Several lanes are one upstream.
     for (db, c) in clients.iter_mut().enumerate() {

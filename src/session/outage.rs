@@ -1,0 +1,220 @@
+//! What a client gets while upstream is gone (DESIGN 5): reads of cached commands from before the outage, where
+//! `outage.reads` allows it and `coherence::stale` says that the entry is true enough; PING; an error for everything else.
+//! Nothing here waits, and nothing is sent. A hit in normal running never comes here: its lane vouches for it.
+
+use std::rc::Rc;
+
+use bytes::BytesMut;
+
+use super::dispatch::{Batch, Owned, Step, Work};
+use super::{Client, Session};
+use crate::cache::{Entry, FormId};
+use crate::coherence::{Lane, Place};
+use crate::command::cacheable::Caching;
+use crate::command::table::{self, Lookup};
+use crate::command::{Effect, Kind, Request, Spec, keys};
+use crate::config::{OutageError, OutageReads};
+use crate::observe::clock;
+use crate::observe::reasons::{Bypass, Class, Dropped, ErrorType};
+use crate::resp::build;
+use crate::resp::downgrade::Form;
+use crate::resp::request::{Scan, Scanner};
+use crate::worker::Ctx;
+
+/// There is an outage, and its text has just been asked for; should it be over this moment, this is what is left to say.
+const UNAVAILABLE: &str = "NEARSIDE upstream unavailable";
+
+const TIMED_OUT: &str = "NEARSIDE no answer from upstream within upstream.request_timeout";
+
+impl Session {
+    /// A command that would go to the lane, which is gone.
+    pub(super) fn in_outage(
+        self: &Rc<Self>,
+        ctx: &Rc<Ctx>,
+        b: &Batch,
+        req: &Request<'_>,
+        spec: &Spec,
+        mute: bool,
+    ) -> Option<Step> {
+        if spec.name == "ping" && req.argc() <= 2 && ctx.config.outage.reads != OutageReads::Fail {
+            self.answer(mute, |out| match req.argc() {
+                1 => build::simple(out, "PONG"),
+                _ => build::bulk(out, req.arg(1)),
+            });
+            return None;
+        }
+        let lane = b.lane();
+        let stale = match self.may_be_told_old(ctx, spec, req) {
+            true => self.with_stale(ctx, lane, b.now, req, spec, |frame, form| self.answer_kept(mute, frame, form)),
+            false => None,
+        };
+        match stale {
+            Some(()) => None,
+            None => self.refuse_gone(ctx, lane, b.now, class(spec), mute),
+        }
+    }
+
+    /// R22, as for any hit: nothing outstanding may change the key, or be told later than this and be older.
+    fn may_be_told_old(&self, ctx: &Ctx, spec: &Spec, req: &Request<'_>) -> bool {
+        self.blockers.get() == 0 && !(self.named.get() != 0 && self.names_any(ctx, spec, req))
+    }
+
+    /// An answer from before the outage, as the lane read it, handed to `f`. An MGET is answered if all of it can be.
+    fn with_stale<T>(
+        &self,
+        ctx: &Ctx,
+        lane: &Lane,
+        now: u64,
+        req: &Request<'_>,
+        spec: &Spec,
+        f: impl FnOnce(&[u8], Form) -> T,
+    ) -> Option<T> {
+        if !ctx.serves_stale() || !keys::arity_ok(spec, req.argc()) {
+            return None;
+        }
+        let servable = |key: &[u8], entry: &Entry| {
+            entry.lane == lane.id && lane.stale_servable(ctx, self, now, key, entry).is_ok()
+        };
+        let form = keys::form(spec, req);
+        let (told, count) = match (spec.kind, spec.caching) {
+            (Kind::Get, _) => {
+                let forms = ctx.l1.get(req.arg(1))?;
+                let entry = forms.entries.iter().find(|entry| servable(req.arg(1), entry))?;
+                (f(entry.value.frame(), form), 1)
+            }
+            (Kind::Mget, _) => {
+                let mut frame = BytesMut::new();
+                build::array(&mut frame, req.argc() - 1);
+                for i in 1..req.argc() {
+                    let forms = ctx.l1.get(req.arg(i))?;
+                    let entry = forms.entries.iter().find(|entry| servable(req.arg(i), entry))?;
+                    frame.extend_from_slice(entry.value.frame());
+                }
+                (f(&frame, form), req.argc() as u64 - 1)
+            }
+            (_, Caching::Kept(kept)) => {
+                let forms = ctx.l1.get(req.arg(1))?;
+                let id = FormId::of(kept.method, req);
+                let entry = forms.others.iter().find(|e| e.id == id && servable(req.arg(1), &e.entry))?;
+                (f(entry.entry.value.frame(), form), 1)
+            }
+            (_, Caching::Never(_)) => return None,
+        };
+        self.told.set(true);
+        ctx.metrics.stale_served.add(count);
+        ctx.metrics.bypass.add(Bypass::Outage, count);
+        Some(told)
+    }
+
+    /// Upstream is gone, and this is not answered from before.
+    pub(super) fn refuse_gone(&self, ctx: &Ctx, lane: &Lane, now: u64, class: Class, mute: bool) -> Option<Step> {
+        ctx.metrics.outage_failed.inc(class);
+        ctx.metrics.errors.inc(ErrorType::Upstream);
+        if self.closes_in_outage(ctx) {
+            return Some(Step::Close);
+        }
+        self.answer_error(mute, &outage_text(ctx, lane, now));
+        None
+    }
+
+    /// `outage.error: close`.
+    pub(super) fn closes_in_outage(&self, ctx: &Ctx) -> bool {
+        let closes = ctx.config.outage.error == OutageError::Close;
+        if closes {
+            ctx.metrics.clients_dropped.inc(Dropped::Outage);
+            tracing::debug!(client = %self.addr, id = self.id, "client closed: upstream is gone, and outage.error is close");
+        }
+        closes
+    }
+
+    /// A read that was on its way, or waited to be, when upstream went.
+    pub(crate) fn settle_without_upstream(self: &Rc<Self>, ctx: &Rc<Ctx>, lane: &Lane, slot: u64, raw: &[u8]) {
+        let mut scanner = Scanner::new(raw.len(), raw.len().max(1));
+        if let Scan::Request { .. } = scanner.scan(raw) {
+            let req = Request { raw, args: scanner.args() };
+            if let Lookup::Known(spec) = table::lookup(&req)
+                && let Some(()) = self.with_stale(ctx, lane, clock::now(), &req, spec, |frame, form| {
+                    self.complete(ctx, slot, frame, form);
+                })
+            {
+                return;
+            }
+        }
+        self.refuse_slot(ctx, lane, slot, false);
+    }
+
+    /// A command that was on its way, and was never sent or may be sent again.
+    pub(crate) fn refuse_slot(self: &Rc<Self>, ctx: &Ctx, lane: &Lane, slot: u64, write: bool) {
+        ctx.metrics.outage_failed.inc(if write { Class::Write } else { Class::Read });
+        ctx.metrics.errors.inc(ErrorType::Upstream);
+        if ctx.config.outage.error == OutageError::Close {
+            return self.drop_for(ctx, Dropped::Outage, "upstream is gone, and outage.error is close");
+        }
+        self.complete_error(ctx, slot, &outage_text(ctx, lane, clock::now()));
+    }
+
+    // ---- after it ----
+
+    /// The right to one fetch while the lane recovers (`cache.refills_max`): none is needed by who joins another fetch, or
+    /// by what is not kept. `Err`: wait for one.
+    pub(super) fn refill(
+        &self,
+        ctx: &Ctx,
+        b: &Batch,
+        lane: &Lane,
+        req: &Request<'_>,
+        joins: Option<(&[u8], Option<FormId>)>,
+    ) -> Result<Option<Place>, Option<Step>> {
+        if !lane.is_recovering(b.now) || lane.is_spare() || !lane.caches() {
+            return Ok(None);
+        }
+        if let Some((key, id)) = joins
+            && lane.would_join(ctx, b.now, self, key, id)
+        {
+            return Ok(None);
+        }
+        match self.place.take().or_else(|| lane.try_place()) {
+            Some(place) => Ok(Some(place)),
+            None => Err(Some(Step::Suspend(Work::Refill(Owned::of(req))))),
+        }
+    }
+}
+
+impl Client {
+    /// Waits until the lane has a place for one more fetch, or is not what it was. False: `upstream.request_timeout` came
+    /// first, and the client has been told.
+    pub(super) async fn await_place(&self, ctx: &Rc<Ctx>) -> bool {
+        let session = &self.session;
+        let lane = session.lane(ctx);
+        let waiting = &ctx.metrics.refills_waiting;
+        waiting.set(waiting.get() + 1);
+        let place = match ctx.config.upstream.request_timeout {
+            Some(limit) => tokio::time::timeout(limit, lane.place()).await,
+            None => Ok(lane.place().await),
+        };
+        waiting.set(waiting.get() - 1);
+        match place {
+            Ok(place) => {
+                *session.place.borrow_mut() = place;
+                true
+            }
+            Err(_) => {
+                ctx.metrics.errors.inc(ErrorType::Timeout);
+                session.answer_error(session.state.borrow_mut().mute(), TIMED_OUT);
+                session.flush(ctx);
+                false
+            }
+        }
+    }
+}
+
+fn outage_text(ctx: &Ctx, lane: &Lane, now: u64) -> String {
+    lane.outage_text(now).or_else(|| ctx.outage_text()).unwrap_or_else(|| UNAVAILABLE.to_owned())
+}
+
+fn class(spec: &Spec) -> Class {
+    match spec.effect {
+        Effect::Read => Class::Read,
+        _ => Class::Write,
+    }
+}
