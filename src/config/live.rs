@@ -23,6 +23,14 @@ pub(crate) const LIVE: &[&str] = &[
     "commands.rate",
     "http.allowed_hosts",
     "http.token_file",
+    "alerts.error_rate",
+    "alerts.p99",
+    "alerts.hit_rate",
+    "alerts.min_requests_per_minute",
+    "alerts.for",
+    "costs.currency",
+    "costs.per_million_requests",
+    "costs.per_gib",
     "log.level",
 ];
 
@@ -44,6 +52,8 @@ impl Config {
         out.http.allowed_hosts.clone_from(&next.http.allowed_hosts);
         out.http.token.clone_from(&next.http.token);
         out.http.token_file.clone_from(&next.http.token_file);
+        out.alerts = next.alerts;
+        out.costs.clone_from(&next.costs);
         out.log.level = next.log.level;
         out
     }
@@ -101,6 +111,8 @@ outage: {{reads: fail, max_stale: 1s, error: close}}
 commands: {{shutdown: true, deny: [get], allow: [set], enforce: false, overrides: [{{client: c, deny: []}}],
   rate: [{{client: c, per_second: 1}}]}}
 http: {{listen: [], allowed_hosts: [x], token_file: {secret}, max_connections: 1}}
+alerts: {{error_rate: 0.1, p99: 2s, hit_rate: 0.5, min_requests_per_minute: 1, for: 1s}}
+costs: {{currency: EUR, per_million_requests: 1, per_gib: 2}}
 log: {{level: warn, format: json}}
 "
         );

@@ -40,6 +40,11 @@ use crate::policy::commands::{Override, Rate, Word};
 use resolve::Resolver;
 use settings::Settings;
 
+/// Bytes that this process may use, where a control group bounds it.
+pub(crate) fn memory_limit() -> Option<u64> {
+    memory::limit(std::path::Path::new("/"))
+}
+
 /// The word of `cache.mode`.
 pub(crate) fn cache_mode(text: &str) -> Result<CacheMode, String> {
     units::word(text, &CacheMode::ALL)
@@ -143,6 +148,8 @@ pub(crate) struct Config {
     pub(crate) observe: Observe,
     pub(crate) commands: Commands,
     pub(crate) http: Http,
+    pub(crate) alerts: Alerts,
+    pub(crate) costs: Costs,
     pub(crate) log: Log,
 }
 
@@ -551,6 +558,28 @@ pub(crate) struct Http {
     pub(crate) token: Option<Secret>,
     pub(crate) token_file: Option<PathBuf>,
     pub(crate) max_connections: usize,
+}
+
+/// From where on somebody should look. What is counted in the last minute is held against it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Alerts {
+    /// More of all commands than this share is answered with an error.
+    pub(crate) error_rate: f64,
+    pub(crate) p99: Duration,
+    /// Less of the look-ups than this share is a hit.
+    pub(crate) hit_rate: f64,
+    /// With fewer commands, or look-ups, a share says nothing.
+    pub(crate) min_requests_per_minute: u64,
+    /// For how long before it is an alert, and before it is none any more.
+    pub(crate) hold: Duration,
+}
+
+/// What upstream costs, in `currency`.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Costs {
+    pub(crate) currency: String,
+    pub(crate) per_million_requests: f64,
+    pub(crate) per_gib: f64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -81,6 +81,8 @@ pub(super) fn entries(config: &Config) -> Vec<(&'static str, Shown)> {
         observe,
         commands,
         http,
+        alerts,
+        costs,
         log,
     } = config;
     out.value("environment", environment_word(*environment));
@@ -101,6 +103,8 @@ pub(super) fn entries(config: &Config) -> Vec<(&'static str, Shown)> {
     out.list("http.allowed_hosts", http.allowed_hosts.iter().cloned());
     out.path("http.token_file", http.token_file.as_deref());
     out.value("http.max_connections", http.max_connections);
+    out.alerts(alerts);
+    out.costs(costs);
     out.value("log.level", log.level.to_string().to_ascii_lowercase());
     out.value("log.format", log_word(log.format));
     out.0
@@ -221,6 +225,20 @@ impl Entries {
         self.value("commands.overrides", overrides_yaml(&commands.overrides));
         self.value("commands.rate", rates_yaml(&commands.rate));
         self.value("commands.shutdown", commands.shutdown);
+    }
+
+    fn alerts(&mut self, alerts: &super::Alerts) {
+        self.value("alerts.error_rate", alerts.error_rate);
+        self.value("alerts.p99", show_duration(alerts.p99));
+        self.value("alerts.hit_rate", alerts.hit_rate);
+        self.value("alerts.min_requests_per_minute", alerts.min_requests_per_minute);
+        self.value("alerts.for", show_duration(alerts.hold));
+    }
+
+    fn costs(&mut self, costs: &super::Costs) {
+        self.value("costs.currency", quoted(&costs.currency));
+        self.value("costs.per_million_requests", costs.per_million_requests);
+        self.value("costs.per_gib", costs.per_gib);
     }
 
     fn value(&mut self, key: &'static str, value: impl ToString) {

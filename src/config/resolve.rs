@@ -11,8 +11,8 @@ use std::{
 };
 
 use super::{
-    Admin, AdminResp, Backend, Cache, CacheMode, Canary, Coherence, CoherenceMode, Config, Environment, Eviction,
-    Fence, Http, KeyNames, Listen, Local, Log, LogFormat, Observe, OnWrite, Outage, OutageError, OutageReads,
+    Admin, AdminResp, Alerts, Backend, Cache, CacheMode, Canary, Coherence, CoherenceMode, Config, Costs, Environment,
+    Eviction, Fence, Http, KeyNames, Listen, Local, Log, LogFormat, Observe, OnWrite, Outage, OutageError, OutageReads,
     OutageWrites, Retry, Secret, TtlCap, Upstream, Warm, WarmFrom, cpu,
     file::{Node, Value},
     settings::Settings,
@@ -82,6 +82,15 @@ const CONNECTIONS_MAX: u64 = 1_000_000;
 /// Passwords are short; the bound keeps a wrong path from filling memory.
 const PASSWORD_MAX: u64 = 64 * KIB;
 
+/// What takes longer than the last bucket of the histograms (10.5 s) is not told apart.
+const P99_MAX: Duration = secs(10);
+
+/// A million of anything for a million requests, or a GiB: who writes more has the unit wrong.
+const PRICE_MAX: f64 = 1e6;
+
+/// `USD`, or a word such as `credits`.
+const CURRENCY_MAX: usize = 12;
+
 /// The clock that upstream's LRU figures are kept by ticks once a second.
 const TOUCH_MIN: Duration = secs(1);
 
@@ -133,6 +142,8 @@ impl<'s> Resolver<'s> {
             observe: self.observe(),
             commands: self.commands(),
             http: self.http(),
+            alerts: self.alerts(),
+            costs: self.costs(),
             log: self.log(),
         };
         // What disagrees only because a value fell back to its default would be noise.
@@ -362,6 +373,25 @@ impl<'s> Resolver<'s> {
             listen: self.http_listen(),
             allowed_hosts: self.list("http.allowed_hosts", &[], host_name),
             max_connections: self.count("http.max_connections", 256, 1..=CONNECTIONS_MAX),
+        }
+    }
+
+    fn alerts(&mut self) -> Alerts {
+        let share = |text: &str| units::decimal(text, 0.0..=1.0, "a share from 0 to 1, for example 0.05");
+        Alerts {
+            error_rate: self.one("alerts.error_rate", 0.05, share),
+            p99: self.duration("alerts.p99", secs(1), millis(1)..=P99_MAX),
+            hit_rate: self.one("alerts.hit_rate", 0.6, share),
+            min_requests_per_minute: self.count("alerts.min_requests_per_minute", 100, 1..=CONNECTIONS_MAX) as u64,
+            hold: self.duration("alerts.for", secs(30), secs(1)..=secs(3600)),
+        }
+    }
+
+    fn costs(&mut self) -> Costs {
+        Costs {
+            currency: self.one("costs.currency", "USD".to_owned(), currency),
+            per_million_requests: self.one("costs.per_million_requests", 0.0, price),
+            per_gib: self.one("costs.per_gib", 0.0, price),
         }
     }
 
@@ -692,6 +722,17 @@ fn canary(text: &str) -> Result<Canary, String> {
             if unclear { format!("{} is not off, start or an interval, for example 60s", shown(text)) } else { what }
         }),
     }
+}
+
+fn currency(text: &str) -> Result<String, String> {
+    let plain = (1..=CURRENCY_MAX).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric());
+    let what = || format!("{} is not a currency; use up to {CURRENCY_MAX} letters, for example USD", shown(text));
+    if plain { Ok(text.to_owned()) } else { Err(what()) }
+}
+
+/// Of a million requests, or of a GiB.
+fn price(text: &str) -> Result<f64, String> {
+    units::decimal(text, 0.0..=PRICE_MAX, "a price from 0 to 1000000, for example 0.2")
 }
 
 /// Names only: addresses are always allowed, and a port is not part of what is compared.

@@ -54,6 +54,8 @@ pub(crate) struct Rule {
     pub(crate) tags: Vec<TagTemplate>,
     /// Of `cache.max_bytes`, in hundredths of a percent.
     pub(crate) max_share: Option<u16>,
+    /// What a key costs besides whenever it is not answered here, in `costs.currency`.
+    pub(crate) cost_per_miss: f64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +88,7 @@ const RULE_KEYS: &[&str] = &[
     "variants",
     "tags",
     "max_share",
+    "cost_per_miss",
 ];
 
 /// One map of the file: reads its keys, and finds those that nobody knows.
@@ -309,6 +312,7 @@ impl Rule {
             variants: Vec::new(),
             tags: Vec::new(),
             max_share: None,
+            cost_per_miss: 0.0,
         }
     }
 
@@ -383,6 +387,9 @@ impl Rule {
             out.push(("tags", list(self.tags.iter().map(|tag| quoted(tag.text())).collect())));
         }
         out.extend(self.max_share.map(|share| ("max_share", show_fraction(share.into()))));
+        if self.cost_per_miss > 0.0 {
+            out.push(("cost_per_miss", self.cost_per_miss.to_string()));
+        }
         out
     }
 }
@@ -437,6 +444,7 @@ fn rule(fields: &mut Fields<'_>, cache: &Cache) -> Option<Rule> {
         variants: variants(fields),
         tags: tags(fields, &pattern),
         max_share: fields.one("max_share", fraction),
+        cost_per_miss: fields.one("cost_per_miss", cost).unwrap_or_default(),
         pattern,
     };
     check_rule(fields, &rule);
@@ -540,6 +548,14 @@ fn fraction(text: &str) -> Result<u16, String> {
     decimal(text, 4).filter(|n| (1..=WHOLE).contains(n)).ok_or_else(|| {
         format!("{} is not a share of cache.max_bytes; use more than 0 up to 1, for example 0.25", shown(text))
     })
+}
+
+/// A call of a model is cents; who writes more than a thousand has the unit wrong. With it what is added up in billionths
+/// (`observe::costs`) does not overflow before 18 billion.
+const COST_MAX: f64 = 1000.0;
+
+fn cost(text: &str) -> Result<f64, String> {
+    units::decimal(text, 0.0..=COST_MAX, "a price from 0 to 1000, for example 0.06")
 }
 
 /// `text` times 10^`places`, where it has no more decimals than that.

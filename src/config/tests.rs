@@ -161,7 +161,7 @@ cache: {mode: off, commands: [hgetall, Json.Get], max_bytes: 3MiB, max_entries: 
 local: {max_bytes: 5MiB}
 rules:
   - {pattern: "tenant:{id}:*", name: "a: b", commands: [hgetall, get], ttl: 2h, negative_ttl: 0, max_value_bytes: 1KiB, on_write: invalidate,
-     rollout: 12.5, variants: {short: {ttl: 5m}, long: {ttl: 1h}}, tags: ["tenant:{id}", "{1}"], max_share: 0.125, refresh_ahead: 1s, stale_while_revalidate: 2s, stale_if_error: 1h}
+     rollout: 12.5, variants: {short: {ttl: 5m}, long: {ttl: 1h}}, tags: ["tenant:{id}", "{1}"], max_share: 0.125, cost_per_miss: 0.06, refresh_ahead: 1s, stale_while_revalidate: 2s, stale_if_error: 1h}
   - {pattern: '\{user\}:*', mode: off, rollout: {percent: 0}}
 warm: {keys: ["a b", "1"], patterns: ["u:*"], rate: 7, max_keys: 9, before_ready: true, timeout: 3s}
 coherence: {mode: pubsub, max_staleness: 10ms, fence: session, channel: "app:drop", sample_per_second: 5, ttl_cap: {tracking: 1h, pubsub: 1m, ttl: 1ms}, pubsub_atomic: false, canary: 90s}
@@ -817,7 +817,7 @@ fn a_bad_rule_is_refused_with_line_rule_key_and_remedy() {
         ),
         (
             "{pattern: '*', name: r, write: behind}",
-            "r: \"write\": unknown key; known keys here: name, pattern, commands, ttl, negative_ttl, max_value_bytes, on_write, mode, refresh_ahead, stale_while_revalidate, stale_if_error, rollout, variants, tags, max_share",
+            "r: \"write\": unknown key; known keys here: name, pattern, commands, ttl, negative_ttl, max_value_bytes, on_write, mode, refresh_ahead, stale_while_revalidate, stale_if_error, rollout, variants, tags, max_share, cost_per_miss",
         ),
         ("just text", "rule 1: keys and values are wanted here"),
     ] {

@@ -22,6 +22,14 @@ pub(super) fn size(text: &str, range: RangeInclusive<u64>) -> Result<u64, String
     in_range(text, &value, &range, |v| show_size(*v))
 }
 
+/// Reads a number that may have decimals, within `range`; `wanted` says what would be right. No sign and no exponent, so
+/// neither NaN nor infinity.
+pub(super) fn decimal(text: &str, range: RangeInclusive<f64>, wanted: &str) -> Result<f64, String> {
+    let plain = text.starts_with(|c: char| c.is_ascii_digit()) && text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    let value = text.parse::<f64>().ok().filter(|value| plain && range.contains(value));
+    value.ok_or_else(|| format!("{} is not {wanted}", shown(text)))
+}
+
 /// Reads a duration within `range`. A bare `0` needs no unit; every other number does, because seconds and milliseconds
 /// are confused at a factor of 1,000.
 pub(crate) fn duration(text: &str, range: RangeInclusive<Duration>) -> Result<Duration, String> {

@@ -2,8 +2,10 @@
 //! reply. It reads what `observe` and `live` hold; the changes it takes are handed to the data thread (`change`: what is to be
 //! dropped; `live`: rules, mode, reload). No TLS.
 
+mod alerts;
 mod change;
 mod experiments;
+mod health;
 mod keys;
 mod live;
 mod policy;

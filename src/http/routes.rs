@@ -13,8 +13,10 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 
 use super::HttpConfig;
+use super::alerts::Alerts;
 use super::change::{Change, Order, POST_ONLY};
 use super::experiments::Experiments;
+use super::health::{Checks, Vitals};
 use super::live::Target;
 use super::policy::Policy;
 use crate::live::Running;
@@ -39,6 +41,8 @@ enum Page {
     Experiments,
     Policy,
     Keys,
+    Vitals,
+    Alerts,
 }
 
 pub(super) struct Routes {
@@ -107,6 +111,8 @@ impl Routes {
             | "/api/v1/dashboard/policy-stats"
             | "/api/m1/dashboard/policy"
             | "/api/m1/dashboard/policy-stats" => Page::Policy,
+            "/api/v1/dashboard/health" | "/api/m1/dashboard/health" => Page::Vitals,
+            "/api/v1/alerts" => Page::Alerts,
             "/internal/cache" if !self.production => Page::Cache,
             _ => return None,
         })
@@ -153,7 +159,9 @@ impl Routes {
             Page::Live => json(StatusCode::OK, Plain { status: "ok" }),
             Page::Ready => json(code(status.ready()), Ready::of(status)),
             Page::Startup => json(code(status.started()), Plain { status: startup(status) }),
-            Page::Health => json(code(status.ready()), Health::of(status)),
+            Page::Health => json(code(status.ready()), Health::of(&self.view)),
+            Page::Vitals => json(StatusCode::OK, Vitals::of(&self.view)),
+            Page::Alerts => json(StatusCode::OK, Alerts::of(&self.view)),
             Page::Policy => json(StatusCode::OK, Policy::of(&self.view.metrics)),
             Page::Cache => json(StatusCode::OK, Cache::of(&self.view)),
             Page::Experiments => json(StatusCode::OK, Experiments::of(&self.view.metrics.arms)),
@@ -217,15 +225,7 @@ fn code(good: bool) -> StatusCode {
     if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
 }
 
-/// Where in its life the process is; `ok` when it is ready.
-fn phase(status: &Status) -> &'static str {
-    match startup(status) {
-        "ok" if status.warming() => "warming",
-        phase => phase,
-    }
-}
-
-/// The same, where `ok` is that it takes commands.
+/// Where in its life the process is; `ok` is that it takes commands.
 fn startup(status: &Status) -> &'static str {
     match (status.draining(), status.started()) {
         (true, _) => "draining",
@@ -254,7 +254,7 @@ struct Ready {
 
 impl Ready {
     fn of(status: &Status) -> Self {
-        Self { status: phase(status), coherence: status.coherence().as_str(), degraded: degraded(status) }
+        Self { status: status.phase(), coherence: status.coherence().as_str(), degraded: degraded(status) }
     }
 }
 
@@ -270,6 +270,8 @@ struct Health {
     upstream: Option<Upstream>,
     channel: Channel,
     degraded: Vec<String>,
+    #[serde(flatten)]
+    vitals: Checks,
 }
 
 /// The subscription to the sidecars' channel.
@@ -301,10 +303,11 @@ struct Upstream {
 }
 
 impl Health {
-    fn of(status: &Status) -> Self {
+    fn of(view: &View) -> Self {
+        let status = &view.status;
         let degraded = degraded(status);
         Self {
-            status: match phase(status) {
+            status: match status.phase() {
                 "ok" if !degraded.is_empty() => "degraded",
                 phase => phase,
             },
@@ -318,6 +321,7 @@ impl Health {
             }),
             channel: Channel::of(status),
             degraded,
+            vitals: Checks::of(view),
         }
     }
 }

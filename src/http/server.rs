@@ -20,7 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{HttpConfig, routes};
+use super::{HttpConfig, health, routes};
 use crate::observe::View;
 
 /// Start line and headers of one request; probes and scrapers send some 300 bytes, browsers with cookies a few KiB.
@@ -75,6 +75,7 @@ pub(super) async fn serve(
     view: Arc<View>,
     stopped: oneshot::Receiver<()>,
 ) {
+    let watching = tokio::spawn(health::watch(config.running.clone(), view.clone()));
     let shared = Arc::new(Shared {
         http: builder(timeouts),
         timeouts,
@@ -90,6 +91,7 @@ pub(super) async fn serve(
         }
     }
     let _ = stopped.await;
+    watching.abort();
     shared.stop.cancel();
     shared.tasks.close();
     let _ = tokio::time::timeout(STOP_TIMEOUT, shared.tasks.wait()).await;

@@ -125,6 +125,27 @@ const FIRST_BOUND_NANOS: u64 = 10_000;
 /// Bounds 10 µs, 20 µs ... 10.5 s: 2^20 times the first; what takes longer is above every timeout one alerts on.
 const BOUNDS: usize = 21;
 
+/// What is in each bucket.
+pub(super) type Cells = [u64; BOUNDS + 1];
+
+/// The duration that a share of `q` of these did not exceed, in nanoseconds: within a bucket on the straight line between
+/// its bounds, as Prometheus's `histogram_quantile` does it. What is above the last bound counts as that.
+pub(super) fn quantile(cells: &Cells, q: f64) -> Option<u64> {
+    let count: u64 = cells.iter().sum();
+    let rank = q * count as f64;
+    let mut below = 0;
+    for (i, cell) in cells.iter().enumerate().filter(|(_, cell)| **cell > 0) {
+        if (below + cell) as f64 >= rank {
+            let high = FIRST_BOUND_NANOS << i.min(BOUNDS - 1);
+            let low = if i == 0 { 0 } else { FIRST_BOUND_NANOS << (i - 1).min(BOUNDS - 1) };
+            let part = (rank - below as f64) / *cell as f64;
+            return Some(low + ((high - low) as f64 * part) as u64);
+        }
+        below += cell;
+    }
+    None
+}
+
 /// Durations in exponential buckets.
 #[derive(Default)]
 pub(crate) struct Histogram {
@@ -148,6 +169,11 @@ impl Histogram {
     pub(super) fn absorb(&self, other: &Histogram) {
         self.buckets.iter().zip(&other.buckets).for_each(|(own, cell)| own.add(cell.get()));
         self.sum_nanos.add(other.sum_nanos.get());
+    }
+
+    /// The buckets as they are; the last one has no upper bound.
+    pub(super) fn cells(&self) -> Cells {
+        std::array::from_fn(|i| self.buckets[i].get())
     }
 
     pub(crate) fn count(&self) -> u64 {
@@ -202,6 +228,19 @@ mod tests {
         assert_eq!(bounds[BOUNDS - 1].1, 4);
         assert_eq!(h.count(), 5);
         assert!((h.sum_seconds() - 60.000_03).abs() < 1e-9);
+    }
+
+    #[test]
+    fn quantiles_lie_on_the_line_between_a_buckets_bounds() {
+        let mut cells: Cells = [0; BOUNDS + 1];
+        assert_eq!(quantile(&cells, 0.99), None);
+        cells[0] = 50;
+        cells[2] = 50;
+        assert_eq!(quantile(&cells, 0.5), Some(10_000));
+        assert_eq!(quantile(&cells, 0.75), Some(30_000));
+        assert_eq!(quantile(&cells, 1.0), Some(40_000));
+        cells[BOUNDS] = 900;
+        assert_eq!(quantile(&cells, 0.99), Some(FIRST_BOUND_NANOS << (BOUNDS - 1)));
     }
 
     #[test]

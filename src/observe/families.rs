@@ -7,7 +7,9 @@ use prometheus::proto;
 use super::View;
 use super::counters::{Histogram, Labeled};
 use super::patterns::Row;
-use super::reasons::{Action, Again, BreakerState, ChannelState, Coherence, Decision, Link, Method, Mode, Peer, Timed};
+use super::reasons::{
+    Action, Again, BreakerState, ChannelState, Coherence, Decision, Health, Link, Method, Mode, Peer, Timed,
+};
 use super::{clock, process};
 
 /// `impl` of everything the L1 itself counts; the counts of `observe` mode get rows of their own when that mode exists.
@@ -171,6 +173,12 @@ const FAMILIES: &[Family] = &[
         |v, out| by_word(out, &v.metrics.protocol_errors)),
     family!(Counter "nearside_bytes_total" ["peer", "direction"] "Bytes read (in) and written (out).",
         bytes),
+    family!(Gauge "nearside_health" ["status"] "1 for how the process is by its checks, 0 for the others.",
+        |v, out| one_of(out, Health::WORDS, v.status.vitals.health().as_str())),
+    family!(Gauge "nearside_alert_active" ["alert"] "1 while the alert fires.",
+        |v, out| v.status.vitals.by_name().for_each(|(name, active, _)| out.push(&[name], f64::from(active)))),
+    family!(Counter "nearside_alerts_total" ["alert"] "Times the alert was raised.",
+        |v, out| v.status.vitals.by_name().for_each(|(name, _, total)| out.push(&[name], total as f64))),
     family!(Counter "nearside_config_reloads_total" ["result"] "Times the configuration was read again, by what came of it.",
         |v, out| by_word(out, &v.metrics.reloads)),
     family!(Gauge "nearside_config_last_reload_successful" [] "1 while the last attempt to read the configuration succeeded, the one at start included.",

@@ -4,7 +4,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::arms::Arms;
-use super::counters::{Counter, Gauge, Histogram, Labeled, Named};
+use super::counters::{Cells, Counter, Gauge, Histogram, Labeled, Named};
 use super::hot_keys::HotKeys;
 use super::patterns::{PatternId, Patterns, Row, ShardRows};
 use super::policy::PolicyCounts;
@@ -271,6 +271,18 @@ impl Metrics {
             self.shards.iter().for_each(|shard| sum.absorb(&shard.read_hits));
         }
         sum
+    }
+
+    /// All commands by how long they took, and how many of them were answered with an error.
+    pub(super) fn all_durations(&self) -> (Cells, u64) {
+        let sum = Histogram::default();
+        let mut errors = 0;
+        for (what, (_, result)) in Timed::LABELS.iter().enumerate() {
+            let durations = self.durations(what);
+            errors += if *result == "error" { durations.count() } else { 0 };
+            sum.absorb(&durations);
+        }
+        (sum.cells(), errors)
     }
 
     /// What is counted for one family, by all workers.

@@ -4,11 +4,13 @@
 //! data path all the time, read by the side port's thread when somebody asks. Decides nothing and imports nothing from
 //! above; the text that Prometheus scrapes is built in `families`, at scrape time only.
 
+pub(crate) mod alerts;
 pub(crate) mod arms;
 pub(crate) mod clock;
 pub(crate) mod counters;
 pub(crate) mod events;
 pub(crate) mod families;
+pub(crate) mod health;
 pub(crate) mod hot_keys;
 pub(crate) mod interval;
 pub(crate) mod latency;
@@ -21,6 +23,7 @@ pub(crate) mod reasons;
 pub(crate) mod slow_log;
 pub(crate) mod stamp;
 pub(crate) mod status;
+pub(crate) mod vitals;
 
 use std::sync::Arc;
 

@@ -303,6 +303,50 @@ words! {
         Rollout = "rollout",
         /// Upstream was lost, is gone, or is back.
         Upstream = "upstream",
+        /// An alert was raised, or is over.
+        Alert = "alert",
+    }
+}
+
+words! {
+    /// How the process, or one part of it, is.
+    Health {
+        Healthy = "healthy",
+        /// It serves, and somebody should look.
+        Degraded = "degraded",
+        /// Some or all commands cannot be answered as they should.
+        Critical = "critical",
+    }
+}
+
+words! {
+    /// What health is made of.
+    CheckName {
+        Cache = "cache",
+        CoherenceLink = "coherence_link",
+        CoherenceMode = "coherence_mode",
+        Upstream = "upstream",
+        HitRate = "hit_rate",
+        ErrorRate = "error_rate",
+        Policy = "policy",
+        Memory = "memory",
+        Queue = "queue",
+        Alerts = "alerts",
+    }
+}
+
+words! {
+    /// What is watched for, and raised when it lasts.
+    AlertName {
+        ErrorRate = "error_rate",
+        P99 = "p99",
+        HitRate = "hit_rate",
+        CoherenceLost = "coherence_lost",
+        UpstreamDown = "upstream_down",
+        Memory = "memory",
+        EvictionsThrash = "evictions_thrash",
+        QueueGrowing = "queue_growing",
+        ReloadFailed = "reload_failed",
     }
 }
 

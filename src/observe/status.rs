@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use super::clock;
 use super::events::Events;
 use super::reasons::{BreakerState, ChannelState, Coherence, Link, Mode};
+use super::vitals::Vitals;
 
 /// An upstream error as health shows it is cut here: some servers put a whole command into theirs.
 const ERROR_MAX: usize = 200;
@@ -36,6 +37,8 @@ pub(crate) struct Status {
     lanes: Mutex<Vec<Arc<LaneStatus>>>,
     pub(crate) channel: ChannelStatus,
     pub(crate) events: Events,
+    /// What is looked at once a second: health and alerts.
+    pub(crate) vitals: Vitals,
 }
 
 impl Status {
@@ -57,6 +60,7 @@ impl Status {
             lanes: Mutex::new(Vec::new()),
             channel: ChannelStatus::default(),
             events: Events::default(),
+            vitals: Vitals::default(),
         }
     }
 
@@ -146,6 +150,16 @@ impl Status {
 
     pub(crate) fn warming(&self) -> bool {
         self.warming.load(Relaxed)
+    }
+
+    /// Where in its life the process is; `ok` when it is ready.
+    pub(crate) fn phase(&self) -> &'static str {
+        match (self.draining(), self.started(), self.warming()) {
+            (true, _, _) => "draining",
+            (false, false, _) => "starting",
+            (false, true, true) => "warming",
+            (false, true, false) => "ok",
+        }
     }
 
     /// Commands are accepted, whatever state upstream is in, and what is to be loaded first is.
@@ -355,7 +369,7 @@ impl LaneStatus {
         self.why.lock().clone()
     }
 
-    fn is_weak(&self) -> bool {
+    pub(super) fn is_weak(&self) -> bool {
         self.weak.load(Relaxed)
     }
 

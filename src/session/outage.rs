@@ -15,7 +15,7 @@ use crate::command::table::{self, Lookup};
 use crate::command::{Effect, Kind, Request, Spec, keys};
 use crate::config::{OutageError, OutageReads};
 use crate::observe::clock;
-use crate::observe::reasons::{Bypass, Class, Dropped, ErrorType};
+use crate::observe::reasons::{Bypass, Class, Dropped, ErrorType, Timed};
 use crate::resp::build;
 use crate::resp::downgrade::Form;
 use crate::resp::request::{Scan, Scanner};
@@ -114,6 +114,7 @@ impl Session {
             return Some(Step::Close);
         }
         self.answer_error(mute, &outage_text(ctx, lane, now));
+        ctx.metrics.request(refused_as(class), 0);
         None
     }
 
@@ -216,5 +217,14 @@ fn class(spec: &Spec) -> Class {
     match spec.effect {
         Effect::Read => Class::Read,
         _ => Class::Write,
+    }
+}
+
+/// What a command counts as that was refused at once.
+fn refused_as(class: Class) -> Timed {
+    match class {
+        Class::Read => Timed::ReadError,
+        Class::Write => Timed::WriteError,
+        Class::Local | Class::Other => Timed::OtherError,
     }
 }

@@ -57,6 +57,8 @@ mod tags;
 mod tidy;
 /// Upstream is told which keys are hit here.
 mod touch;
+/// Health, alerts and costs follow what happens, and an idle pod does not cry.
+mod vitals;
 /// What is loaded at start, how fast, and when it is done.
 mod warm;
 /// Several threads serve as one does.
