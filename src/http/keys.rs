@@ -6,8 +6,8 @@ use hyper::header::HeaderMap;
 use hyper::{Request, StatusCode};
 use serde::Serialize;
 
-use super::change::{malformed, refusal};
-use super::live::decoded;
+use super::change::malformed;
+use super::query::query;
 use super::routes::{Answer, Refusal, Routes, json};
 use crate::config::KeyNames;
 use crate::observe::hot_keys::{Big, By, Hot};
@@ -26,7 +26,7 @@ const KNOWN: [&str; 2] = ["by", "n"];
 impl Routes {
     /// `near`: over a loopback listener.
     pub(super) fn keys<B>(&self, near: bool, request: &Request<B>) -> Result<Answer, Refusal> {
-        let (by, n) = asked(request.uri().query().unwrap_or_default())?;
+        let (by, n) = asked(request)?;
         let names = self.key_names(near, request.headers());
         Ok(json(StatusCode::OK, Keys::of(&self.view.metrics, by, n, names)))
     }
@@ -38,35 +38,18 @@ impl Routes {
     }
 }
 
-fn asked(query: &str) -> Result<(By, usize), Refusal> {
-    let (mut by, mut n) = (None, None);
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let Some((key, value)) = decoded(key).zip(decoded(value)) else {
-            return Err(malformed("what stands behind ? is no text in UTF-8".to_owned()));
-        };
-        let twice = match key.as_str() {
-            "by" => by
-                .replace(
-                    By::named(value.as_bytes())
-                        .ok_or_else(|| malformed(format!("by: {value:?} is not hits, misses or bytes")))?,
-                )
-                .is_some(),
-            "n" => {
-                let number = value.parse().ok().filter(|n| (1..=SHOWN_MAX).contains(n));
-                n.replace(number.ok_or_else(|| malformed(format!("n: {value:?} is no number from 1 to {SHOWN_MAX}")))?)
-                    .is_some()
-            }
-            _ => {
-                let message = format!("{key:?} is not known behind ?; known here: {}", KNOWN.join(", "));
-                return Err(refusal(StatusCode::BAD_REQUEST, "unknown_parameter", message));
-            }
-        };
-        if twice {
-            return Err(malformed(format!("{key} is given twice")));
+fn asked<B>(request: &Request<B>) -> Result<(By, usize), Refusal> {
+    let (mut by, mut n) = (By::Hits, SHOWN);
+    for (key, value) in query(request, &KNOWN)? {
+        if key == "by" {
+            by = By::named(value.as_bytes())
+                .ok_or_else(|| malformed(format!("by: {value:?} is not hits, misses or bytes")))?;
+        } else {
+            let number = value.parse().ok().filter(|n| (1..=SHOWN_MAX).contains(n));
+            n = number.ok_or_else(|| malformed(format!("n: {value:?} is no number from 1 to {SHOWN_MAX}")))?;
         }
     }
-    Ok((by.unwrap_or(By::Hits), n.unwrap_or(SHOWN)))
+    Ok((by, n))
 }
 
 #[derive(Serialize)]
@@ -152,10 +135,14 @@ impl Keys {
 mod tests {
     use super::*;
 
+    fn read(query: &str) -> Result<(By, usize), Refusal> {
+        asked(&Request::builder().uri(format!("/x?{query}")).body(()).expect("a request"))
+    }
+
     #[test]
     fn what_is_asked_is_read_or_refused_by_name() {
-        assert!(matches!(asked(""), Ok((By::Hits, SHOWN))));
-        assert!(matches!(asked("n=100&by=bytes"), Ok((By::Bytes, SHOWN_MAX))));
+        assert!(matches!(read(""), Ok((By::Hits, SHOWN))));
+        assert!(matches!(read("n=100&by=bytes"), Ok((By::Bytes, SHOWN_MAX))));
         for (query, code, word) in [
             ("by=size", "malformed", "hits, misses or bytes"),
             ("n=0", "malformed", "1 to 100"),
@@ -165,7 +152,7 @@ mod tests {
             ("by=%ff", "malformed", "UTF-8"),
             ("limit=3", "unknown_parameter", "\"limit\" is not known behind ?; known here: by, n"),
         ] {
-            let refusal = asked(query).err().unwrap_or_else(|| panic!("{query}"));
+            let refusal = read(query).err().unwrap_or_else(|| panic!("{query}"));
             assert_eq!((refusal.status, refusal.code), (StatusCode::BAD_REQUEST, code), "{query}");
             assert!(refusal.message.contains(word), "{query}: {}", refusal.message);
         }

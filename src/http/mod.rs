@@ -3,12 +3,15 @@
 //! dropped; `live`: rules, mode, reload). No TLS.
 
 mod alerts;
+mod api;
+mod body;
 mod change;
 mod experiments;
 mod health;
 mod keys;
 mod live;
 mod policy;
+mod query;
 mod routes;
 mod server;
 

@@ -7,8 +7,6 @@ use std::net::{SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -20,8 +18,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{HttpConfig, health, routes};
-use crate::observe::View;
+use super::body::Payload;
+use super::{HttpConfig, api, health, routes};
+use crate::observe::{View, stamp};
 
 /// Start line and headers of one request; probes and scrapers send some 300 bytes, browsers with cookies a few KiB.
 const HEAD_MAX: usize = 16 * 1024;
@@ -53,9 +52,21 @@ pub(super) const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 /// After a failed accept (no file descriptor left): long enough not to spin, short enough for a probe to succeed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// Bytes that the kernel keeps of what a peer has not taken. By default it would let them grow to some megabytes for each
+/// stream that nobody reads; a scrape of ten thousand series goes through this in a few round trips.
+const SEND_BUFFER: usize = 128 * 1024;
+
 /// Said to connections beyond `max_connections`, so that a scraper logs a reason and not a reset.
-const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nconnection: close\r\n\
-    content-length: 70\r\n\r\n{\"error\":{\"code\":\"busy\",\"message\":\"http.max_connections is reached\"}}\n";
+fn busy() -> String {
+    let (version, at) = (env!("CARGO_PKG_VERSION"), stamp::now());
+    let error = r#""error":{"code":"busy","message":"http.max_connections is reached"}"#;
+    let body = format!("{{\"version\":\"{version}\",\"at\":\"{at}\",{error}}}\n");
+    format!(
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncache-control: no-store\r\n\
+         connection: close\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
 
 /// What every connection needs.
 struct Shared {
@@ -90,6 +101,8 @@ pub(super) async fn serve(
             Err(error) => tracing::error!(%error, "an address of the side port cannot be served"),
         }
     }
+    let beating = shared.clone();
+    shared.tasks.spawn(async move { api::events::beat(&beating.routes, &beating.stop).await });
     let _ = stopped.await;
     watching.abort();
     shared.stop.cancel();
@@ -134,7 +147,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
 fn admit(stream: TcpStream, peer: SocketAddr, near: bool, shared: &Arc<Shared>) {
     let Ok(permit) = shared.permits.clone().try_acquire_owned() else {
         // A fresh socket's buffer is empty: it takes this many bytes, or the peer is gone.
-        let _ = stream.try_write(BUSY);
+        let _ = stream.try_write(busy().as_bytes());
         return;
     };
     if let Err(error) = configure(&stream, shared.timeouts) {
@@ -146,7 +159,9 @@ fn admit(stream: TcpStream, peer: SocketAddr, near: bool, shared: &Arc<Shared>) 
 
 fn configure(stream: &TcpStream, timeouts: Timeouts) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    SockRef::from(stream).set_tcp_user_timeout(Some(timeouts.write))
+    let socket = SockRef::from(stream);
+    socket.set_send_buffer_size(SEND_BUFFER)?;
+    socket.set_tcp_user_timeout(Some(timeouts.write))
 }
 
 async fn connection(
@@ -158,7 +173,7 @@ async fn connection(
 ) {
     let answer = service_fn(|request: Request<Incoming>| {
         let routes = &shared.routes;
-        async move { Ok::<Response<Full<Bytes>>, Infallible>(routes.respond(peer, near, request).await) }
+        async move { Ok::<Response<Payload>, Infallible>(routes.respond(peer, near, request).await) }
     });
     let served = shared.http.serve_connection(TokioIo::new(stream), answer);
     tokio::pin!(served);
@@ -180,7 +195,7 @@ mod tests {
 
     #[test]
     fn the_busy_answer_has_the_length_it_says() {
-        let text = std::str::from_utf8(BUSY).unwrap();
+        let text = busy();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
         assert!(head.contains(&format!("content-length: {}", body.len())), "{}", body.len());
         assert!(serde_json::from_str::<serde_json::Value>(body).is_ok());

@@ -9,9 +9,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use parking_lot::Mutex;
 
 use super::alerts::{Alert, Alerts, Turn};
-use super::counters::{Cells, quantile};
+use super::durations::{Delta, Durations};
 use super::events::Actor;
 use super::health::{self, Check, Facts, Firing, Limits, Minute, Upstream};
+use super::history::Took;
 use super::reasons::{AlertName, CheckName, Decision, EventKind, Evict, Health};
 use super::{View, clock, process, stamp};
 
@@ -34,6 +35,8 @@ struct State {
     limits: Limits,
     /// Oldest first.
     ring: VecDeque<Sample>,
+    /// All commands up to the newest of them.
+    durations: Durations,
     alerts: Alerts,
     /// Since when each check says what it says, and the whole; `clock::now`.
     since: [(Health, u64); CheckName::COUNT],
@@ -44,8 +47,8 @@ impl Default for State {
     fn default() -> State {
         let from = (Health::Healthy, clock::now());
         let since = [from; CheckName::COUNT];
-        let (limits, ring, alerts) = Default::default();
-        State { limits, ring, alerts, since, overall: from }
+        let (limits, ring, durations, alerts) = Default::default();
+        State { limits, ring, durations, alerts, since, overall: from }
     }
 }
 
@@ -53,7 +56,8 @@ impl Default for State {
 struct Sample {
     at: u64,
     cpu: u64,
-    durations: Cells,
+    /// The commands since the sample before it, by how long they took.
+    came: Delta,
     errors: u64,
     hits: u64,
     misses: u64,
@@ -83,7 +87,7 @@ impl Vitals {
     pub(crate) fn look(&self, view: &View) -> Report {
         let now = clock::now();
         let mut state = self.0.lock();
-        let sample = Sample::of(view, now);
+        let sample = Sample::of(view, now, &state.durations);
         let minute = state.minute(&sample);
         let cpu_share = state.cpu_share(&sample);
         state.keep(sample);
@@ -134,12 +138,17 @@ impl State {
         {
             self.ring.pop_front();
         }
+        self.durations.absorb(&sample.came);
         self.ring.push_back(sample);
     }
 
     fn minute(&self, now: &Sample) -> Minute {
-        let from = self.ring.iter().find(|sample| now.at.saturating_sub(sample.at) <= WINDOW);
-        from.map_or_else(Minute::default, |from| now.since(from))
+        let Some(at) = self.ring.iter().position(|sample| now.at.saturating_sub(sample.at) <= WINDOW) else {
+            return Minute::default();
+        };
+        let mut durations = Durations::default();
+        self.ring.range(at + 1..).chain([now]).for_each(|sample| durations.absorb(&sample.came));
+        now.since(&self.ring[at], &durations)
     }
 
     fn cpu_share(&self, now: &Sample) -> Option<f64> {
@@ -149,14 +158,13 @@ impl State {
 }
 
 impl Sample {
-    fn of(view: &View, at: u64) -> Sample {
+    fn of(view: &View, at: u64, before: &Durations) -> Sample {
         let metrics = &view.metrics;
-        let (durations, errors) = metrics.all_durations();
         Sample {
             at,
             cpu: clock::cpu(),
-            durations,
-            errors,
+            came: metrics.durations_of(Took::All).since(before),
+            errors: metrics.errors_answered(),
             hits: metrics.hits(),
             misses: metrics.misses(),
             denied: metrics.decided_of_all(Decision::Denied),
@@ -165,16 +173,15 @@ impl Sample {
         }
     }
 
-    fn since(&self, from: &Sample) -> Minute {
-        let durations: Cells = std::array::from_fn(|i| self.durations[i].saturating_sub(from.durations[i]));
+    fn since(&self, from: &Sample, durations: &Durations) -> Minute {
         Minute {
-            requests: durations.iter().sum(),
+            requests: durations.count(),
             errors: self.errors.saturating_sub(from.errors),
             hits: self.hits.saturating_sub(from.hits),
             misses: self.misses.saturating_sub(from.misses),
             denied: self.denied.saturating_sub(from.denied),
             evicted: self.evicted.saturating_sub(from.evicted),
-            p99: quantile(&durations, 0.99),
+            p99: durations.quantile_ms(0.99).map(|ms| (ms * 1e6) as u64),
             queued: self.queue_depth as i64 - from.queue_depth as i64,
         }
     }
@@ -271,7 +278,7 @@ mod tests {
         let status = Arc::new(Status::new("upstream", Mode::Serve));
         status.set_started();
         status.set_upstream_up();
-        View { metrics: Arc::new(Metrics::new(":", 10)), status }
+        View::new(Arc::new(Metrics::new(":", 10)), status)
     }
 
     fn value(report: &Report, name: CheckName) -> Option<f64> {
