@@ -14,6 +14,8 @@ const DOCUMENTS: &[&str] = &[
     "docs/configuration.md",
     "docs/health-alerts-costs.md",
 ];
+const DOCUMENTS: &[&str] =
+    &["README.md", "ARCHITECTURE.md", "SECURITY.md", "CHANGELOG.md", "docs/configuration.md", "docs/hot-keys.md"];
 
 fn read(path: &str) -> String {
     fs::read_to_string(Path::new(ROOT).join(path)).unwrap_or_else(|e| panic!("{path}: {e}"))

@@ -24,6 +24,8 @@ mod faults;
 mod harness;
 /// No old value is served: the hazards of the coherence protocol, one by one.
 mod hazards;
+/// Keys, values and commands that stand out, and what is kept of them for the next process.
+mod hot_keys;
 /// The side port follows what happens on the others.
 mod http;
 /// Sockets, signals, draining, exit codes.
@@ -32,6 +34,8 @@ mod lifecycle;
 mod limits;
 /// Rules, mode and configuration change while clients are served.
 mod live;
+/// What Prometheus reads, by promtool and a real one.
+mod metrics;
 /// Byte for byte what Redis itself answers.
 mod oracle;
 /// Upstream gone, cell by cell of what is promised then, at start, in service and under load.
