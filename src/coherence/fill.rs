@@ -14,7 +14,7 @@ use crate::cache::{Due, Entry, FormEntry, FormId, Labels, ShareOf, Tag, Token, V
 use crate::command::cacheable::Shape;
 use crate::config::{Rule, WHOLE};
 use crate::observe::clock;
-use crate::observe::reasons::{Coherence, Discard, Evict};
+use crate::observe::reasons::{Coherence, Discard, Evict, Method};
 use crate::policy::Keep;
 use crate::resp::downgrade::Form;
 use crate::resp::reply;
@@ -180,7 +180,9 @@ impl Lane {
         let replies: Vec<&[u8]> = reply::elements(frame).collect();
         let whole = frame.first() == Some(&b'*') && replies.len() == misses.len();
         if whole {
-            for (miss, frame) in misses.iter_mut().zip(&replies) {
+            let took = self.last_byte.get().saturating_sub(fetch.t_sent);
+            for (i, (miss, frame)) in misses.iter_mut().zip(&replies).enumerate() {
+                ctx.tell_one(miss.seen.as_ref(), Method::Mget, (i == 0).then_some(took), frame);
                 miss.value = miss.right.as_ref().and_then(|(keep, _)| cacheable(ctx, keep, frame));
             }
             let read_back = misses.len() <= MGET_POPULATE_MAX;

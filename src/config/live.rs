@@ -14,6 +14,8 @@ pub(crate) const LIVE: &[&str] = &[
     "cache.negative_ttl",
     "cache.on_write",
     "rules",
+    "observe.candidates.min_per_minute",
+    "observe.candidates.min_latency",
     "commands.deny",
     "commands.allow",
     "commands.enforce",
@@ -35,6 +37,7 @@ impl Config {
         out.cache.negative_ttl = next.cache.negative_ttl;
         out.cache.on_write = next.cache.on_write;
         out.rules.clone_from(&next.rules);
+        out.observe.candidates = next.observe.candidates;
         // Whether SHUTDOWN may pass is looked up where it is asked for, at any time of a connection.
         out.commands = Commands { shutdown: self.commands.shutdown, ..next.commands.clone() };
         out.http.allowed_hosts.clone_from(&next.http.allowed_hosts);
@@ -93,6 +96,7 @@ local: {{max_bytes: 5MiB}}
 coherence: {{mode: ttl, max_staleness: 2s, fence: session, channel: c, sample_per_second: 2,
   ttl_cap: {{tracking: 1s, pubsub: 2s, ttl: 2s}}, pubsub_atomic: false, canary: off}}
 outage: {{reads: fail, max_stale: 1s, error: close}}
+observe: {{file: /tmp/observed, candidates: {{min_per_minute: 1, min_latency: 1ms}}}}
 commands: {{shutdown: true, deny: [get], allow: [set], enforce: false, overrides: [{{client: c, deny: []}}],
   rate: [{{client: c, per_second: 1}}]}}
 http: {{listen: [], allowed_hosts: [x], token_file: {secret}, max_connections: 1}}

@@ -28,7 +28,7 @@ pub(crate) use live::differing;
 pub(crate) use print::{json, rule_json, yaml};
 pub(crate) use rollout::{AutoRollback, Ramp, Rollout, WHOLE};
 pub(crate) use rule_change::{Changed, Place, no_such_rule, put_rule, without_rule};
-pub(crate) use rules::{Rule, RuleMode, Variant, show_percent};
+pub(crate) use rules::{Rule, RuleMode, Variant, show_percent, suggested};
 pub(crate) use settings::{Digest, Overrides};
 pub(crate) use units::duration;
 pub(crate) use url::{Url, parse as parse_url};
@@ -138,6 +138,7 @@ pub(crate) struct Config {
     pub(crate) warm: Warm,
     pub(crate) coherence: Coherence,
     pub(crate) outage: Outage,
+    pub(crate) observe: Observe,
     pub(crate) commands: Commands,
     pub(crate) http: Http,
     pub(crate) log: Log,
@@ -310,6 +311,22 @@ impl Warm {
     }
 }
 
+/// What is measured, and what becomes of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Observe {
+    /// What observe mode has learned is kept here over a restart; none: it is not.
+    pub(crate) file: Option<PathBuf>,
+    pub(crate) candidates: Candidates,
+}
+
+/// From where on a family of keys is worth caching.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Candidates {
+    pub(crate) min_per_minute: u32,
+    /// Of upstream's answers, on average.
+    pub(crate) min_latency: Duration,
+}
+
 /// The local engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Local {
@@ -319,12 +336,15 @@ pub(crate) struct Local {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CacheMode {
     Serve,
+    /// Nothing is stored or served; what could be is measured.
+    Observe,
     Off,
 }
 
 impl CacheMode {
     /// The first word is the default.
-    const ALL: [(&str, CacheMode); 2] = [("serve", CacheMode::Serve), ("off", CacheMode::Off)];
+    const ALL: [(&str, CacheMode); 3] =
+        [("serve", CacheMode::Serve), ("observe", CacheMode::Observe), ("off", CacheMode::Off)];
 
     pub(crate) fn as_str(self) -> &'static str {
         Self::ALL[self as usize].0

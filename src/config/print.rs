@@ -78,6 +78,7 @@ pub(super) fn entries(config: &Config) -> Vec<(&'static str, Shown)> {
         warm,
         coherence,
         outage,
+        observe,
         commands,
         http,
         log,
@@ -94,6 +95,7 @@ pub(super) fn entries(config: &Config) -> Vec<(&'static str, Shown)> {
     out.warm(warm);
     out.coherence(coherence);
     out.outage(outage);
+    out.observe(observe);
     out.commands(commands);
     out.list("http.listen", http.listen.iter().map(ToString::to_string));
     out.list("http.allowed_hosts", http.allowed_hosts.iter().cloned());
@@ -199,6 +201,12 @@ impl Entries {
         self.value("outage.max_stale", show_duration(outage.max_stale));
         self.value("outage.writes", outage.writes.as_str());
         self.value("outage.error", outage.error.as_str());
+    }
+
+    fn observe(&mut self, observe: &super::Observe) {
+        self.path("observe.file", observe.file.as_deref());
+        self.value("observe.candidates.min_per_minute", observe.candidates.min_per_minute);
+        self.value("observe.candidates.min_latency", show_duration(observe.candidates.min_latency));
     }
 
     fn commands(&mut self, commands: &Commands) {

@@ -27,6 +27,7 @@ pub(super) enum Target {
     Rule(String),
     Config,
     Events,
+    Candidates,
     Mode,
     Reload,
 }
@@ -50,6 +51,7 @@ impl Target {
             RULES => Target::Rules,
             "/api/v1/config" => Target::Config,
             "/api/v1/events/recent" => Target::Events,
+            "/api/v1/candidates" => Target::Candidates,
             "/api/v1/mode" => Target::Mode,
             "/api/v1/reload" => Target::Reload,
             _ => {
@@ -63,7 +65,7 @@ impl Target {
     /// The methods of `Allow`.
     fn allows(&self) -> &'static [Method] {
         match self {
-            Target::Rules | Target::Config | Target::Events => &[Method::GET, Method::HEAD],
+            Target::Rules | Target::Config | Target::Events | Target::Candidates => &[Method::GET, Method::HEAD],
             Target::Rule(_) => &[Method::PUT, Method::DELETE],
             Target::Mode => &[Method::PUT],
             Target::Reload => &[Method::POST],
@@ -88,6 +90,7 @@ impl Routes {
             Target::Rules => readable(&request).map(|()| self.rules()).map_err(No::from),
             Target::Config => readable(&request).map(|()| self.config()).map_err(No::from),
             Target::Events => readable(&request).and_then(|()| self.events(&request)).map_err(No::from),
+            Target::Candidates => self.candidates(&request).map_err(No::from),
             Target::Rule(_) | Target::Mode | Target::Reload => self.carry_out(target, peer, request).await,
         };
         done.unwrap_or_else(No::answer)
@@ -148,7 +151,7 @@ impl Routes {
                 query(&request, &[])?;
                 Change::Reload
             }
-            Target::Rules | Target::Config | Target::Events => return Err(not_there().into()),
+            Target::Rules | Target::Config | Target::Events | Target::Candidates => return Err(not_there().into()),
         };
         let done = self.order(|done| Order::Change { change, actor, done }).await?;
         done.map(|done| json(StatusCode::OK, done)).map_err(No::of)
@@ -200,7 +203,7 @@ where
 }
 
 /// The pairs behind `?`, decoded; one that is not `known` is refused, because its wish would not be granted.
-fn query<B>(request: &Request<B>, known: &[&str]) -> Result<Vec<(String, String)>, Refusal> {
+pub(super) fn query<B>(request: &Request<B>, known: &[&str]) -> Result<Vec<(String, String)>, Refusal> {
     let mut found: Vec<(String, String)> = Vec::new();
     for pair in request.uri().query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));

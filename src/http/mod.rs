@@ -2,6 +2,7 @@
 //! reply. It reads what `observe` and `live` hold; the changes it takes are handed to the data thread (`change`: what is to be
 //! dropped; `live`: rules, mode, reload). No TLS.
 
+mod candidates;
 mod change;
 mod experiments;
 mod live;

@@ -17,6 +17,7 @@ pub(crate) mod patterns;
 pub(crate) mod policy;
 mod process;
 pub(crate) mod reasons;
+pub(crate) mod shadow;
 pub(crate) mod stamp;
 pub(crate) mod status;
 

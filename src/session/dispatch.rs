@@ -543,7 +543,8 @@ impl Session {
         };
         let Judged { arm, keep, .. } = self.note_lookup(ctx, b, key, Method::Get, epoch);
         let slot = self.slot(mute, self.on_spare.get(), asked(b, epoch).of(arm));
-        let get = FetchRequest { raw: req.raw, read: FetchRead::GET, keep: keep.ok(), may_join, place };
+        let watched = ctx.watch(b.lane.id, req, spec);
+        let get = FetchRequest { raw: req.raw, read: FetchRead::GET, keep: keep.ok(), may_join, place, watched };
         b.lane.note_read(b.now);
         lane.fetch(ctx, b.now, self, slot, key, get);
         if ctx.cache_serves() {
@@ -659,7 +660,8 @@ impl Session {
                 if right.is_none() {
                     lane.overtake(ctx, key);
                 }
-                misses.push(Miss { key: key.into(), right, value: None });
+                let seen = ctx.seen(b.lane.id, key, Method::Mget, None);
+                misses.push(Miss { key: key.into(), right, seen, value: None });
                 parts.push(Part::Miss);
             }
         }
@@ -778,6 +780,8 @@ impl Session {
         let mut relay = Relay::plain(self.clone(), slot, keys::form(spec, req), spec.resend);
         relay.write = spec.effect != Effect::Read;
         relay.info = spec.kind == Kind::Info && super::nearside::wants_own_info(req);
+        relay.watched = ctx.watch(b.lane.id, req, spec);
+        ctx.watch_write(Some(spec), req);
         match effect {
             None if ctx.cache_serves() => keys::for_each(spec, req, |key| {
                 self.note_named(ctx.l1.stripe(key));
