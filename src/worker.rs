@@ -245,6 +245,10 @@ impl Ctx {
     /// Asked for through `live::set_mode`, which keeps who and when. Nothing stored before is served after; lanes arm or
     /// disarm their tracking (the argument is at `Lane::change_mode`).
     pub(crate) fn set_mode(self: &Rc<Self>, mode: CacheMode) {
+        // In front of memory nothing is cached, whatever a reload says.
+        if self.engine.is_some() {
+            return;
+        }
         let before = self.mode.replace(mode);
         if before == mode {
             return;

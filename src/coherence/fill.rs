@@ -180,9 +180,9 @@ impl Lane {
         let replies: Vec<&[u8]> = reply::elements(frame).collect();
         let whole = frame.first() == Some(&b'*') && replies.len() == misses.len();
         if whole {
-            let took = self.last_byte.get().saturating_sub(fetch.t_sent);
-            for (i, (miss, frame)) in misses.iter_mut().zip(&replies).enumerate() {
-                ctx.tell_one(miss.seen.as_ref(), Method::Mget, (i == 0).then_some(took), frame);
+            let mut took = Some(self.last_byte.get().saturating_sub(fetch.t_sent));
+            for (miss, frame) in misses.iter_mut().zip(&replies) {
+                ctx.tell_one(miss.seen.as_ref(), Method::Mget, &mut took, frame);
                 miss.value = miss.right.as_ref().and_then(|(keep, _)| cacheable(ctx, keep, frame));
             }
             let read_back = misses.len() <= MGET_POPULATE_MAX;

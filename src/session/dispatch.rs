@@ -21,7 +21,7 @@ use crate::net::drop_front;
 use crate::observe::arms::{ArmId, Common, Hits};
 use crate::observe::clock;
 use crate::observe::reasons::{Action, Bypass, Class, Coherence, Dropped, Flush, Method, Peer, Source, Timed};
-use crate::policy::{Judged, Keep};
+use crate::policy::{Judged, Keep, explain};
 use crate::resp::Proto;
 use crate::resp::build;
 use crate::resp::request::{Arg, ProtocolError, Scan};
@@ -420,9 +420,9 @@ impl Session {
             Route::Cached(epoch) => self.read(ctx, b, req, spec, mute, Ok(epoch)),
             Route::Fetch(why) if spec.kind == Kind::Get => self.get(ctx, b, req, spec, mute, Err(why)),
             Route::Fetch(why) if spec.kind != Kind::Mget => self.read(ctx, b, req, spec, mute, Err(why)),
-            Route::Fetch(Bypass::CacheOff | Bypass::TrackingRefused) => self.forward(ctx, b, req, spec, mute, None),
+            Route::Fetch(Bypass::CacheOff | Bypass::TrackingRefused) => self.pass_by(ctx, b, req, spec, mute),
             Route::Fetch(why) => self.mget(ctx, b, req, spec, mute, Err(why)),
-            Route::Lane => self.forward(ctx, b, req, spec, mute, None),
+            Route::Lane => self.pass_by(ctx, b, req, spec, mute),
             Route::Write => self.forward(ctx, b, req, spec, mute, Some(Effect::Write)),
             Route::Opaque => self.forward(ctx, b, req, spec, mute, Some(Effect::Opaque)),
             Route::SwapDb => self.forward(ctx, b, req, spec, mute, Some(Effect::SwapDb)),
@@ -751,6 +751,24 @@ impl Session {
             Availability::Refused(_) => Some(Step::Suspend(Work::Pinned(Why::NoLane, Owned::of(req)))),
             _ => self.in_outage(ctx, b, req, spec, mute),
         })
+    }
+
+    /// A command that the L1 has no part in; if it could have, that is counted.
+    fn pass_by(
+        self: &Rc<Self>,
+        ctx: &Rc<Ctx>,
+        b: &mut Batch,
+        req: &Request<'_>,
+        spec: &'static Spec,
+        mute: bool,
+    ) -> Option<Step> {
+        let step = self.forward(ctx, b, req, spec, mute, None);
+        let kept = explain::kept(spec, req).filter(|_| step.is_none() && keys::arity_ok(spec, req.argc()));
+        if let Some(kept) = kept {
+            let pattern = ctx.judge(req.arg(1), kept.method).pattern;
+            ctx.metrics.patterns.candidate(pattern, kept.method);
+        }
+        step
     }
 
     /// Any other command for the lane. `effect`: what the L1 must do about it; `None`: nothing.

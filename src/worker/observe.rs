@@ -111,15 +111,17 @@ impl Ctx {
     /// The reply to a read has come, `took` nanoseconds after it was sent.
     pub(crate) fn tell(&self, watched: &Watched, took: u64, frame: &[u8]) {
         if reply::is_error(frame) || watched.method != Method::Mget {
-            return self.tell_one(watched.keys.first().and_then(Option::as_ref), watched.method, Some(took), frame);
+            let first = watched.keys.iter().find_map(Option::as_ref);
+            return self.tell_one(first, watched.method, &mut Some(took), frame);
         }
-        for (i, (seen, frame)) in watched.keys.iter().zip(reply::elements(frame)).enumerate() {
-            self.tell_one(seen.as_ref(), Method::Mget, (i == 0).then_some(took), frame);
+        let mut took = Some(took);
+        for (seen, frame) in watched.keys.iter().zip(reply::elements(frame)) {
+            self.tell_one(seen.as_ref(), Method::Mget, &mut took, frame);
         }
     }
 
-    /// One key's reply; `took` with the first of a request.
-    pub(crate) fn tell_one(&self, seen: Option<&Seen>, method: Method, took: Option<u64>, frame: &[u8]) {
+    /// One key's reply; `took` is the request's, and is told with the first key that is observed.
+    pub(crate) fn tell_one(&self, seen: Option<&Seen>, method: Method, took: &mut Option<u64>, frame: &[u8]) {
         let Some(seen) = seen else { return };
         let negative = u32::try_from(self.config.cache.negative_ttl.as_millis()).unwrap_or(u32::MAX);
         let came = (!reply::is_error(frame)).then(|| Came {
@@ -129,7 +131,7 @@ impl Ctx {
             absent_ms: reply::is_null(frame).then_some(negative),
         });
         let name = self.metrics.patterns.name(seen.pattern);
-        self.metrics.shadow.read(name, seen, method, took, came, clock::now());
+        self.metrics.shadow.read(name, seen, method, took.take(), came, clock::now());
     }
 
     /// A command that may write is about to be sent, on whatever connection.
