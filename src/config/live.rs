@@ -92,7 +92,6 @@ cache: {{mode: off, commands: [GET], max_bytes: 2MiB, max_entries: 5, max_value_
 local: {{max_bytes: 3MiB}}
 rules: [{{pattern: '*'}}]
 warm: {{keys: [k], patterns: [p], rate: 1, max_keys: 1, before_ready: true, timeout: 1s}}
-local: {{max_bytes: 5MiB}}
 coherence: {{mode: ttl, max_staleness: 2s, fence: session, channel: c, sample_per_second: 2,
   ttl_cap: {{tracking: 1s, pubsub: 2s, ttl: 2s}}, pubsub_atomic: false, canary: off}}
 outage: {{reads: fail, max_stale: 1s, error: close}}

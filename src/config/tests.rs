@@ -800,7 +800,7 @@ fn a_bad_rule_is_refused_with_line_rule_key_and_remedy() {
             "{pattern: '*', name: r, on_write: never}",
             "r: on_write: \"never\" is not one of update, resident, invalidate",
         ),
-        ("{pattern: '*', name: r, mode: observe}", "r: mode: \"observe\" is not one of serve, off"),
+        ("{pattern: '*', name: r, mode: watch}", "r: mode: \"watch\" is not one of serve, observe, off"),
         ("{pattern: '*', name: _r}", "_r: name: \"_r\" is no name: 1 to 64 printable bytes, no _ in front"),
         (
             "{pattern: '*', name: r, refresh_ahead: 5m}",

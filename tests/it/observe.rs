@@ -328,12 +328,12 @@ fn a_switch_during_a_handshake_is_made_up_for() {
     for (from, to, wanted) in [("observe", "serve", "1"), ("serve", "observe", "0")] {
         let redis = Redis::start();
         let relay = Relay::to(&redis);
-        relay.stall(Scope::One(0), Dir::Down);
+        relay.stall(Scope::All, Dir::Down);
         let proxy = Proxy::upstream(&relay.url()).set("cache.mode", from).set("upstream.connect_timeout", "4s").start();
         relay.wait_accepted(1);
         let mut client = proxy.client();
         assert_eq!(run(&mut client, &format!("NEARSIDE MODE {to}")), Reply::ok());
-        relay.resume(Scope::One(0), Dir::Down);
+        relay.resume(Scope::All, Dir::Down);
         assert_eq!(run(&mut client, "GET k"), Reply::Nil);
         eventually(PATIENCE, "the link as the mode wants it", || tracking(&redis) == wanted);
         if to == "serve" {
