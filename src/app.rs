@@ -19,7 +19,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::cache::{Bounds, L1};
 use crate::coherence::{self, Channel, Message};
-use crate::config::{Backend, CacheMode, Config, Eviction, Listen};
+use crate::config::{Backend, Config, Eviction, Listen};
 use crate::front::{self, Workers};
 use crate::http::{self, HttpConfig, Order};
 use crate::live::{self, Origin};
@@ -79,6 +79,8 @@ pub(crate) fn serve(mut config: Config, warnings: Vec<String>, origin: Origin) -
     let caches = config.cache.mode == CacheMode::Serve && backend == Backend::Upstream;
     let mode = if caches { Mode::Serve } else { Mode::Off };
     let metrics = Arc::new(Metrics::with(&worker::setup(&config)));
+    let mode = if backend == Backend::Upstream { worker::shown(config.cache.mode) } else { Mode::Off };
+    let metrics = Arc::new(Metrics::with_workers(":", 100, config.workers - 1));
     let status = Arc::new(Status::new(backend.as_str(), mode));
     let view = Arc::new(View::new(metrics.clone(), status.clone()));
     let bounds = Bounds {
@@ -160,6 +162,7 @@ async fn run(
         () = drain(&ctx, &workers, &accepting) => tracing::info!("stopped"),
         () = signalled(&mut term, &mut interrupt) => tracing::warn!("stopped at once by a second signal"),
     }
+    ctx.keep_observed();
     Ok(())
 }
 
@@ -169,6 +172,7 @@ async fn begin_backend(ctx: &Rc<Ctx>) {
         Backend::Upstream => {
             Channel::spawn(ctx);
             tokio::task::spawn_local(worker::rollout::run(ctx.clone()));
+            worker::observe::start(ctx);
             coherence::check_prefix(ctx);
             tokio::task::spawn_local(coherence::tell_what_is_hit(ctx.clone()));
             coherence::begin_last_run(ctx);

@@ -87,7 +87,7 @@ fn ctx(env: &[(&str, &str)]) -> Rc<Ctx> {
     let metrics = Arc::new(Metrics::with(&worker::setup(&config)));
     let bounds = Bounds { max_bytes: config.cache.max_bytes, max_entries: config.cache.max_entries, lru: false };
     let l1 = Arc::new(L1::new(bounds, metrics.clone()));
-    let mode = if config.cache.mode == CacheMode::Serve { Mode::Serve } else { Mode::Off };
+    let mode = crate::worker::shown(config.cache.mode);
     let status = Arc::new(Status::new("upstream", mode));
     Ctx::new(Arc::new(config), l1, metrics, status)
 }

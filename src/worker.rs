@@ -1,6 +1,7 @@
 //! What one data thread owns: its lanes, its pinned connections, its sessions, and the few things they share. Everything in
 //! here is single-threaded; only `l1`, `metrics` and `status` are shared with other threads.
 
+pub(crate) mod observe;
 pub(crate) mod rollout;
 mod upstream;
 
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use dashmap::DashMap;
 
+use self::observe::Observing;
 use crate::cache::{L1, Large, Matcher};
 use crate::coherence::{Availability, Channel, Hold, Lane, LastRun, Malformed, Samples, Touches};
 use crate::command::Spec;
@@ -95,6 +97,8 @@ pub(crate) struct Ctx {
     /// The backend, where no upstream is named.
     engine: Option<RefCell<Engine>>,
     mode: Cell<CacheMode>,
+    /// What is read is told to the shadow: of all keys, or of those of some rules.
+    observing: Observing,
     rules: Arc<Current>,
     /// How far their rollouts have come.
     experiments: RefCell<Experiments>,
@@ -167,6 +171,7 @@ impl Ctx {
             started: clock::now(),
             // Nothing is cached in front of memory.
             mode: Cell::new(if engine.is_some() { CacheMode::Off } else { config.cache.mode }),
+            observing: Observing::default(),
             engine,
             prefix: Prefix::new(&config.upstream.key_prefix),
             words: Cell::default(),
@@ -211,6 +216,7 @@ impl Ctx {
         ctx.set_policy(Arc::new(Policy::new(&ctx.config.commands)));
         ctx.set_slow_log(&ctx.config);
         ctx.metrics.max_bytes.set(ctx.config.cache.max_bytes);
+        ctx.begin_or_end_observing();
         ctx
     }
 
@@ -257,22 +263,35 @@ impl Ctx {
     }
 
     pub(crate) fn mode_word(&self) -> &'static str {
-        match self.mode.get() {
-            CacheMode::Serve => Mode::Serve.as_str(),
-            CacheMode::Off => Mode::Off.as_str(),
-        }
+        self.mode.get().as_str()
     }
 
-    /// Asked for through `live::set_mode`, which keeps who and when. Nothing stored before is served after; lanes arm or disarm their tracking.
+    /// Asked for through `live::set_mode`, which keeps who and when. Nothing stored before is served after; lanes arm or
+    /// disarm their tracking (the argument is at `Lane::change_mode`).
     pub(crate) fn set_mode(self: &Rc<Self>, mode: CacheMode) {
-        if self.mode.replace(mode) == mode {
+        // In front of memory nothing is cached, whatever a reload says.
+        if self.engine.is_some() {
+            return;
+        }
+        let before = self.mode.replace(mode);
+        if before == mode {
             return;
         }
         self.l1.flush();
         self.metrics.flushes.inc(Flush::Mode);
-        self.status.set_mode(if mode == CacheMode::Serve { Mode::Serve } else { Mode::Off });
+        self.status.set_mode(shown(mode));
         let lanes: Vec<Rc<Lane>> = self.lanes.borrow().values().cloned().collect();
-        lanes.iter().for_each(|lane| lane.set_tracking(self, mode == CacheMode::Serve));
+        lanes.iter().for_each(|lane| lane.change_mode(self, before));
+        self.begin_or_end_observing();
+    }
+
+    pub(crate) fn mode(&self) -> CacheMode {
+        self.mode.get()
+    }
+
+    /// Why nothing is stored through any lane.
+    pub(crate) fn why_not_serving(&self) -> String {
+        format!("cache.mode is {}", self.mode_word())
     }
 
     // ---- rules ----
@@ -317,6 +336,7 @@ impl Ctx {
         let old = self.rules.swap(next.clone());
         self.kept.set(next.commands());
         self.refreshes.set(next.refresh());
+        self.begin_or_end_observing();
         self.l1.set_linger(linger(&self.config, &next));
         let sweep = self.l1.sweep(vec![Matcher::Rules { old, next, prefix: self.prefix.clone() }]);
         self.lanes.borrow().values().for_each(|lane| lane.asks_for_field_expiry(self));
@@ -725,6 +745,13 @@ fn keep_series(metrics: &Metrics, rules: &Rules) {
     metrics.patterns.keep_rules(&labels);
     let names = |name: &str| rules.list().iter().any(|rule| rule.terms.tags.iter().any(|tag| tag.text() == name));
     metrics.templates.keep_only(names);
+/// The mode as health and metrics have it.
+pub(crate) fn shown(mode: CacheMode) -> Mode {
+    match mode {
+        CacheMode::Serve => Mode::Serve,
+        CacheMode::Observe => Mode::Observe,
+        CacheMode::Off => Mode::Off,
+    }
 }
 
 /// What everybody may know of an error: its code, without names.

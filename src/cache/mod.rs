@@ -349,6 +349,11 @@ pub(crate) fn usable(forms: &Forms, epoch: u64, flush_gen: u64, now: u64) -> Opt
     forms.entries.iter().find(|e| e.may_serve(epoch, flush_gen, now))
 }
 
+/// What a copy of a reply of so many bytes would cost of `max_bytes`, about: its key is not counted.
+pub(crate) fn weight(reply: usize) -> usize {
+    OVERHEAD + size_of::<Entry>() + reply
+}
+
 /// What an entry costs of `max_bytes`.
 fn weigh(floor: u64, key: &[u8], forms: &Forms) -> u32 {
     let marks = forms.marks.as_ref().map_or(0, |marks| marks.bytes(key));

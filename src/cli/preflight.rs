@@ -75,6 +75,7 @@ fn tracking(link: &LaneLink) -> Check {
         Ok(()) => Ok("RESP3 and CLIENT TRACKING".to_owned()),
         Err(Refusal::NoResp3(why)) => Err(format!("no RESP3: {why}")),
         Err(Refusal::Tracking(why)) => Err(format!("no CLIENT TRACKING: {why}")),
+        Err(Refusal::NotAsked) => Err("CLIENT TRACKING was not asked for".to_owned()),
     };
     Check { name: "tracking", result }
 }

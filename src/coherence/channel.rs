@@ -503,7 +503,7 @@ impl Channel {
         let now = clock::now();
         let since_sent = now.saturating_sub(self.last_sent.get());
         let wanted = self.last_read.get() > 0 && now.saturating_sub(self.last_read.get()) < READ_RECENTLY;
-        if (wanted && since_sent >= ctx.max_staleness / 4) || since_sent >= KEEPALIVE {
+        if (wanted && since_sent >= ctx.max_staleness / 4) || (since_sent >= KEEPALIVE && ctx.cache_serves()) {
             self.ping(now, None);
         }
         self.tick_events(ctx, now);

@@ -14,7 +14,7 @@ use crate::cache::{Due, Entry, FormEntry, FormId, Labels, ShareOf, Tag, Token, V
 use crate::command::cacheable::Shape;
 use crate::config::{Rule, WHOLE};
 use crate::observe::clock;
-use crate::observe::reasons::{Coherence, Discard, Evict};
+use crate::observe::reasons::{Coherence, Discard, Evict, Method};
 use crate::policy::Keep;
 use crate::resp::downgrade::Form;
 use crate::resp::reply;
@@ -192,7 +192,9 @@ impl Lane {
         let replies: Vec<&[u8]> = reply::elements(frame).collect();
         let whole = frame.first() == Some(&b'*') && replies.len() == misses.len();
         if whole {
+            let mut took = Some(self.last_byte.get().saturating_sub(fetch.t_sent));
             for (miss, frame) in misses.iter_mut().zip(&replies) {
+                ctx.tell_one(miss.seen.as_ref(), Method::Mget, &mut took, frame);
                 miss.value = miss.right.as_ref().and_then(|(keep, _)| cacheable(ctx, keep, frame));
             }
             let read_back = misses.len() <= MGET_POPULATE_MAX;

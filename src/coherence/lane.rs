@@ -21,6 +21,7 @@ use super::stale::LostLane;
 use super::touch::Touching;
 use super::wait::{Fetch, FetchRead, MgetFetch, Miss, Origin, Part, Refresh, RefreshKey, Relay, Waiter, Waiting};
 use crate::cache::{FormId, StripeId, Token};
+use crate::config::CacheMode;
 use crate::mutation::{self, Rule};
 use crate::observe::reasons::{Bypass, Coherence, Discard};
 use crate::observe::status::{LaneStatus, Status};
@@ -32,6 +33,7 @@ use crate::upstream::Profile;
 use crate::upstream::handshake::{self, Refusal};
 use crate::wake::Wake;
 use crate::worker::Ctx;
+use crate::worker::observe::Watched;
 
 /// Bytes of commands that a lane takes before sessions must wait: enough for 60,000 small commands in flight, and the most
 /// that a stuck upstream makes a lane keep.
@@ -39,8 +41,6 @@ const LOG_MAX: usize = 32 << 20;
 
 /// A split MGET asks for the TTLs of at most so many misses; beyond it nothing is stored (decision 4).
 pub(crate) const MGET_POPULATE_MAX: usize = 64;
-
-pub(super) const MODE_OFF: &str = "cache.mode is off";
 
 /// What a lane can do for a session now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -165,7 +165,7 @@ impl Lane {
             f: Cell::new(0),
             facts: Arc::default(),
             lost: Cell::default(),
-            uncached: RefCell::new((!ctx.cache_serves()).then(|| MODE_OFF.to_owned())),
+            uncached: RefCell::new((!ctx.cache_serves()).then(|| ctx.why_not_serving())),
             inner: RefCell::new(Inner {
                 availability: Availability::Starting,
                 log: Log::default(),
@@ -225,18 +225,32 @@ impl Lane {
         matches!(self.inner.borrow().availability, Availability::Refused(_))
     }
 
-    /// The cache's mode has changed: arms or disarms a live lane.
-    pub(crate) fn set_tracking(self: &Rc<Self>, ctx: &Rc<Ctx>, on: bool) {
+    /// The cache's mode was `before`: arms or disarms a live lane, over the connection it has.
+    ///
+    /// **No stale value over a switch.** Away from `serve`: the L1 is flushed and this lane enters `none` in the same step,
+    /// which ends the epoch of everything stored or under way; a fetch that is answered later finds another epoch (R12).
+    /// Back: until upstream's answer to the *last* CLIENT TRACKING ON has been read the lane is in `none`, where no fetch has
+    /// a token and no PTTL is sent; from there it arms as a new connection does, and only reads that are sent behind that
+    /// answer may be stored. Stream order makes that enough: an older answer (on, off, on again before the first is
+    /// answered) can only arm the lane when all three commands have been written before, so what is read after it is
+    /// executed behind the last of them. A connection that was still being made is put right in `came_up`.
+    pub(crate) fn change_mode(self: &Rc<Self>, ctx: &Rc<Ctx>, before: CacheMode) {
+        let (on, was_on) = (ctx.cache_serves(), before == CacheMode::Serve);
         let tracks = self.is_live() && !self.speaks_resp2() && ctx.config.coherence.mode.wants_tracking();
-        if tracks {
-            let word: &[u8] = if on { b"ON" } else { b"OFF" };
-            let mut raw = bytes::BytesMut::new();
-            build::command(&mut raw, &[b"CLIENT", b"TRACKING", word]);
-            self.send_own(crate::observe::clock::now(), &raw, Waiting::Track(on));
+        if tracks && on != was_on {
+            self.ask_for_tracking(on);
         }
         if !on || (self.is_live() && !tracks) {
-            self.arm(ctx, Err(Refusal::Tracking("not asked for".to_owned())));
+            let no_resp3 = self.speaks_resp2().then(|| Refusal::NoResp3(String::new()));
+            self.arm(ctx, Err(no_resp3.unwrap_or(Refusal::NotAsked)));
         }
+    }
+
+    pub(super) fn ask_for_tracking(&self, on: bool) {
+        let word: &[u8] = if on { b"ON" } else { b"OFF" };
+        let mut raw = bytes::BytesMut::new();
+        build::command(&mut raw, &[b"CLIENT", b"TRACKING", word]);
+        self.send_own(crate::observe::clock::now(), &raw, Waiting::Track(on));
     }
 
     pub(crate) fn availability(&self) -> Availability {
@@ -455,7 +469,8 @@ impl Lane {
             if !kept_out && self.caches() {
                 ctx.metrics.bypass.inc(Bypass::Pending);
             }
-            let relay = Relay::plain(session.clone(), slot, get.read.form, get.read.resend);
+            let mut relay = Relay::plain(session.clone(), slot, get.read.form, get.read.resend);
+            relay.watched = get.watched;
             return self.send(&mut self.inner.borrow_mut(), now, get.raw, Waiting::Relay(relay));
         };
         let mut fetch = Fetch::unasked(flight.0, get.read, token, now, keep, Origin::Clients);
@@ -604,6 +619,8 @@ pub(crate) struct FetchRequest<'a> {
     pub(crate) may_join: bool,
     /// Where the lane recovers.
     pub(crate) place: Option<Place>,
+    /// As observe mode is told of it, where it is not to be stored.
+    pub(crate) watched: Option<Box<Watched>>,
 }
 
 impl Refresh {

@@ -15,7 +15,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use super::hold::Hold;
-use super::lane::{Lane, MODE_OFF};
+use super::lane::Lane;
 use super::payload::Op;
 use super::wait::Waiting;
 use crate::config::{Canary as Wanted, CoherenceMode};
@@ -38,6 +38,7 @@ const NO_RIGHT: &str = "canary: no right to write";
 const NOT_WRITTEN: &str = "canary: not written";
 const UNSEEN: &str = "the canary's invalidation has not come";
 const NO_TRACKING: &str = "upstream refused CLIENT TRACKING";
+pub(super) const NOT_ASKED: &str = "CLIENT TRACKING is being asked for";
 const NO_RESP3: &str = "upstream speaks no RESP3";
 const NO_MASTER: &str = "upstream is no master";
 pub(super) const DENIED: &str = "upstream denies this user what the cache needs";
@@ -166,7 +167,7 @@ impl Lane {
         self.arming.publishes.set(false);
         self.arming.no_multi.set(false);
         if !ctx.cache_serves() {
-            return self.enter(ctx, Coherence::None, Why::of(MODE_OFF));
+            return self.enter(ctx, Coherence::None, Why::of(&ctx.why_not_serving()));
         }
         let role = self.upstream_role.borrow().clone();
         if role != "master" {
@@ -181,6 +182,7 @@ impl Lane {
                 let why = match refusal {
                     Refusal::NoResp3(reply) => Why::with(NO_RESP3, &reply),
                     Refusal::Tracking(reply) => Why::with(NO_TRACKING, &reply),
+                    Refusal::NotAsked => Why::of(NOT_ASKED),
                 };
                 self.without_tracking(ctx, why);
             }

@@ -10,6 +10,7 @@ use tokio::io::AsyncReadExt;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::lane::{Availability, Lane};
+use super::mode::{NOT_ASKED, Why};
 use super::spare::UNDELIVERED_MAX;
 use super::wait::{Relay, Waiting};
 use crate::net::{ReadHalf, WriteHalf, drop_front};
@@ -31,7 +32,8 @@ const READ: usize = 64 * 1024;
 /// sockets, about 1 us. With 128 a hit met turns of half a millisecond, and a storm's p99 was 4 times the quiet one.
 const PUSHES_A_TURN: usize = 16;
 
-/// A lane that nobody reads through is still pinged so often that upstream's `timeout` does not close it (R5).
+/// A lane that nobody reads through is still pinged so often that upstream's `timeout` does not close it (R5). Not where
+/// nothing is cached: there upstream sees what it would see without us, and a lane that it closes is opened again.
 const KEEPALIVE: u64 = 30_000_000_000;
 
 /// The lease is kept young for so long after the last cacheable read (R5).
@@ -314,7 +316,7 @@ impl Lane {
         }
         ctx.upstream_back(&link.info);
         self.proto.set(link.proto);
-        self.arm(ctx, link.tracking.clone());
+        self.arm_fresh(ctx, link.tracking.clone());
         self.settle_debts(ctx);
         self.set_availability(Availability::Ready);
     }
@@ -530,7 +532,11 @@ impl Lane {
             ctx.l1.flush();
             ctx.metrics.flushes.inc(Flush::Swapdb);
         }
-        ctx.metrics.upstream.observe(self.last_byte.get().saturating_sub(t_sent));
+        let took = self.last_byte.get().saturating_sub(t_sent);
+        ctx.metrics.upstream.observe(took);
+        if let Some(watched) = &relay.watched {
+            ctx.tell(watched, took, frame);
+        }
         // On a RESP2 lane all clients speak RESP2, and nothing needs converting.
         let form = if self.speaks_resp2() { Form::Same } else { relay.form };
         let demoted = relay.write && frame.starts_with(b"-READONLY");
@@ -575,6 +581,23 @@ impl Lane {
         if on && ctx.cache_serves() {
             let refused = reply::is_error(frame).then(|| Refusal::Tracking(handshake::error_text(frame)));
             self.arm(ctx, refused.map_or(Ok(()), Err));
+        }
+    }
+
+    /// Arms a connection that has just come up; the mode may have changed while its handshake was under way. Where tracking
+    /// has to be asked for still, nothing is stored until `on_track`.
+    fn arm_fresh(self: &Rc<Self>, ctx: &Rc<Ctx>, tracking: Result<(), Refusal>) {
+        let wants = ctx.cache_serves() && ctx.config.coherence.mode.wants_tracking();
+        match tracking {
+            Err(Refusal::NotAsked) if wants => {
+                self.enter(ctx, Coherence::Probing, Why::of(NOT_ASKED));
+                self.ask_for_tracking(true);
+            }
+            Ok(()) if !wants => {
+                self.ask_for_tracking(false);
+                self.arm(ctx, Err(Refusal::NotAsked));
+            }
+            other => self.arm(ctx, other),
         }
     }
 
@@ -635,7 +658,7 @@ impl Lane {
         if reading && self.role_check.get() && now.saturating_sub(self.last_role_check.get()) >= role_check_every {
             self.last_role_check.set(now);
             self.ping(now, Waiting::RoleCheck);
-        } else if (renew && since_sent >= ctx.max_staleness / 4) || since_sent >= KEEPALIVE {
+        } else if (renew && since_sent >= ctx.max_staleness / 4) || (since_sent >= KEEPALIVE && ctx.cache_serves()) {
             self.ping(now, Waiting::Ping);
         }
         if let Some(limit) = ctx.config.upstream.request_timeout {

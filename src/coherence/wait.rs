@@ -15,10 +15,12 @@ use super::warm::Loading;
 use crate::cache::{FormId, StripeId, Token, Value};
 use crate::command::cacheable::Shape;
 use crate::observe::reasons::{Again, Discard};
+use crate::observe::shadow::Seen;
 use crate::policy::Keep;
 use crate::resp::downgrade::Form;
 use crate::resp::reply;
 use crate::session::Session;
+use crate::worker::observe::Watched;
 
 pub(super) struct Waiter {
     /// When the command was accepted, never later than when it was written (R4): early is the safe side.
@@ -127,6 +129,8 @@ pub(crate) struct Relay {
     pub(super) wrapped: Option<Rc<Wrapped>>,
     /// INFO: our own section is appended.
     pub(crate) info: bool,
+    /// A read that observe mode is told of.
+    pub(crate) watched: Option<Box<Watched>>,
 }
 
 impl Relay {
@@ -146,6 +150,7 @@ impl Relay {
             tell: None,
             wrapped: None,
             info: false,
+            watched: None,
         }
     }
 }
@@ -270,6 +275,8 @@ pub(crate) struct Miss {
     pub(crate) key: Box<[u8]>,
     /// How it may be stored, and the right to; none: not at all (its rule says no, or a write is pending).
     pub(crate) right: Option<(Keep, Token)>,
+    /// As observe mode is told of it.
+    pub(crate) seen: Option<Seen>,
     pub(crate) value: Option<Value>,
 }
 

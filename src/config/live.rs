@@ -16,6 +16,8 @@ pub(crate) const LIVE: &[&str] = &[
     "rules",
     "observe.keys",
     "observe.slow_log",
+    "observe.candidates.min_per_minute",
+    "observe.candidates.min_latency",
     "commands.deny",
     "commands.allow",
     "commands.enforce",
@@ -47,6 +49,7 @@ impl Config {
         out.rules.clone_from(&next.rules);
         out.observe.keys = next.observe.keys;
         out.observe.slow_log = next.observe.slow_log;
+        out.observe.candidates = next.observe.candidates;
         // Whether SHUTDOWN may pass is looked up where it is asked for, at any time of a connection.
         out.commands = Commands { shutdown: self.commands.shutdown, ..next.commands.clone() };
         out.http.allowed_hosts.clone_from(&next.http.allowed_hosts);
@@ -104,9 +107,11 @@ rules: [{{pattern: '*'}}]
 warm: {{from: last_run, keys: [k], patterns: [p], rate: 1, max_keys: 1, before_ready: true, timeout: 1s,
   last_run_file: /tmp/l, last_run_keys: 3}}
 observe: {{separators: '/', max_key_patterns: 7, keys: hide, hot_keys: 9, slow_log: 1s}}
+warm: {{keys: [k], patterns: [p], rate: 1, max_keys: 1, before_ready: true, timeout: 1s}}
 coherence: {{mode: ttl, max_staleness: 2s, fence: session, channel: c, sample_per_second: 2,
   ttl_cap: {{tracking: 1s, pubsub: 2s, ttl: 2s}}, pubsub_atomic: false, canary: off}}
 outage: {{reads: fail, max_stale: 1s, error: close}}
+observe: {{file: /tmp/observed, candidates: {{min_per_minute: 1, min_latency: 1ms}}}}
 commands: {{shutdown: true, deny: [get], allow: [set], enforce: false, overrides: [{{client: c, deny: []}}],
   rate: [{{client: c, per_second: 1}}]}}
 http: {{listen: [], allowed_hosts: [x], token_file: {secret}, max_connections: 1}}

@@ -30,7 +30,7 @@ pub(crate) use names::KeyNames;
 pub(crate) use print::{json, rule_json, yaml};
 pub(crate) use rollout::{AutoRollback, Ramp, Rollout, WHOLE};
 pub(crate) use rule_change::{Changed, Place, no_such_rule, put_rule, without_rule};
-pub(crate) use rules::{Rule, RuleMode, Variant, show_percent};
+pub(crate) use rules::{Rule, RuleMode, Variant, show_percent, suggested};
 pub(crate) use settings::{Digest, Overrides};
 pub(crate) use units::duration;
 pub(crate) use url::{Url, parse as parse_url};
@@ -361,6 +361,22 @@ pub(crate) struct Observe {
     pub(crate) slow_log: Option<Duration>,
 }
 
+/// What is measured, and what becomes of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Observe {
+    /// What observe mode has learned is kept here over a restart; none: it is not.
+    pub(crate) file: Option<PathBuf>,
+    pub(crate) candidates: Candidates,
+}
+
+/// From where on a family of keys is worth caching.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Candidates {
+    pub(crate) min_per_minute: u32,
+    /// Of upstream's answers, on average.
+    pub(crate) min_latency: Duration,
+}
+
 /// The local engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Local {
@@ -370,12 +386,15 @@ pub(crate) struct Local {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CacheMode {
     Serve,
+    /// Nothing is stored or served; what could be is measured.
+    Observe,
     Off,
 }
 
 impl CacheMode {
     /// The first word is the default.
-    const ALL: [(&str, CacheMode); 2] = [("serve", CacheMode::Serve), ("off", CacheMode::Off)];
+    const ALL: [(&str, CacheMode); 3] =
+        [("serve", CacheMode::Serve), ("observe", CacheMode::Observe), ("off", CacheMode::Off)];
 
     pub(crate) fn as_str(self) -> &'static str {
         Self::ALL[self as usize].0

@@ -218,6 +218,12 @@ impl Entries {
         self.value("outage.error", outage.error.as_str());
     }
 
+    fn observe(&mut self, observe: &super::Observe) {
+        self.path("observe.file", observe.file.as_deref());
+        self.value("observe.candidates.min_per_minute", observe.candidates.min_per_minute);
+        self.value("observe.candidates.min_latency", show_duration(observe.candidates.min_latency));
+    }
+
     fn commands(&mut self, commands: &Commands) {
         self.value("commands.deny", words_yaml(&commands.deny));
         self.value("commands.allow", commands.allow.as_deref().map_or("null".to_owned(), words_yaml));

@@ -11,9 +11,7 @@ use std::{
 };
 
 use super::{
-    Admin, AdminResp, Alerts, Backend, Cache, CacheMode, Canary, Coherence, CoherenceMode, Config, Costs, Environment,
-    Eviction, Fence, Http, KeyNames, Listen, Local, Log, LogFormat, Observe, OnWrite, Outage, OutageError, OutageReads,
-    OutageWrites, Retry, Secret, TtlCap, Upstream, Warm, WarmFrom, cpu,
+    Admin, AdminResp, Alerts, Backend, Cache, CacheMode, Canary, Coherence, CoherenceMode, Config, Costs, Environment, Eviction, Fence, Http, KeyNames, Listen, Local, Log, LogFormat, Observe, OnWrite, Outage, OutageError, OutageReads, OutageWrites, Retry, Secret, TtlCap, Upstream, Warm, WarmFrom, cpu, Candidates,
     file::{Node, Value},
     settings::Settings,
     units::{self, DURATION_MAX, SIZE_MAX, shown},
@@ -359,6 +357,20 @@ impl<'s> Resolver<'s> {
         }
     }
 
+    fn observe(&mut self) -> Observe {
+        Observe {
+            file: self.one("observe.file", None, state_file),
+            candidates: Candidates {
+                min_per_minute: self.small("observe.candidates.min_per_minute", 100, 0..=u32::MAX),
+                min_latency: self.duration(
+                    "observe.candidates.min_latency",
+                    Duration::ZERO,
+                    Duration::ZERO..=DURATION_MAX,
+                ),
+            },
+        }
+    }
+
     /// 0 means never.
     fn stall_timeout(&mut self) -> Option<Duration> {
         let limit = self.duration("upstream.stall_timeout", secs(8), Duration::ZERO..=DURATION_MAX);
@@ -476,6 +488,8 @@ impl Resolver<'_> {
             ("commands.overrides", !commands.overrides.is_empty()),
             ("commands.rate", !commands.rate.is_empty()),
             ("warm.from", config.warm.from == WarmFrom::LastRun),
+            ("cache.mode", config.cache.mode == CacheMode::Observe),
+            ("observe.file", config.observe.file.is_some()),
             ("warm.keys", !config.warm.keys.is_empty()),
             ("warm.patterns", !config.warm.patterns.is_empty()),
         ] {
@@ -549,6 +563,21 @@ impl Resolver<'_> {
                     .to_owned(),
             );
         }
+    }
+}
+
+/// A file that Nearside writes itself: its directory has to be there already, or every write would fail.
+fn state_file(text: &str) -> Result<Option<PathBuf>, String> {
+    let path = PathBuf::from(text);
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    match () {
+        () if path.file_name().is_none() || path.is_dir() => {
+            Err(format!("{} is a directory; name a file in it", shown(text)))
+        }
+        () if !dir.is_dir() => {
+            Err(format!("{}: there is no directory {}", shown(text), shown(&dir.display().to_string())))
+        }
+        () => Ok(Some(path)),
     }
 }
 

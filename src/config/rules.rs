@@ -61,6 +61,8 @@ pub(crate) struct Rule {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RuleMode {
     Serve,
+    /// Its keys pass through and are measured.
+    Observe,
     /// Its keys pass through.
     Off,
 }
@@ -394,10 +396,24 @@ impl Rule {
     }
 }
 
+/// A rule that caches these commands of the keys `pattern`, as a list's element in block YAML that can be pasted under
+/// `rules`. None: such a rule would be refused, because of its name or its pattern.
+pub(crate) fn suggested(
+    name: &str,
+    pattern: &str,
+    commands: KeptCommands,
+    ttl: Duration,
+    cache: &Cache,
+) -> Option<String> {
+    let (name, pattern) = (rule_name(name).ok()?, Pattern::parse(pattern).ok()?);
+    Some(Rule { name, pattern, commands, ttl, ..Rule::of_cache(cache) }.yaml_block(cache, "", "\n"))
+}
+
 impl RuleMode {
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             RuleMode::Serve => "serve",
+            RuleMode::Observe => "observe",
             RuleMode::Off => "off",
         }
     }
@@ -485,7 +501,7 @@ fn rule_name(text: &str) -> Result<String, String> {
 }
 
 fn rule_mode(text: &str) -> Result<RuleMode, String> {
-    units::word(text, &[("serve", RuleMode::Serve), ("off", RuleMode::Off)])
+    units::word(text, &[("serve", RuleMode::Serve), ("observe", RuleMode::Observe), ("off", RuleMode::Off)])
 }
 
 fn variants(fields: &mut Fields<'_>) -> Vec<Variant> {

@@ -851,7 +851,7 @@ fn a_bad_rule_is_refused_with_line_rule_key_and_remedy() {
             "{pattern: '*', name: r, on_write: never}",
             "r: on_write: \"never\" is not one of update, resident, invalidate",
         ),
-        ("{pattern: '*', name: r, mode: observe}", "r: mode: \"observe\" is not one of serve, off"),
+        ("{pattern: '*', name: r, mode: watch}", "r: mode: \"watch\" is not one of serve, observe, off"),
         ("{pattern: '*', name: _r}", "_r: name: \"_r\" is no name: 1 to 64 printable bytes, no _ in front"),
         (
             "{pattern: '*', name: r, refresh_ahead: 5m}",
@@ -958,4 +958,31 @@ fn what_the_in_memory_engine_does_not_do_is_refused() {
     }
     let (_, warnings) = Written::new("upstream: {url: embedded}\nrules: [{pattern: '*'}]").load(&[]).unwrap();
     assert_eq!(warnings, ["rules: nothing is cached in front of the in-memory engine, they do nothing"]);
+}
+
+#[test]
+fn observe_mode_and_its_keys() {
+    let config = loaded("cache: {mode: observe}\nrules: [{pattern: '*', mode: observe}]\n");
+    assert_eq!((config.cache.mode, config.rules[0].mode), (CacheMode::Observe, RuleMode::Observe));
+    let candidates = loaded("observe: {candidates: {min_per_minute: 7, min_latency: 500ms}}").observe.candidates;
+    assert_eq!((candidates.min_per_minute, candidates.min_latency), (7, Duration::from_millis(500)));
+    assert_eq!(loaded("observe: {file: ./observed}").observe.file, Some("./observed".into()));
+    for (yaml, problem) in [
+        ("cache: {mode: watch}", "x.yaml:1: cache.mode: \"watch\" is not one of serve, observe, off"),
+        ("observe: {file: /}", "x.yaml:1: observe.file: \"/\" is a directory; name a file in it"),
+        (
+            "observe: {file: /no/such/file}",
+            "x.yaml:1: observe.file: \"/no/such/file\": there is no directory \"/no/such\"",
+        ),
+        (
+            "upstream: {url: embedded}\ncache: {mode: observe}",
+            "x.yaml:2: cache.mode: the in-memory engine has nothing of the kind; name an upstream in upstream.url",
+        ),
+    ] {
+        let file = Written::new(yaml);
+        let given = if yaml.contains("embedded") { file.load(&[]) } else { file.load(&[UPSTREAM]) };
+        let error = given.unwrap_err();
+        let found: Vec<String> = error.problems.iter().map(|p| p.replace(&file.path(), "x.yaml")).collect();
+        assert_eq!(found, [problem]);
+    }
 }

@@ -36,6 +36,7 @@ pub(super) enum Target {
     Rule(String),
     Config,
     Events,
+    Candidates,
     Mode,
     Reload,
 }
@@ -61,6 +62,11 @@ impl Target {
             EVENTS => Target::Events,
             MODE => Target::Mode,
             RELOAD => Target::Reload,
+            "/api/v1/config" => Target::Config,
+            "/api/v1/events/recent" => Target::Events,
+            "/api/v1/candidates" => Target::Candidates,
+            "/api/v1/mode" => Target::Mode,
+            "/api/v1/reload" => Target::Reload,
             _ => {
                 let name = path.strip_prefix(RULES)?.strip_prefix('/')?;
                 let whole = !name.is_empty() && !name.contains('/');
@@ -72,7 +78,7 @@ impl Target {
     /// The methods of `Allow`.
     fn allows(&self) -> &'static [Method] {
         match self {
-            Target::Rules | Target::Config | Target::Events => &[Method::GET, Method::HEAD],
+            Target::Rules | Target::Config | Target::Events | Target::Candidates => &[Method::GET, Method::HEAD],
             Target::Rule(_) => &[Method::PUT, Method::DELETE],
             Target::Mode => &[Method::PUT],
             Target::Reload => &[Method::POST],
@@ -97,6 +103,7 @@ impl Routes {
             Target::Rules => plainly(&request).map(|()| self.rules()).map_err(No::from),
             Target::Config => plainly(&request).map(|()| self.config()).map_err(No::from),
             Target::Events => readable(&request).and_then(|()| self.events(&request)).map_err(No::from),
+            Target::Candidates => self.candidates(&request).map_err(No::from),
             Target::Rule(_) | Target::Mode | Target::Reload => self.carry_out(target, peer, request).await,
         };
         done.unwrap_or_else(No::answer)
@@ -157,7 +164,7 @@ impl Routes {
                 query(&request, &[])?;
                 Change::Reload
             }
-            Target::Rules | Target::Config | Target::Events => return Err(not_there().into()),
+            Target::Rules | Target::Config | Target::Events | Target::Candidates => return Err(not_there().into()),
         };
         let done = self.order(|done| Order::Change { change, actor, done }).await?;
         done.map(|done| json(StatusCode::OK, done)).map_err(No::of)
@@ -212,6 +219,26 @@ where
     let asked: Asked = serde_json::from_slice(&body(request).await?)
         .map_err(|e| malformed(format!("the body is not as it should be, {{\"mode\": \"serve\"}}: {e}")))?;
     config::cache_mode(&asked.mode).map(Change::Mode).map_err(|what| malformed(format!("mode: {what}")))
+}
+
+/// The pairs behind `?`, decoded; one that is not `known` is refused, because its wish would not be granted.
+pub(super) fn query<B>(request: &Request<B>, known: &[&str]) -> Result<Vec<(String, String)>, Refusal> {
+    let mut found: Vec<(String, String)> = Vec::new();
+    for pair in request.uri().query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let Some((key, value)) = decoded(key).zip(decoded(value)) else {
+            return Err(malformed("what stands behind ? is no text in UTF-8".to_owned()));
+        };
+        if !known.contains(&key.as_str()) {
+            let known = if known.is_empty() { "nothing".to_owned() } else { known.join(", ") };
+            return Err(malformed(format!("{key:?} is not known behind ?; known here: {known}")));
+        }
+        if found.iter().any(|(other, _)| *other == key) {
+            return Err(malformed(format!("{key} is given twice")));
+        }
+        found.push((key, value));
+    }
+    Ok(found)
 }
 
 /// `If-Match: "7"`: only if the rules are of generation 7 still. `*` is any, as there always is one.

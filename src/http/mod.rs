@@ -5,6 +5,7 @@
 mod alerts;
 mod api;
 mod body;
+mod candidates;
 mod change;
 mod experiments;
 mod health;

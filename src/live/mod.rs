@@ -154,6 +154,9 @@ impl Drop for Waiting<'_> {
 pub(crate) async fn change(ctx: &Rc<Ctx>, change: Change, actor: &Actor) -> Result<Done, Refused> {
     match change {
         Change::Reload => reload(ctx, actor).await,
+        Change::Mode(_) if ctx.embedded().is_some() => {
+            Err(Refused::Bad(vec!["there is nothing to cache in front of the in-memory engine".to_owned()]))
+        }
         Change::Mode(mode) => Ok(set_mode(ctx, mode, actor)),
         Change::PutRule { name, body, place, wish } => {
             let what = format!("rule {name} put");

@@ -12,8 +12,11 @@ use super::reasons::{
 };
 use super::{clock, process};
 
-/// `impl` of everything the L1 itself counts; the counts of `observe` mode get rows of their own when that mode exists.
+/// `impl` of everything the L1 itself counts.
 const L1: &str = "l1";
+
+/// `impl` of what it would have counted had it served what is only observed.
+const OBSERVE: &str = "observe";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -51,7 +54,7 @@ const FAMILIES: &[Family] = &[
     family!(Counter "cache_hits_total" ["impl", "key_pattern"] "Keys answered from the local cache.",
         hits),
     family!(Counter "cache_miss_total" ["impl", "key_pattern"] "Keys of cached commands that the local cache did not have.",
-        |v, out| by_pattern(v, out, |row| row.misses.get())),
+        misses),
     family!(Counter "cache_set_total" ["impl", "key_pattern"] "Entries stored in the local cache.",
         |v, out| by_pattern(v, out, |row| row.sets.get())),
     family!(Counter "cache_del_total" ["impl", "key_pattern"] "Entries removed from the local cache for any cause but replacement.",
@@ -211,6 +214,13 @@ fn hits(view: &View, out: &mut Series) {
     for (i, name, row) in view.metrics.patterns.iter() {
         out.push(&[L1, name], view.metrics.hits_of(i, row) as f64);
     }
+    // Estimates from a sample (`shadow`): whole ones, because a counter that is none would surprise.
+    view.metrics.shadow.would_be().iter().for_each(|(name, hits, _)| out.push(&[OBSERVE, name], hits.floor()));
+}
+
+fn misses(view: &View, out: &mut Series) {
+    by_pattern(view, out, |row| row.misses.get());
+    view.metrics.shadow.would_be().iter().for_each(|(name, _, misses)| out.push(&[OBSERVE, name], misses.floor()));
 }
 
 fn by_word<const N: usize>(out: &mut Series, counters: &Labeled<N>) {

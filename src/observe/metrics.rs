@@ -14,8 +14,9 @@ use super::reasons::{
     Action, Again, Bypass, Class, Decision, Discard, Dropped, ErrorType, Evict, Flush, Method, Operation, Peer, Pin,
     Reject, Reload, Reread, RolloutChange, Source, Tag, Timed, Touched, Warmed,
 };
-use super::runs::Runs;
-use super::slow_log::SlowLog;
+use super::runs::{Runs};
+use super::slow_log::{SlowLog};
+use super::shadow::{Shadow};
 
 /// What a worker other than the data thread counts: hits, which are all it answers. Cells of its own, so that each keeps one
 /// writer; added up when somebody asks.
@@ -135,6 +136,8 @@ pub(crate) struct Metrics {
     pub(crate) bytes_in: Labeled<{ Peer::COUNT }>,
     pub(crate) bytes_out: Labeled<{ Peer::COUNT }>,
 
+    /// What observe mode has learned.
+    pub(crate) shadow: Shadow,
     /// What the arms of experiments see.
     pub(crate) arms: Arms,
     pub(crate) policy: PolicyCounts,
@@ -222,6 +225,7 @@ impl Metrics {
             protocol_errors: Labeled::new(Peer::WORDS),
             bytes_in: Labeled::new(Peer::WORDS),
             bytes_out: Labeled::new(Peer::WORDS),
+            shadow: Shadow::default(),
             arms: Arms::default(),
             policy: PolicyCounts::new(),
             runs: Runs::default(),

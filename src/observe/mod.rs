@@ -24,6 +24,7 @@ mod process;
 pub(crate) mod reasons;
 pub(crate) mod runs;
 pub(crate) mod slow_log;
+pub(crate) mod shadow;
 pub(crate) mod stamp;
 pub(crate) mod status;
 pub(crate) mod vitals;

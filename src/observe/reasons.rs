@@ -143,6 +143,8 @@ words! {
         NoRule = "no_rule",
         /// Its rule says `mode: off`.
         RuleOff = "rule_off",
+        /// The key's rule only has its reads measured.
+        RuleObserve = "rule_observe",
         /// Its rule does not name the command.
         Command = "command",
         /// Its rule's rollout leaves the key out, to compare with.

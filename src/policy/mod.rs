@@ -4,6 +4,7 @@
 //! on a hit.
 
 pub(crate) mod assign;
+pub(crate) mod candidates;
 pub(crate) mod commands;
 mod experiments;
 pub(crate) mod explain;

@@ -115,6 +115,11 @@ impl Rules {
         self.commands
     }
 
+    /// Some rule has its keys' reads measured.
+    pub(crate) fn observes(&self) -> bool {
+        self.list.iter().any(|rule| rule.terms.mode == RuleMode::Observe)
+    }
+
     /// In the order in which they are asked; empty where the user has written none.
     pub(crate) fn list(&self) -> &[Arc<Rule>] {
         if self.implicit { &[] } else { &self.list }
@@ -168,6 +173,7 @@ impl Rules {
         let (arm, keep) = match place {
             None => not(Bypass::NoRule),
             Some(place) if place.rule.terms.mode == RuleMode::Off => not(Bypass::RuleOff),
+            Some(place) if place.rule.terms.mode == RuleMode::Observe => not(Bypass::RuleObserve),
             Some(place) if !place.rule.terms.commands.has(method) => not(Bypass::Command),
             Some(Place { rule, arm }) => match arm {
                 None => (rule.arms.control, Err(Bypass::Control)),
@@ -340,6 +346,7 @@ mod tests {
     fn each_no_has_its_name() {
         assert_eq!(verdict("[{pattern: 'a:*'}]", "b:1"), Err(Bypass::NoRule));
         assert_eq!(verdict("[{pattern: '*', mode: off}]", "b:1"), Err(Bypass::RuleOff));
+        assert_eq!(verdict("[{pattern: '*', mode: observe}]", "b:1"), Err(Bypass::RuleObserve));
         assert_eq!(verdict("[{pattern: '*', commands: [STRLEN]}]", "b:1"), Err(Bypass::Command));
         assert_eq!(verdict("[{pattern: '*', rollout: 0}]", "b:1"), Err(Bypass::Control));
         assert_eq!(verdict("[{pattern: '*', ttl: 7s}]", "b:1"), Ok(Duration::from_secs(7)));

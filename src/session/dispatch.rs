@@ -20,12 +20,10 @@ use crate::config::{Fence, OnWrite};
 use crate::net::drop_front;
 use crate::observe::arms::{ArmId, Common, Hits};
 use crate::observe::clock;
-use crate::observe::patterns::PatternId;
-use crate::observe::reasons::{
-    Action, Bypass, Class, Coherence, Dropped, Flush, Method, Operation, Peer, Source, Timed,
-};
-use crate::observe::runs::End;
-use crate::policy::{Judged, Keep};
+use crate::observe::patterns::{PatternId};
+use crate::observe::reasons::{Action, Bypass, Class, Coherence, Dropped, Flush, Method, Operation, Peer, Source, Timed};
+use crate::observe::runs::{End};
+use crate::policy::{Judged, Keep, explain};
 use crate::resp::Proto;
 use crate::resp::build;
 use crate::resp::request::{Arg, ProtocolError, Scan};
@@ -437,9 +435,9 @@ impl Session {
             Route::Cached(epoch) => self.read(ctx, b, req, spec, mute, Ok(epoch)),
             Route::Fetch(why) if spec.kind == Kind::Get => self.get(ctx, b, req, spec, mute, Err(why)),
             Route::Fetch(why) if spec.kind != Kind::Mget => self.read(ctx, b, req, spec, mute, Err(why)),
-            Route::Fetch(Bypass::CacheOff | Bypass::TrackingRefused) => self.forward(ctx, b, req, spec, mute, None),
+            Route::Fetch(Bypass::CacheOff | Bypass::TrackingRefused) => self.pass_by(ctx, b, req, spec, mute),
             Route::Fetch(why) => self.mget(ctx, b, req, spec, mute, Err(why)),
-            Route::Lane => self.forward(ctx, b, req, spec, mute, None),
+            Route::Lane => self.pass_by(ctx, b, req, spec, mute),
             Route::Write => self.forward(ctx, b, req, spec, mute, Some(Effect::Write)),
             Route::Opaque => self.forward(ctx, b, req, spec, mute, Some(Effect::Opaque)),
             Route::SwapDb => self.forward(ctx, b, req, spec, mute, Some(Effect::SwapDb)),
@@ -562,6 +560,10 @@ impl Session {
         let Judged { pattern, arm, keep } = self.note_lookup(ctx, b, key, Method::Get, epoch);
         let slot = self.slot(mute, self.on_spare.get(), asked(b, epoch).of(arm).about(spec.name, pattern));
         let get = FetchRequest { raw: req.raw, read: FetchRead::GET, keep: keep.ok(), may_join, place };
+        let Judged { arm, keep, .. } = self.note_lookup(ctx, b, key, Method::Get, epoch);
+        let slot = self.slot(mute, self.on_spare.get(), asked(b, epoch).of(arm));
+        let watched = ctx.watch(b.lane.id, req, spec);
+        let get = FetchRequest { raw: req.raw, read: FetchRead::GET, keep: keep.ok(), may_join, place, watched };
         b.lane.note_read(b.now);
         lane.fetch(ctx, b.now, self, slot, key, get);
         if ctx.cache_serves() {
@@ -680,7 +682,8 @@ impl Session {
                 if right.is_none() {
                     lane.overtake(ctx, key);
                 }
-                misses.push(Miss { key: key.into(), right, value: None });
+                let seen = ctx.seen(b.lane.id, key, Method::Mget, None);
+                misses.push(Miss { key: key.into(), right, seen, value: None });
                 parts.push(Part::Miss);
             }
         }
@@ -771,6 +774,24 @@ impl Session {
         })
     }
 
+    /// A command that the L1 has no part in; if it could have, that is counted.
+    fn pass_by(
+        self: &Rc<Self>,
+        ctx: &Rc<Ctx>,
+        b: &mut Batch,
+        req: &Request<'_>,
+        spec: &'static Spec,
+        mute: bool,
+    ) -> Option<Step> {
+        let step = self.forward(ctx, b, req, spec, mute, None);
+        let kept = explain::kept(spec, req).filter(|_| step.is_none() && keys::arity_ok(spec, req.argc()));
+        if let Some(kept) = kept {
+            let pattern = ctx.judge(req.arg(1), kept.method).pattern;
+            ctx.metrics.patterns.candidate(pattern, kept.method);
+        }
+        step
+    }
+
     /// Any other command for the lane. `effect`: what the L1 must do about it; `None`: nothing.
     pub(super) fn forward(
         self: &Rc<Self>,
@@ -799,6 +820,8 @@ impl Session {
         let mut relay = Relay::plain(self.clone(), slot, keys::form(spec, req), spec.resend);
         relay.write = spec.effect != Effect::Read;
         relay.info = spec.kind == Kind::Info && super::nearside::wants_own_info(req);
+        relay.watched = ctx.watch(b.lane.id, req, spec);
+        ctx.watch_write(Some(spec), req);
         match effect {
             None if ctx.cache_serves() => keys::for_each(spec, req, |key| {
                 self.note_named(ctx.l1.stripe(key));

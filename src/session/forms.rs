@@ -108,7 +108,8 @@ impl Session {
         let Judged { pattern, arm, keep } = self.note_lookup(ctx, b, key, method, epoch);
         let slot = self.slot(mute, self.on_spare.get(), asked(b, epoch).of(arm).about(spec.name, pattern));
         b.lane().note_read(b.now);
-        let fetch = FetchRequest { raw: req.raw, read, keep: keep.ok(), may_join, place };
+        let watched = ctx.watch(b.lane().id, req, spec);
+        let fetch = FetchRequest { raw: req.raw, read, keep: keep.ok(), may_join, place, watched };
         lane.fetch(ctx, b.now, self, slot, key, fetch);
         self.note_named(ctx.l1.stripe(key));
         None

@@ -4,6 +4,7 @@
 //! over.
 
 mod agent;
+mod candidates;
 mod dispatch;
 mod embedded;
 mod forms;

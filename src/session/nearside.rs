@@ -33,6 +33,8 @@ const HELP: &[&str] = &[
     "NEARSIDE <subcommand> [<arg> [value] ...]. Subcommands are:",
     "AUTH <password>",
     "    Allow this connection to change the sidecar, where admin.password_file is set.",
+    "CANDIDATES [n]",
+    "    What observe mode has found to be worth caching, what saves most first, each with a rule to paste.",
     "DELETE PATTERN <glob> [<glob> ...]",
     "    Delete upstream what the globs match in this connection's database, in batches of SCAN and UNLINK.",
     "    Returns how many keys were scanned and deleted, and in how many batches. Stops when the client leaves.",
@@ -51,7 +53,7 @@ const HELP: &[&str] = &[
     "    Drop the entries that are named so, here and in all sidecars of this upstream. PATTERN is a glob as KEYS",
     "    takes it, REGEX finds its expression anywhere in the key, TAG is one that a rule gives its keys. Returns",
     "    how many they were here.",
-    "MODE [serve|off]",
+    "MODE [serve|observe|off]",
     "    Print the cache's mode, or change it until the configuration is read again.",
     "RULES",
     "    The rules in force, in the order in which they are asked, each with its settings and counts.",
@@ -86,6 +88,8 @@ impl Session {
             (b"stats", 2) => self.answer(mute, |out| build::bulk(out, stats(ctx, now).as_bytes())),
             (b"info", 2) => self.answer(mute, |out| build::bulk(out, self.own_section(ctx, now).as_bytes())),
             (b"rules", 2) => self.rules(ctx, mute),
+            (b"candidates", 2) => self.candidates(ctx, None, mute),
+            (b"candidates", 3) => self.candidates(ctx, Some(req.arg(2)), mute),
             (b"mode", 2) => self.answer(mute, |out| build::bulk(out, ctx.mode_word().as_bytes())),
             (b"explain", 3..) => self.explain(ctx, req, mute),
             (b"entry", 3) => self.entry(ctx, now, &ctx.upstream_name(req.arg(2)), mute),
@@ -145,9 +149,10 @@ impl Session {
     fn change_mode(&self, ctx: &Rc<Ctx>, word: &[u8], mute: bool) {
         let mode = match word.to_ascii_lowercase().as_slice() {
             b"serve" => CacheMode::Serve,
+            b"observe" => CacheMode::Observe,
             b"off" => CacheMode::Off,
             other => {
-                let text = format!("ERR unknown mode '{}'; use serve or off", String::from_utf8_lossy(other));
+                let text = format!("ERR unknown mode '{}'; use serve, observe or off", String::from_utf8_lossy(other));
                 return self.answer_error(mute, &text);
             }
         };

@@ -200,6 +200,8 @@ pub(crate) enum Refusal {
     /// HELLO 3 was refused, so the connection speaks RESP2.
     NoResp3(String),
     Tracking(String),
+    /// It was not asked for it: nothing was to be cached.
+    NotAsked,
 }
 
 /// The handshake of a lane: RESP3, credential, name, database, tracking (only where `track` asks for it). Where upstream has
@@ -225,7 +227,7 @@ pub(crate) async fn lane(
     let second = ServerInfo::parse(&again);
     let role_check = second.is_some_and(|s| s.id == info.id && s.role == info.role);
     let tracking = match track {
-        false => Err(Refusal::Tracking("not asked for".to_owned())),
+        false => Err(Refusal::NotAsked),
         true => {
             let frame = link.ask(&[b"CLIENT", b"TRACKING", b"ON"]).await?;
             if reply::is_error(&frame) { Err(Refusal::Tracking(error_text(&frame))) } else { Ok(()) }

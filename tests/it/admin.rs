@@ -182,7 +182,7 @@ fn mode_off_serves_nothing_and_serve_begins_anew() {
     assert_eq!(warm(&proxy, &mut client, "k"), Reply::bulk("4"));
     redis.cmd(&["SET", "k", "new"]);
     eventually(PATIENCE, "the new value", || run(&mut client, "GET k") == Reply::bulk("new"));
-    assert_eq!(run(&mut client, "NEARSIDE MODE observe").text(), "ERR unknown mode 'observe'; use serve or off");
+    assert_eq!(run(&mut client, "NEARSIDE MODE on").text(), "ERR unknown mode 'on'; use serve, observe or off");
 }
 
 #[test]

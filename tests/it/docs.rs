@@ -16,6 +16,8 @@ const DOCUMENTS: &[&str] = &[
 ];
 const DOCUMENTS: &[&str] =
     &["README.md", "ARCHITECTURE.md", "SECURITY.md", "CHANGELOG.md", "docs/configuration.md", "docs/hot-keys.md"];
+const DOCUMENTS: &[&str] =
+    &["README.md", "ARCHITECTURE.md", "SECURITY.md", "CHANGELOG.md", "docs/configuration.md", "docs/observe.md"];
 
 fn read(path: &str) -> String {
     fs::read_to_string(Path::new(ROOT).join(path)).unwrap_or_else(|e| panic!("{path}: {e}"))

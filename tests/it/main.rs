@@ -37,6 +37,8 @@ mod live;
 /// What Prometheus reads, by promtool and a real one.
 mod metrics;
 /// Byte for byte what Redis itself answers.
+/// What is only observed goes upstream as if nobody were between, and what is learned of it is true.
+mod observe;
 mod oracle;
 /// Upstream gone, cell by cell of what is promised then, at start, in service and under load.
 mod outage;

@@ -271,6 +271,7 @@ impl Pin {
     ) {
         let effect = spec.map_or(Effect::Opaque, |s| s.effect);
         expect.write = effect != Effect::Read;
+        ctx.watch_write(spec, req);
         if !ctx.cache_serves() {
             return;
         }
@@ -325,6 +326,7 @@ impl Pin {
             _ => Role::Plain,
         };
         let message = announced(ctx, spec, req);
+        ctx.watch_write(spec, req);
         Expect::of(What::Queued(Queued { message, ..Queued::of(spec, req, role) }), mute)
     }
 

@@ -109,6 +109,7 @@ impl Pin {
     pub(super) fn uploaded(&mut self, ctx: &Rc<Ctx>, session: &Session, upload: Upload) -> Expect {
         let Upload { spec, keys: named, key_bytes, mute, argc, .. } = upload;
         let effect = spec.map_or(Effect::Opaque, |s| s.effect);
+        ctx.watch_writes(effect, named.iter().map(|key| &**key));
         let kind = spec.map_or(Kind::Other, |s| s.kind);
         if self.queue.is_some() {
             let role = if is_subscription(kind) { Role::Subscription { kind, words: argc - 1 } } else { Role::Plain };

@@ -127,7 +127,7 @@ fn bad_rules_are_refused_whole_with_every_reason() {
     let gone = stand.send("DELETE", "/api/v1/rules/usr", "");
     assert_eq!((gone.status, &gone.json()["error"]["code"]), (404, &json!("no_such_rule")));
     assert!(gone.body.contains("did you mean"), "{}", gone.body);
-    for body in ["", "{}", r#"{"mode": "on"}"#, r#"{"mode": "observe"}"#, r#"{"mode": "off", "x": 1}"#] {
+    for body in ["", "{}", r#"{"mode": "on"}"#, r#"{"mode": "watch"}"#, r#"{"mode": "off", "x": 1}"#] {
         assert_eq!(stand.send("PUT", "/api/v1/mode", body).status, 400, "{body}");
     }
     let after = stand.rules();
