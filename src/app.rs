@@ -76,11 +76,8 @@ pub(crate) fn serve(mut config: Config, warnings: Vec<String>, origin: Origin) -
     fit_max_clients(&mut config);
     let listeners = listen(&config.listen)?;
     let backend = config.upstream.backend;
-    let caches = config.cache.mode == CacheMode::Serve && backend == Backend::Upstream;
-    let mode = if caches { Mode::Serve } else { Mode::Off };
     let metrics = Arc::new(Metrics::with(&worker::setup(&config)));
     let mode = if backend == Backend::Upstream { worker::shown(config.cache.mode) } else { Mode::Off };
-    let metrics = Arc::new(Metrics::with_workers(":", 100, config.workers - 1));
     let status = Arc::new(Status::new(backend.as_str(), mode));
     let view = Arc::new(View::new(metrics.clone(), status.clone()));
     let bounds = Bounds {

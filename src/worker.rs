@@ -745,6 +745,8 @@ fn keep_series(metrics: &Metrics, rules: &Rules) {
     metrics.patterns.keep_rules(&labels);
     let names = |name: &str| rules.list().iter().any(|rule| rule.terms.tags.iter().any(|tag| tag.text() == name));
     metrics.templates.keep_only(names);
+}
+
 /// The mode as health and metrics have it.
 pub(crate) fn shown(mode: CacheMode) -> Mode {
     match mode {

@@ -106,8 +106,8 @@ cache: {{mode: off, commands: [GET], max_bytes: 2MiB, max_entries: 5, max_value_
 rules: [{{pattern: '*'}}]
 warm: {{from: last_run, keys: [k], patterns: [p], rate: 1, max_keys: 1, before_ready: true, timeout: 1s,
   last_run_file: /tmp/l, last_run_keys: 3}}
-observe: {{separators: '/', max_key_patterns: 7, keys: hide, hot_keys: 9, slow_log: 1s}}
-warm: {{keys: [k], patterns: [p], rate: 1, max_keys: 1, before_ready: true, timeout: 1s}}
+observe: {{separators: '/', max_key_patterns: 7, keys: hide, hot_keys: 9, slow_log: 1s, file: /tmp/o,
+  candidates: {{min_per_minute: 1, min_latency: 1s}}}}
 coherence: {{mode: ttl, max_staleness: 2s, fence: session, channel: c, sample_per_second: 2,
   ttl_cap: {{tracking: 1s, pubsub: 2s, ttl: 2s}}, pubsub_atomic: false, canary: off}}
 outage: {{reads: fail, max_stale: 1s, error: close}}

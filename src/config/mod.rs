@@ -359,11 +359,6 @@ pub(crate) struct Observe {
     pub(crate) hot_keys: usize,
     /// From how long on a command is kept; none: never.
     pub(crate) slow_log: Option<Duration>,
-}
-
-/// What is measured, and what becomes of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Observe {
     /// What observe mode has learned is kept here over a restart; none: it is not.
     pub(crate) file: Option<PathBuf>,
     pub(crate) candidates: Candidates,

@@ -196,6 +196,9 @@ impl Entries {
         self.value("observe.keys", observe.keys.as_str());
         self.value("observe.hot_keys", observe.hot_keys);
         self.value("observe.slow_log", show_duration(observe.slow_log.unwrap_or_default()));
+        self.path("observe.file", observe.file.as_deref());
+        self.value("observe.candidates.min_per_minute", observe.candidates.min_per_minute);
+        self.value("observe.candidates.min_latency", show_duration(observe.candidates.min_latency));
     }
 
     fn coherence(&mut self, coherence: &super::Coherence) {
@@ -216,12 +219,6 @@ impl Entries {
         self.value("outage.max_stale", show_duration(outage.max_stale));
         self.value("outage.writes", outage.writes.as_str());
         self.value("outage.error", outage.error.as_str());
-    }
-
-    fn observe(&mut self, observe: &super::Observe) {
-        self.path("observe.file", observe.file.as_deref());
-        self.value("observe.candidates.min_per_minute", observe.candidates.min_per_minute);
-        self.value("observe.candidates.min_latency", show_duration(observe.candidates.min_latency));
     }
 
     fn commands(&mut self, commands: &Commands) {

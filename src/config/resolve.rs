@@ -11,7 +11,9 @@ use std::{
 };
 
 use super::{
-    Admin, AdminResp, Alerts, Backend, Cache, CacheMode, Canary, Coherence, CoherenceMode, Config, Costs, Environment, Eviction, Fence, Http, KeyNames, Listen, Local, Log, LogFormat, Observe, OnWrite, Outage, OutageError, OutageReads, OutageWrites, Retry, Secret, TtlCap, Upstream, Warm, WarmFrom, cpu, Candidates,
+    Admin, AdminResp, Alerts, Backend, Cache, CacheMode, Canary, Candidates, Coherence, CoherenceMode, Config, Costs,
+    Environment, Eviction, Fence, Http, KeyNames, Listen, Local, Log, LogFormat, Observe, OnWrite, Outage, OutageError,
+    OutageReads, OutageWrites, Retry, Secret, TtlCap, Upstream, Warm, WarmFrom, cpu,
     file::{Node, Value},
     settings::Settings,
     units::{self, DURATION_MAX, SIZE_MAX, shown},
@@ -325,6 +327,15 @@ impl<'s> Resolver<'s> {
             keys: self.word("observe.keys", &KeyNames::ALL),
             hot_keys: self.count("observe.hot_keys", 512, 0..=HOT_KEYS_MAX),
             slow_log: (!slow.is_zero()).then_some(slow),
+            file: self.one("observe.file", None, state_file),
+            candidates: Candidates {
+                min_per_minute: self.small("observe.candidates.min_per_minute", 100, 0..=u32::MAX),
+                min_latency: self.duration(
+                    "observe.candidates.min_latency",
+                    Duration::ZERO,
+                    Duration::ZERO..=DURATION_MAX,
+                ),
+            },
         }
     }
 
@@ -354,20 +365,6 @@ impl<'s> Resolver<'s> {
             max_stale: self.duration("outage.max_stale", secs(300), millis(1)..=TTL_MAX),
             writes: self.word("outage.writes", &OutageWrites::ALL),
             error: self.word("outage.error", &OutageError::ALL),
-        }
-    }
-
-    fn observe(&mut self) -> Observe {
-        Observe {
-            file: self.one("observe.file", None, state_file),
-            candidates: Candidates {
-                min_per_minute: self.small("observe.candidates.min_per_minute", 100, 0..=u32::MAX),
-                min_latency: self.duration(
-                    "observe.candidates.min_latency",
-                    Duration::ZERO,
-                    Duration::ZERO..=DURATION_MAX,
-                ),
-            },
         }
     }
 

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::observe::alerts::Alert;
-use crate::observe::{View, vitals};
+use crate::observe::{View, stamp};
 
 #[derive(Serialize)]
 pub(super) struct Alerts {
@@ -40,8 +40,8 @@ impl Item {
             name: alert.name.as_str(),
             severity: alert.name.severity().as_str(),
             state: if alert.resolved.is_some() { "resolved" } else { "firing" },
-            since: vitals::at_ms(alert.since),
-            resolved: alert.resolved.map(vitals::at_ms),
+            since: stamp::at_ms(alert.since),
+            resolved: alert.resolved.map(stamp::at_ms),
             value: alert.value,
             threshold: alert.threshold,
             unit: alert.name.unit(),

@@ -5,6 +5,7 @@
 use hyper::{Request, StatusCode};
 
 use super::change::malformed;
+use super::query::query;
 use super::routes::{Answer, Refusal, Routes, json, readable};
 use crate::observe::clock;
 use crate::policy::candidates::Candidates;
@@ -18,7 +19,7 @@ const MOST: usize = 300;
 impl Routes {
     pub(super) fn candidates<B: hyper::body::Body>(&self, request: &Request<B>) -> Result<Answer, Refusal> {
         readable(request)?;
-        let n = match &super::live::query(request, &["n"])?[..] {
+        let n = match &query(request, &["n"])?[..] {
             [] => SHOWN,
             [(_, n), ..] => n
                 .parse()

@@ -20,12 +20,13 @@ use crate::observe::stamp;
 const RULES: &str = "/api/v1/rules";
 const CONFIG: &str = "/api/v1/config";
 const EVENTS: &str = "/api/v1/events/recent";
+const CANDIDATES: &str = "/api/v1/candidates";
 const MODE: &str = "/api/v1/mode";
 const RELOAD: &str = "/api/v1/reload";
 
 /// Every path here, beside a rule's below `RULES`.
 #[cfg(test)]
-pub(super) const PATHS: [&str; 5] = [RULES, CONFIG, EVENTS, MODE, RELOAD];
+pub(super) const PATHS: [&str; 6] = [RULES, CONFIG, EVENTS, CANDIDATES, MODE, RELOAD];
 
 /// Events that are shown unless more are asked for.
 const EVENTS_SHOWN: usize = 50;
@@ -62,11 +63,7 @@ impl Target {
             EVENTS => Target::Events,
             MODE => Target::Mode,
             RELOAD => Target::Reload,
-            "/api/v1/config" => Target::Config,
-            "/api/v1/events/recent" => Target::Events,
-            "/api/v1/candidates" => Target::Candidates,
-            "/api/v1/mode" => Target::Mode,
-            "/api/v1/reload" => Target::Reload,
+            CANDIDATES => Target::Candidates,
             _ => {
                 let name = path.strip_prefix(RULES)?.strip_prefix('/')?;
                 let whole = !name.is_empty() && !name.contains('/');
@@ -219,26 +216,6 @@ where
     let asked: Asked = serde_json::from_slice(&body(request).await?)
         .map_err(|e| malformed(format!("the body is not as it should be, {{\"mode\": \"serve\"}}: {e}")))?;
     config::cache_mode(&asked.mode).map(Change::Mode).map_err(|what| malformed(format!("mode: {what}")))
-}
-
-/// The pairs behind `?`, decoded; one that is not `known` is refused, because its wish would not be granted.
-pub(super) fn query<B>(request: &Request<B>, known: &[&str]) -> Result<Vec<(String, String)>, Refusal> {
-    let mut found: Vec<(String, String)> = Vec::new();
-    for pair in request.uri().query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
-        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let Some((key, value)) = decoded(key).zip(decoded(value)) else {
-            return Err(malformed("what stands behind ? is no text in UTF-8".to_owned()));
-        };
-        if !known.contains(&key.as_str()) {
-            let known = if known.is_empty() { "nothing".to_owned() } else { known.join(", ") };
-            return Err(malformed(format!("{key:?} is not known behind ?; known here: {known}")));
-        }
-        if found.iter().any(|(other, _)| *other == key) {
-            return Err(malformed(format!("{key} is given twice")));
-        }
-        found.push((key, value));
-    }
-    Ok(found)
 }
 
 /// `If-Match: "7"`: only if the rules are of generation 7 still. `*` is any, as there always is one.

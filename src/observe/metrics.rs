@@ -14,9 +14,9 @@ use super::reasons::{
     Action, Again, Bypass, Class, Decision, Discard, Dropped, ErrorType, Evict, Flush, Method, Operation, Peer, Pin,
     Reject, Reload, Reread, RolloutChange, Source, Tag, Timed, Touched, Warmed,
 };
-use super::runs::{Runs};
-use super::slow_log::{SlowLog};
-use super::shadow::{Shadow};
+use super::runs::Runs;
+use super::shadow::Shadow;
+use super::slow_log::SlowLog;
 
 /// What a worker other than the data thread counts: hits, which are all it answers. Cells of its own, so that each keeps one
 /// writer; added up when somebody asks.

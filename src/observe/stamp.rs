@@ -21,8 +21,6 @@ pub(crate) fn unix_ms() -> u64 {
 
 /// That moment, in milliseconds since 1970, as text.
 pub(crate) fn at_ms(unix_ms: u64) -> String {
-/// The moment so many milliseconds after 1970 began.
-pub(crate) fn of_unix_ms(unix_ms: u64) -> String {
     format(unix_ms)
 }
 

@@ -254,11 +254,6 @@ fn tell(view: &View, turn: &Turn) {
     view.status.events.note(EventKind::Alert, &Actor::Own("alerts"), &message, detail);
 }
 
-/// That moment as text.
-pub(crate) fn at_ms(unix_ms: u64) -> String {
-    stamp::at(UNIX_EPOCH + std::time::Duration::from_millis(unix_ms))
-}
-
 /// For how long the process has run, in milliseconds.
 pub(crate) fn uptime_ms(view: &View) -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64());

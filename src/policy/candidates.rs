@@ -100,7 +100,7 @@ impl Candidates {
         let items = found.iter().take(most).map(|found| found.candidate(config, mode, &rules)).collect();
         Candidates {
             mode: mode.as_str(),
-            observed_since: (told.began > 0).then(|| stamp::of_unix_ms(told.began)),
+            observed_since: (told.began > 0).then(|| stamp::at_ms(told.began)),
             sample_rate: told.sample_rate,
             tracked_keys: told.tracked,
             not_observed: told.missed,

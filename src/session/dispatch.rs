@@ -20,9 +20,11 @@ use crate::config::{Fence, OnWrite};
 use crate::net::drop_front;
 use crate::observe::arms::{ArmId, Common, Hits};
 use crate::observe::clock;
-use crate::observe::patterns::{PatternId};
-use crate::observe::reasons::{Action, Bypass, Class, Coherence, Dropped, Flush, Method, Operation, Peer, Source, Timed};
-use crate::observe::runs::{End};
+use crate::observe::patterns::PatternId;
+use crate::observe::reasons::{
+    Action, Bypass, Class, Coherence, Dropped, Flush, Method, Operation, Peer, Source, Timed,
+};
+use crate::observe::runs::End;
 use crate::policy::{Judged, Keep, explain};
 use crate::resp::Proto;
 use crate::resp::build;
@@ -559,9 +561,6 @@ impl Session {
         };
         let Judged { pattern, arm, keep } = self.note_lookup(ctx, b, key, Method::Get, epoch);
         let slot = self.slot(mute, self.on_spare.get(), asked(b, epoch).of(arm).about(spec.name, pattern));
-        let get = FetchRequest { raw: req.raw, read: FetchRead::GET, keep: keep.ok(), may_join, place };
-        let Judged { arm, keep, .. } = self.note_lookup(ctx, b, key, Method::Get, epoch);
-        let slot = self.slot(mute, self.on_spare.get(), asked(b, epoch).of(arm));
         let watched = ctx.watch(b.lane.id, req, spec);
         let get = FetchRequest { raw: req.raw, read: FetchRead::GET, keep: keep.ok(), may_join, place, watched };
         b.lane.note_read(b.now);

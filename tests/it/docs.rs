@@ -6,18 +6,14 @@ use std::path::Path;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
-const DOCUMENTS: &[&str] = &[
-    "README.md",
-    "ARCHITECTURE.md",
-    "SECURITY.md",
-    "CHANGELOG.md",
-    "docs/configuration.md",
-    "docs/health-alerts-costs.md",
-];
-const DOCUMENTS: &[&str] =
-    &["README.md", "ARCHITECTURE.md", "SECURITY.md", "CHANGELOG.md", "docs/configuration.md", "docs/hot-keys.md"];
-const DOCUMENTS: &[&str] =
-    &["README.md", "ARCHITECTURE.md", "SECURITY.md", "CHANGELOG.md", "docs/configuration.md", "docs/observe.md"];
+/// Those at the root, and every page in docs/.
+fn documents() -> Vec<String> {
+    let pages =
+        fs::read_dir(Path::new(ROOT).join("docs")).expect("docs/").map(|page| page.expect("a page").file_name());
+    let pages = pages.map(|page| format!("docs/{}", page.display())).filter(|page| page.ends_with(".md"));
+    let root = ["README.md", "ARCHITECTURE.md", "SECURITY.md", "CHANGELOG.md"];
+    root.into_iter().map(str::to_owned).chain(pages).collect()
+}
 
 fn read(path: &str) -> String {
     fs::read_to_string(Path::new(ROOT).join(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
@@ -125,11 +121,11 @@ fn anchor(heading: &str) -> String {
 #[test]
 fn every_link_leads_somewhere() {
     let mut broken = Vec::new();
-    for document in DOCUMENTS {
-        let (text, dir) = (read(document), Path::new(document).parent().expect("a directory"));
+    for document in documents() {
+        let (text, dir) = (read(&document), Path::new(&document).parent().expect("a directory"));
         for link in links(&text) {
             let (path, fragment) = link.split_once('#').unwrap_or((link, ""));
-            let target = if path.is_empty() { Path::new(document).into() } else { dir.join(path) };
+            let target = if path.is_empty() { Path::new(&document).into() } else { dir.join(path) };
             let there = Path::new(ROOT).join(&target).exists();
             let headed = fragment.is_empty()
                 || fs::read_to_string(Path::new(ROOT).join(&target))
