@@ -4,6 +4,7 @@
 
 mod alerts;
 mod change;
+mod costs;
 mod experiments;
 mod health;
 mod live;

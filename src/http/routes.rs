@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use super::HttpConfig;
 use super::alerts::Alerts;
 use super::change::{Change, Order, POST_ONLY};
+use super::costs::Costs;
 use super::experiments::Experiments;
 use super::health::{Checks, Vitals};
 use super::live::Target;
@@ -42,6 +43,7 @@ enum Page {
     Policy,
     Vitals,
     Alerts,
+    Costs,
 }
 
 pub(super) struct Routes {
@@ -110,6 +112,10 @@ impl Routes {
             | "/api/m1/dashboard/policy-stats" => Page::Policy,
             "/api/v1/dashboard/health" | "/api/m1/dashboard/health" => Page::Vitals,
             "/api/v1/alerts" => Page::Alerts,
+            "/api/v1/dashboard/costs"
+            | "/api/v1/dashboard/cost-breakdown"
+            | "/api/m1/dashboard/costs"
+            | "/api/m1/dashboard/cost-breakdown" => Page::Costs,
             "/internal/cache" if !self.production => Page::Cache,
             _ => return None,
         })
@@ -158,6 +164,7 @@ impl Routes {
             Page::Startup => json(code(status.started()), Plain { status: startup(status) }),
             Page::Health => json(code(status.ready()), Health::of(&self.view)),
             Page::Vitals => json(StatusCode::OK, Vitals::of(&self.view)),
+            Page::Costs => json(StatusCode::OK, Costs::of(&self.view.metrics)),
             Page::Alerts => json(StatusCode::OK, Alerts::of(&self.view)),
             Page::Policy => json(StatusCode::OK, Policy::of(&self.view.metrics)),
             Page::Cache => json(StatusCode::OK, Cache::of(&self.view)),

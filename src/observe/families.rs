@@ -5,6 +5,7 @@ use prometheus::TextEncoder;
 use prometheus::proto;
 
 use super::View;
+use super::costs::Money;
 use super::counters::{Histogram, Labeled};
 use super::patterns::Row;
 use super::reasons::{
@@ -169,6 +170,10 @@ const FAMILIES: &[Family] = &[
         |v, out| by_word(out, &v.metrics.protocol_errors)),
     family!(Counter "nearside_bytes_total" ["peer", "direction"] "Bytes read (in) and written (out).",
         bytes),
+    family!(Counter "nearside_cost_spent_total" ["rule"] "What upstream has cost, in costs.currency, by rule or key pattern; _rest is what none of them asked for.",
+        |v, out| costs(v, out, |money| money.spent)),
+    family!(Counter "nearside_cost_saved_total" ["rule"] "What hits have saved, in costs.currency, by rule or key pattern.",
+        |v, out| costs(v, out, |money| money.saved)),
     family!(Gauge "nearside_health" ["status"] "1 for how the process is by its checks, 0 for the others.",
         |v, out| one_of(out, Health::WORDS, v.status.vitals.health().as_str())),
     family!(Gauge "nearside_alert_active" ["alert"] "1 while the alert fires.",
@@ -202,6 +207,12 @@ fn by_pattern(view: &View, out: &mut Series, read: impl Fn(&Row) -> u64) {
 fn hits(view: &View, out: &mut Series) {
     for (i, (name, row)) in view.metrics.patterns.iter().enumerate() {
         out.push(&[L1, name], view.metrics.hits_of(i, row) as f64);
+    }
+}
+
+fn costs(view: &View, out: &mut Series, of: impl Fn(&Money) -> f64) {
+    for (name, money) in view.metrics.costs.by_name(clock::now(), &view.metrics) {
+        out.push(&[&name], of(&money));
     }
 }
 

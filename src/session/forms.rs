@@ -79,8 +79,7 @@ impl Session {
             && let Some(forms) = ctx.l1.get(key)
             && let Some(entry) = forms.usable(method, req, b.at(epoch)).filter(|e| b.is_recent(e))
         {
-            b.count_hit(entry.arm);
-            ctx.metrics.patterns.hit(entry.pattern);
+            b.count_hit(ctx, entry);
             ctx.metrics.patterns.note_read(entry.pattern);
             ctx.metrics.patterns.candidate(entry.pattern, method);
             self.answer_kept(mute, entry.value.frame(), keys::form(spec, req));
@@ -104,8 +103,8 @@ impl Session {
             Ok(place) => place,
             Err(stop) => return stop,
         };
-        let Judged { arm, keep, .. } = self.note_lookup(ctx, b, key, method, epoch);
-        let slot = self.slot(mute, self.on_spare.get(), asked(b, epoch).of(arm));
+        let Judged { arm, pattern, keep } = self.note_lookup(ctx, b, key, method, epoch);
+        let slot = self.slot(mute, self.on_spare.get(), asked(b, epoch).of(arm).paid_by(pattern));
         b.lane().note_read(b.now);
         let fetch = FetchRequest { raw: req.raw, read, keep: keep.ok(), may_join, place };
         lane.fetch(ctx, b.now, self, slot, key, fetch);

@@ -38,6 +38,7 @@ use crate::front::Link;
 use crate::limits;
 use crate::net::{ReadHalf, Stream, WriteHalf, read_some};
 use crate::observe::clock;
+use crate::observe::costs::Meter;
 use crate::observe::reasons::{Dropped, Peer};
 use crate::resp::Proto;
 use crate::resp::build;
@@ -126,14 +127,19 @@ pub(crate) struct Session {
     gate: RefCell<Option<Rc<gate::Gate>>>,
     /// From when on its next request may go, by a rate limit; 0: not asked yet.
     due: Cell<u64>,
+    /// What it saves and spends.
+    meter: Arc<Meter>,
 }
 
 impl Session {
     pub(crate) fn new(ctx: &Ctx, stream: Stream, peer: Peering) -> (Rc<Session>, ReadHalf) {
         let (rd, wr) = stream.split();
         let now = clock::now();
+        let id = ctx.next_session();
+        let front = peer.link.as_ref().map(|link| link.saved.clone());
         let session = Session {
-            id: ctx.next_session(),
+            id,
+            meter: ctx.metrics.costs.meter(id, &peer.addr, front),
             addr: peer.addr,
             laddr: peer.laddr,
             near: peer.near,
@@ -175,17 +181,22 @@ impl Session {
 
     /// A reply of upstream's (RESP3) for `slot`.
     pub(crate) fn complete(self: &Rc<Self>, ctx: &Ctx, slot: u64, frame: &[u8], form: Form) {
+        self.complete_of(ctx, slot, frame, form, frame.len());
+    }
+
+    /// The same, where upstream's own reply had so many bytes.
+    pub(crate) fn complete_of(self: &Rc<Self>, ctx: &Ctx, slot: u64, frame: &[u8], form: Form, bytes: usize) {
         self.told.set(true);
         let own = self.own_reply(ctx, slot, frame);
         let frame = own.as_deref().unwrap_or(frame);
         let done = self.outbox.borrow_mut().complete(slot, frame, form);
-        self.completed(ctx, done);
+        self.completed(ctx, done, Some(bytes));
     }
 
     /// The reply for `slot` has already been passed on as it came.
     fn finish_slot(self: &Rc<Self>, ctx: &Ctx, slot: u64) {
         let done = self.outbox.borrow_mut().complete_raw(slot, &[]);
-        self.completed(ctx, done);
+        self.completed(ctx, done, Some(0));
     }
 
     /// True the first time in a batch.
@@ -198,11 +209,22 @@ impl Session {
         let mut bytes = BytesMut::new();
         build::error(&mut bytes, error);
         let done = self.outbox.borrow_mut().complete_raw(slot, &bytes);
-        self.completed(ctx, done);
+        self.completed(ctx, done, None);
     }
 
-    fn completed(self: &Rc<Self>, ctx: &Ctx, done: Option<outbox::Completed>) {
+    /// `slot` is answered by what another request has asked for, or from before an outage: upstream is not asked for it.
+    pub(crate) fn asks_nothing(&self, slot: u64) {
+        self.outbox.borrow_mut().free(slot);
+    }
+
+    /// `bytes`: of upstream's reply; none: it is an error of ours.
+    fn completed(self: &Rc<Self>, ctx: &Ctx, done: Option<outbox::Completed>, bytes: Option<usize>) {
         let Some(done) = done else { return };
+        if let Some((pattern, bytes)) = done.asked.pattern.zip(bytes) {
+            ctx.metrics.patterns.fetched(pattern, bytes as u64);
+            self.meter.spent.add(1, bytes as u64, 0);
+            ctx.metrics.arms.fetched(done.asked.arm, bytes as u64);
+        }
         let timed = if done.failed { done.asked.failed } else { done.asked.ok };
         let now = ctx.now.get();
         let took = now.saturating_sub(done.asked.at);

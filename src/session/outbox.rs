@@ -7,6 +7,7 @@ use bytes::BytesMut;
 
 use crate::command::strip::Strip;
 use crate::observe::arms::ArmId;
+use crate::observe::patterns::PatternId;
 use crate::observe::reasons::Timed;
 use crate::resp::Proto;
 use crate::resp::downgrade::{self, Form};
@@ -44,23 +45,29 @@ pub(super) struct Asked {
     pub(super) failed: Timed,
     /// Of which part of an experiment.
     pub(super) arm: ArmId,
+    /// Whose costs its reply counts in; none: the rest's.
+    pub(super) pattern: Option<PatternId>,
 }
 
 impl Asked {
     pub(super) fn read(at: u64, ok: Timed) -> Asked {
-        Asked { at, ok, failed: Timed::ReadError, arm: ArmId::NONE }
+        Asked { at, ok, failed: Timed::ReadError, arm: ArmId::NONE, pattern: None }
     }
 
     pub(super) fn write(at: u64) -> Asked {
-        Asked { at, ok: Timed::WriteOk, failed: Timed::WriteError, arm: ArmId::NONE }
+        Asked { at, ok: Timed::WriteOk, failed: Timed::WriteError, arm: ArmId::NONE, pattern: None }
     }
 
     pub(super) fn other(at: u64) -> Asked {
-        Asked { at, ok: Timed::OtherOk, failed: Timed::OtherError, arm: ArmId::NONE }
+        Asked { at, ok: Timed::OtherOk, failed: Timed::OtherError, arm: ArmId::NONE, pattern: None }
     }
 
     pub(super) fn of(self, arm: ArmId) -> Asked {
         Asked { arm, ..self }
+    }
+
+    pub(super) fn paid_by(self, pattern: PatternId) -> Asked {
+        Asked { pattern: Some(pattern), ..self }
     }
 }
 
@@ -106,6 +113,14 @@ impl Outbox {
     pub(super) fn strip(&self, number: u64) -> Strip {
         let index = number.checked_sub(self.head).and_then(|i| usize::try_from(i).ok());
         index.and_then(|i| self.slots.get(i)).map_or(Strip::None, |slot| slot.strip)
+    }
+
+    /// Slot `number` has no request of its own upstream.
+    pub(super) fn free(&mut self, number: u64) {
+        let index = number.checked_sub(self.head).and_then(|i| usize::try_from(i).ok());
+        if let Some(slot) = index.and_then(|i| self.slots.get_mut(i)) {
+            slot.asked.pattern = None;
+        }
     }
 
     /// From now on nothing may be answered from the L1 while slot `number` is outstanding. False: it was so already.
