@@ -211,7 +211,7 @@ impl Lane {
             return self.relay(ctx, clock::now(), &fetch.raw, Relay::plain(session, fetch.slot, Form::Bulk, true));
         }
         let answer = assemble(fetch, &replies);
-        session.complete(ctx, fetch.slot, &answer, Form::Bulk);
+        session.complete_of(ctx, fetch.slot, &answer, Form::Bulk, frame.len());
     }
 
     fn still_valid(&self, ctx: &Ctx, fetch: &MgetFetch) -> bool {

@@ -497,6 +497,7 @@ impl Lane {
             return false;
         };
         flight.waiters.borrow_mut().push((session.clone(), slot));
+        session.asks_nothing(slot);
         ctx.metrics.coalesced.inc();
         true
     }

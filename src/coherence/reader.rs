@@ -481,6 +481,7 @@ impl Lane {
             waiter
         };
         self.moves(ctx);
+        ctx.metrics.upstream_answers.inc();
         // R4. Nothing can look between here and the end of this frame's effects: there is one thread and no await.
         // In `pubsub` mode the channel's PONGs count instead.
         if self.mode() != Coherence::Pubsub {

@@ -40,6 +40,9 @@ struct Batch<'a> {
     /// Of these, those of experiments.
     arms: Hits,
     mget: bool,
+    /// As in a session's batch.
+    saved_bytes: u64,
+    saved_cost: u64,
 }
 
 /// Answers requests of `rbuf` into `out` from the front on; how many bytes of them were answered, and why not more.
@@ -60,7 +63,8 @@ pub(super) fn answer(
         Err(_) => return (0, Rest::Unanswered),
     };
     let commands = shared.rules.load().commands();
-    let mut batch = Batch { local, grant, vouched, commands, now, hits: 0, arms: Hits::default(), mget: false };
+    let (hits, arms, mget, saved_bytes, saved_cost) = Default::default();
+    let mut batch = Batch { local, grant, vouched, commands, now, hits, arms, mget, saved_bytes, saved_cost };
     let before = out.len();
     let mut at = 0;
     let rest = loop {
@@ -119,8 +123,8 @@ impl Batch<'_> {
     fn get(&mut self, key: &[u8], out: &mut BytesMut) -> bool {
         let Some(forms) = self.local.shared.l1.get(key) else { return false };
         let Some(entry) = self.usable(&forms) else { return false };
-        self.count(key, entry);
-        self.arms.one(entry.arm);
+        self.count(key, entry, false);
+        self.arms.one(entry.arm, entry.value.frame().len() as u64);
         self.local.shared.metrics.patterns.candidate_in(&self.local.shard().rows, entry.pattern, Method::Get);
         self.write(entry, out);
         true
@@ -137,9 +141,9 @@ impl Batch<'_> {
             found.iter().filter_map(|forms: &Arc<Forms>| self.usable(forms)).collect();
         build::array(out, entries.len());
         let mut common = Common::NoKey;
-        for (arg, entry) in req.args[1..].iter().zip(&entries) {
-            self.count(&req.raw[arg.range()], entry);
-            self.arms.key(entry.arm);
+        for (i, (arg, entry)) in req.args[1..].iter().zip(&entries).enumerate() {
+            self.count(&req.raw[arg.range()], entry, i > 0);
+            self.arms.key(entry.arm, entry.value.frame().len() as u64);
             common = common.and(entry.arm);
             self.write(entry, out);
         }
@@ -156,11 +160,16 @@ impl Batch<'_> {
         entry.filter(|entry| !entry.is_due(self.now))
     }
 
-    fn count(&self, key: &[u8], entry: &Entry) {
-        self.local.shard().rows.hit(entry.pattern);
-        let metrics = &self.local.shared.metrics;
+    /// A rider is the second key of an MGET, or a later one.
+    fn count(&mut self, key: &[u8], entry: &Entry, rider: bool) {
+        let (rows, metrics) = (&self.local.shard().rows, &self.local.shared.metrics);
+        let bytes = entry.value.frame().len() as u64;
+        rows.hit(entry.pattern);
+        rows.saved(entry.pattern, bytes, rider);
         metrics.hot.hit(self.local.index + 1, key, entry.value.wire_len(), entry.pattern);
         metrics.patterns.note_read(entry.pattern);
+        self.saved_bytes += bytes;
+        self.saved_cost += metrics.patterns.per_miss(entry.pattern);
     }
 
     fn write(&self, entry: &Entry, out: &mut BytesMut) {
@@ -183,6 +192,7 @@ impl Batch<'_> {
         self.grant.facts.note_read(self.now);
         link.note_hit(self.now, self.mget);
         link.tally.hits.add(self.hits);
+        link.saved.add(self.hits, self.saved_bytes, self.saved_cost);
         let each = clock::now().saturating_sub(self.now) / hits;
         shard.read_hits.observe_n(each, self.hits);
         self.arms.count(&self.local.shared.metrics.arms, self.now, each);

@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 use crate::coherence::LaneFacts;
 use crate::net::Stream;
 use crate::net::pipe::{self, Pipe};
-use crate::observe::runs::Tally;
+use crate::observe::{costs, runs};
 use crate::resp::Proto;
 
 /// The right of a front to answer hits.
@@ -51,8 +51,9 @@ pub(crate) struct Link {
     /// For CLIENT LIST and the idle timeout: when the front last answered, and whether an MGET.
     last_hit: AtomicU64,
     was_mget: AtomicBool,
-    /// What the front has answered.
-    pub(crate) tally: Arc<Tally>,
+    /// What the front has answered, and what that saved.
+    pub(crate) tally: Arc<runs::Tally>,
+    pub(crate) saved: Arc<costs::Tally>,
 }
 
 /// The front's end of both pipes.
@@ -75,6 +76,7 @@ impl Link {
             last_hit: AtomicU64::new(0),
             was_mget: AtomicBool::new(false),
             tally: Arc::default(),
+            saved: Arc::default(),
         };
         (Arc::new(link), Stream::Piped(requests, replies), Ends { up, down })
     }

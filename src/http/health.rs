@@ -7,11 +7,12 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::time::MissedTickBehavior;
 
+use super::costs::prices;
 use crate::config::{self, CoherenceMode, Config};
 use crate::live::Running;
 use crate::observe::health::{Check, Limits};
 use crate::observe::reasons::Coherence;
-use crate::observe::{View, stamp, vitals};
+use crate::observe::{View, clock, stamp, vitals};
 
 /// Between two looks. Alerts are minutes apart; a look is some microseconds.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -22,9 +23,17 @@ pub(super) async fn watch(running: Arc<Running>, view: Arc<View>) {
     let mut ticks = tokio::time::interval(INTERVAL);
     // After a suspend one look is as good as a thousand.
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut priced = None;
     loop {
         ticks.tick().await;
-        view.status.vitals.set_limits(limits(&running.load().config, memory));
+        let config = running.load().config.clone();
+        view.status.vitals.set_limits(limits(&config, memory));
+        let now = clock::now();
+        if priced.as_ref().is_none_or(|old| !Arc::ptr_eq(old, &config)) {
+            view.metrics.costs.set_prices(now, &view.metrics, prices(&config, &view.metrics));
+            priced = Some(config);
+        }
+        view.metrics.costs.accrue(now, &view.metrics);
         view.status.vitals.look(&view);
     }
 }

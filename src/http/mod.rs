@@ -7,6 +7,7 @@ mod api;
 mod body;
 mod candidates;
 mod change;
+mod costs;
 mod experiments;
 mod health;
 mod keys;

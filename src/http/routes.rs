@@ -17,6 +17,7 @@ use super::api::Section;
 use super::api::events::{Hub, Stream};
 use super::body::{Payload, gzip, takes_gzip};
 use super::change::{Change, Order, POST_ONLY};
+use super::costs::Costs;
 use super::experiments::Experiments;
 use super::health::{Checks, Vitals};
 use super::live::Target;
@@ -47,6 +48,7 @@ enum Page {
     Keys,
     Vitals,
     Alerts,
+    Costs,
     Api(Section),
 }
 
@@ -69,6 +71,8 @@ const PAGES: &[(&str, Page)] = &[
     ("/api/v1/dashboard/policy", Page::Policy),
     ("/api/v1/dashboard/policy-stats", Page::Policy),
     ("/api/v1/dashboard/health", Page::Vitals),
+    ("/api/v1/dashboard/costs", Page::Costs),
+    ("/api/v1/dashboard/cost-breakdown", Page::Costs),
     ("/api/v1/alerts", Page::Alerts),
     (super::keys::PATH, Page::Keys),
     ("/api/v1/dashboard/runs", Page::Api(Section::Runs)),
@@ -197,7 +201,7 @@ impl Routes {
 
     fn show<B: Body>(&self, page: Page, near: bool, request: &Request<B>) -> Result<Answer, Refusal> {
         let status = &*self.view.status;
-        if matches!(page, Page::Policy | Page::Experiments | Page::Vitals | Page::Alerts) {
+        if matches!(page, Page::Policy | Page::Experiments | Page::Vitals | Page::Alerts | Page::Costs) {
             query(request, &[])?;
         }
         Ok(match page {
@@ -207,6 +211,7 @@ impl Routes {
             Page::Startup => json(code(status.started()), Plain { status: startup(status) }),
             Page::Health => json(code(status.ready()), Health::of(&self.view)),
             Page::Vitals => json(StatusCode::OK, Vitals::of(&self.view)),
+            Page::Costs => json(StatusCode::OK, Costs::of(&self.view.metrics)),
             Page::Alerts => json(StatusCode::OK, Alerts::of(&self.view)),
             Page::Policy => json(StatusCode::OK, Policy::of(&self.view.metrics)),
             Page::Cache => json(StatusCode::OK, Cache::of(&self.view)),

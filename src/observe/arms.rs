@@ -11,6 +11,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 
+use super::costs::ArmCounts;
 use super::latency::{self, Rolling, Seen, Slice, Window};
 use super::reasons::RolloutState;
 
@@ -102,6 +103,7 @@ struct Arm {
     rolling: Rolling,
     /// What was seen since its guard last looked, where it has one.
     watched: Option<Box<Slice>>,
+    costs: ArmCounts,
 }
 
 impl Default for Arms {
@@ -117,7 +119,13 @@ impl Arms {
             |place: &Mutex<Place>| place.lock().0.as_ref().is_some_and(|arm| &*arm.rule == rule && &*arm.name == name);
         let found = self.places.iter().position(is_it).or_else(|| {
             let free = self.places.iter().position(|place| place.lock().0.is_none())?;
-            let arm = Arm { rule: rule.into(), name: name.into(), rolling: Rolling::new(now), watched: None };
+            let arm = Arm {
+                rule: rule.into(),
+                name: name.into(),
+                rolling: Rolling::new(now),
+                watched: None,
+                costs: ArmCounts::default(),
+            };
             self.places[free].lock().0 = Some(Box::new(arm));
             Some(free)
         });
@@ -144,15 +152,35 @@ impl Arms {
         });
     }
 
-    /// `requests` of this arm were answered from the L1 after `nanos` each, with so many keys.
-    pub(crate) fn served(&self, arm: ArmId, now: u64, nanos: u64, requests: u32, keys: u32) {
+    /// `requests` of this arm were answered from the L1 after `nanos` each, with so many keys and bytes of theirs.
+    pub(crate) fn served(&self, arm: ArmId, now: u64, nanos: u64, requests: u32, keys: u32, bytes: u64) {
         self.with(arm, |arm| {
+            arm.costs.saved_requests += u64::from(requests);
+            arm.costs.saved_keys += u64::from(keys);
+            arm.costs.saved_bytes += bytes;
             arm.rolling.look_ups(now, keys.into(), 0);
             if requests > 0 {
                 arm.rolling.record_n(now, nanos, requests);
                 arm.watched.iter_mut().for_each(|watched| watched.record_n(nanos, requests));
             }
         });
+    }
+
+    /// Upstream answered a request of this arm with so many bytes.
+    pub(crate) fn fetched(&self, arm: ArmId, bytes: u64) {
+        self.with(arm, |arm| {
+            arm.costs.spent_requests += 1;
+            arm.costs.spent_bytes += bytes;
+        });
+    }
+
+    /// A key of this arm was not answered here.
+    pub(crate) fn unserved(&self, arm: ArmId) {
+        self.with(arm, |arm| arm.costs.spent_keys += 1);
+    }
+
+    pub(super) fn costs(&self, arm: ArmId) -> ArmCounts {
+        self.with(arm, |arm| arm.costs).unwrap_or_default()
     }
 
     /// The L1 was asked for so many keys of this arm, and had them or not.
@@ -252,21 +280,25 @@ struct ArmHits {
     arm: ArmId,
     requests: u32,
     keys: u32,
+    bytes: u64,
 }
 
 impl Hits {
     /// A request of one key.
-    pub(crate) fn one(&mut self, arm: ArmId) {
+    pub(crate) fn one(&mut self, arm: ArmId, bytes: u64) {
         if arm.is_some() {
             let hits = self.of(arm);
             hits.requests += 1;
             hits.keys += 1;
+            hits.bytes += bytes;
         }
     }
 
-    pub(crate) fn key(&mut self, arm: ArmId) {
+    pub(crate) fn key(&mut self, arm: ArmId, bytes: u64) {
         if arm.is_some() {
-            self.of(arm).keys += 1;
+            let hits = self.of(arm);
+            hits.keys += 1;
+            hits.bytes += bytes;
         }
     }
 
@@ -280,7 +312,7 @@ impl Hits {
     #[cold]
     fn of(&mut self, arm: ArmId) -> &mut ArmHits {
         let at = self.0.iter().position(|hits| hits.arm == arm).unwrap_or_else(|| {
-            self.0.push(ArmHits { arm, requests: 0, keys: 0 });
+            self.0.push(ArmHits { arm, requests: 0, keys: 0, bytes: 0 });
             self.0.len() - 1
         });
         &mut self.0[at]
@@ -288,7 +320,7 @@ impl Hits {
 
     /// Counts them: each request took `nanos`.
     pub(crate) fn count(&self, arms: &Arms, now: u64, nanos: u64) {
-        self.0.iter().for_each(|hits| arms.served(hits.arm, now, nanos, hits.requests, hits.keys));
+        self.0.iter().for_each(|hits| arms.served(hits.arm, now, nanos, hits.requests, hits.keys, hits.bytes));
     }
 }
 
@@ -303,7 +335,7 @@ mod tests {
         let control = arms.claim(0, "r", "control");
         assert!(cached.is_some() && control.is_some() && cached != control);
         assert_eq!(arms.claim(5, "r", "cached"), cached);
-        arms.served(cached, 10, 500, 3, 5);
+        arms.served(cached, 10, 500, 3, 5, 0);
         arms.answered(cached, 10, 70_000, true);
         arms.looked_up(cached, 10, 1, 1);
         arms.answered(control, 10, 60_000, false);
@@ -320,7 +352,7 @@ mod tests {
     #[test]
     fn no_arm_counts_nowhere_and_a_full_table_gives_none() {
         let arms = Arms::default();
-        arms.served(ArmId::NONE, 0, 1, 1, 1);
+        arms.served(ArmId::NONE, 0, 1, 1, 1, 0);
         arms.answered(ArmId(u16::MAX), 0, 1, false);
         assert_eq!(arms.seen(ArmId::NONE, 0, Window::Start).0.count(), 0);
         let all: Vec<ArmId> = (0..PLACES).map(|i| arms.claim(0, &i.to_string(), "cached")).collect();
@@ -333,11 +365,11 @@ mod tests {
     fn a_guard_sees_what_came_since_it_looked_and_only_where_it_watches() {
         let arms = Arms::default();
         let (a, b) = (arms.claim(0, "r", "short"), arms.claim(0, "r", "long"));
-        arms.served(a, 0, 500, 1, 1);
+        arms.served(a, 0, 500, 1, 1, 0);
         assert_eq!(arms.watched(&[a, b]).count(), 0);
         arms.watch(a, true);
         arms.watch(b, true);
-        arms.served(a, 0, 500, 2, 2);
+        arms.served(a, 0, 500, 2, 2, 0);
         arms.answered(b, 0, 500, true);
         let seen = arms.watched(&[a, b, ArmId::NONE]);
         assert_eq!((seen.count(), seen.errors), (3, 1));
@@ -347,7 +379,7 @@ mod tests {
         arms.watch_anew(a);
         assert_eq!(arms.watched(&[a, b]).count(), 1);
         arms.watch(b, false);
-        arms.served(b, 0, 500, 1, 1);
+        arms.served(b, 0, 500, 1, 1, 0);
         assert_eq!(arms.watched(&[a, b]).count(), 0);
     }
 
@@ -356,11 +388,11 @@ mod tests {
         let arms = Arms::default();
         let (a, b) = (arms.claim(0, "r", "short"), arms.claim(0, "r", "long"));
         let mut hits = Hits::default();
-        [a, b, a, ArmId::NONE].into_iter().for_each(|arm| hits.one(arm));
+        [a, b, a, ArmId::NONE].into_iter().for_each(|arm| hits.one(arm, 0));
         // MGET of both arms, and of one.
-        [a, b].into_iter().for_each(|arm| hits.key(arm));
+        [a, b].into_iter().for_each(|arm| hits.key(arm, 0));
         hits.request([a, b].into_iter().fold(Common::NoKey, Common::and).arm());
-        [a, a].into_iter().for_each(|arm| hits.key(arm));
+        [a, a].into_iter().for_each(|arm| hits.key(arm, 0));
         hits.request([a, a].into_iter().fold(Common::NoKey, Common::and).arm());
         hits.count(&arms, 0, 700);
         let seen = |arm| arms.seen(arm, 0, Window::Minute).0;

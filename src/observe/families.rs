@@ -5,6 +5,7 @@ use prometheus::TextEncoder;
 use prometheus::proto;
 
 use super::View;
+use super::costs::Money;
 use super::counters::{Histogram, Labeled};
 use super::patterns::Row;
 use super::reasons::{
@@ -176,6 +177,10 @@ const FAMILIES: &[Family] = &[
         |v, out| by_word(out, &v.metrics.protocol_errors)),
     family!(Counter "nearside_bytes_total" ["peer", "direction"] "Bytes read (in) and written (out).",
         bytes),
+    family!(Counter "nearside_cost_spent_total" ["rule"] "What upstream has cost, in costs.currency, by rule or key pattern; _rest is what none of them asked for.",
+        |v, out| costs(v, out, |money| money.spent)),
+    family!(Counter "nearside_cost_saved_total" ["rule"] "What hits have saved, in costs.currency, by rule or key pattern.",
+        |v, out| costs(v, out, |money| money.saved)),
     family!(Gauge "nearside_health" ["status"] "1 for how the process is by its checks, 0 for the others.",
         |v, out| one_of(out, Health::WORDS, v.status.vitals.health().as_str())),
     family!(Gauge "nearside_alert_active" ["alert"] "1 while the alert fires.",
@@ -221,6 +226,12 @@ fn hits(view: &View, out: &mut Series) {
 fn misses(view: &View, out: &mut Series) {
     by_pattern(view, out, |row| row.misses.get());
     view.metrics.shadow.would_be().iter().for_each(|(name, _, misses)| out.push(&[OBSERVE, name], misses.floor()));
+}
+
+fn costs(view: &View, out: &mut Series, of: impl Fn(&Money) -> f64) {
+    for (name, money) in view.metrics.costs.by_name(clock::now(), &view.metrics) {
+        out.push(&[&name], of(&money));
+    }
 }
 
 fn by_word<const N: usize>(out: &mut Series, counters: &Labeled<N>) {

@@ -4,7 +4,8 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::arms::Arms;
-use super::counters::{Counter, Gauge, Histogram, Labeled, Named};
+use super::costs::Costs;
+use super::counters::{Cells, Counter, Gauge, Histogram, Labeled, Named};
 use super::durations::Durations;
 use super::history::Took;
 use super::hot_keys::HotKeys;
@@ -111,6 +112,9 @@ pub(crate) struct Metrics {
     /// Replies to timed requests that were errors, and refusals while upstream was gone.
     pub(crate) failed: Counter,
     pub(crate) upstream: Histogram,
+    /// Replies of upstream's to anything that was sent to it.
+    pub(crate) upstream_answers: Counter,
+    pub(crate) costs: Costs,
     /// From a canary's write to its invalidation.
     pub(crate) lag: Histogram,
     pub(crate) reconnects: Counter,
@@ -209,6 +213,8 @@ impl Metrics {
             operations: Labeled::new(Operation::WORDS),
             failed: Counter::default(),
             upstream: Histogram::default(),
+            upstream_answers: Counter::default(),
+            costs: Costs::default(),
             lag: Histogram::default(),
             reconnects: Counter::default(),
             held_up: Counter::default(),
@@ -258,6 +264,17 @@ impl Metrics {
     /// By all workers, of the family with this number.
     pub(super) fn hits_of(&self, index: usize, row: &Row) -> u64 {
         row.hits.get() + self.shards.iter().map(|shard| shard.rows.row(index).hits.get()).sum::<u64>()
+    }
+
+    /// Bytes of replies that its hits saved, and the hits that saved no request of their own.
+    pub(super) fn saved_bytes_of(&self, index: usize, row: &Row) -> u64 {
+        let of_shard = |shard: &Shard| shard.rows.row(index).saved_bytes.get();
+        row.cost.saved_bytes.get() + self.shards.iter().map(of_shard).sum::<u64>()
+    }
+
+    pub(super) fn riders_of(&self, index: usize, row: &Row) -> u64 {
+        let of_shard = |shard: &Shard| shard.rows.row(index).riders.get();
+        row.cost.riders.get() + self.shards.iter().map(of_shard).sum::<u64>()
     }
 
     pub(super) fn candidates_of(&self, index: usize, row: &Row, method: usize) -> u64 {

@@ -7,6 +7,7 @@
 pub(crate) mod alerts;
 pub(crate) mod arms;
 pub(crate) mod clock;
+pub(crate) mod costs;
 pub(crate) mod counters;
 pub(crate) mod durations;
 pub(crate) mod events;

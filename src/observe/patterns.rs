@@ -13,7 +13,7 @@
 use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use foldhash::fast::RandomState;
 use parking_lot::Mutex;
@@ -83,14 +83,30 @@ pub(crate) struct Row {
     /// Whether the pair has a count of its own, decided at its first request.
     pairs: [OnceLock<bool>; Method::COUNT],
     updates_since_read: AtomicU32,
+    pub(super) cost: RowCost,
+}
+
+/// What money is made of (`costs`).
+#[derive(Default)]
+pub(super) struct RowCost {
+    /// Of the replies that hits saved.
+    pub(super) saved_bytes: Counter,
+    /// Hits that saved no request of their own: the others of an MGET.
+    pub(super) riders: Counter,
+    /// Keys that were not answered here, and what upstream answered for them.
+    pub(super) unserved: Counter,
+    pub(super) requests: Counter,
+    pub(super) bytes: Counter,
+    /// Of a key that is not answered here, in billionths; written by the side port's thread.
+    per_miss: AtomicU64,
 }
 
 impl Default for Row {
     fn default() -> Row {
-        let (name, of_rule, hidden, hits, misses, sets, dels, updates_since_read) = Default::default();
+        let (name, of_rule, hidden, hits, misses, sets, dels, updates_since_read, cost) = Default::default();
         let candidates = std::array::from_fn(|_| Counter::default());
         let pairs = std::array::from_fn(|_| OnceLock::new());
-        Row { name, of_rule, hidden, hits, misses, sets, dels, candidates, pairs, updates_since_read }
+        Row { name, of_rule, hidden, hits, misses, sets, dels, candidates, pairs, updates_since_read, cost }
     }
 }
 
@@ -99,18 +115,30 @@ pub(crate) struct ShardRows(Box<[ShardRow]>);
 
 pub(crate) struct ShardRow {
     pub(crate) hits: Counter,
+    pub(super) saved_bytes: Counter,
+    pub(super) riders: Counter,
     pub(crate) candidates: [Counter; Method::COUNT],
 }
 
 impl Default for ShardRow {
     fn default() -> ShardRow {
-        ShardRow { hits: Counter::default(), candidates: std::array::from_fn(|_| Counter::default()) }
+        let (hits, saved_bytes, riders) = Default::default();
+        ShardRow { hits, saved_bytes, riders, candidates: std::array::from_fn(|_| Counter::default()) }
     }
 }
 
 impl ShardRows {
     pub(crate) fn hit(&self, id: PatternId) {
         self.row(usize::from(id.0)).hits.inc();
+    }
+
+    /// A hit saved so many bytes of reply; a rider saved no request of its own.
+    pub(crate) fn saved(&self, id: PatternId, bytes: u64, rider: bool) {
+        let row = self.row(usize::from(id.0));
+        row.saved_bytes.add(bytes);
+        if rider {
+            row.riders.inc();
+        }
     }
 
     pub(super) fn hits(&self) -> u64 {
@@ -204,6 +232,41 @@ impl Patterns {
 
     pub(crate) fn hit(&self, id: PatternId) {
         self.row(id).hits.inc();
+    }
+
+    /// A hit saved so many bytes of reply. Answers what the key would have cost besides, in billionths.
+    pub(crate) fn saved(&self, id: PatternId, bytes: u64) -> u64 {
+        let cost = &self.row(id).cost;
+        cost.saved_bytes.add(bytes);
+        cost.per_miss.load(Ordering::Relaxed)
+    }
+
+    /// That hit saved no request of its own.
+    pub(crate) fn rider(&self, id: PatternId) {
+        self.row(id).cost.riders.inc();
+    }
+
+    /// What a key costs besides that is not answered here, in billionths.
+    pub(crate) fn per_miss(&self, id: PatternId) -> u64 {
+        self.row(id).cost.per_miss.load(Ordering::Relaxed)
+    }
+
+    /// A key was not answered here. Answers what it costs besides, in billionths.
+    pub(crate) fn unserved(&self, id: PatternId) -> u64 {
+        self.row(id).cost.unserved.inc();
+        self.per_miss(id)
+    }
+
+    /// Upstream answered a request of this family with so many bytes.
+    pub(crate) fn fetched(&self, id: PatternId, bytes: u64) {
+        let cost = &self.row(id).cost;
+        cost.requests.inc();
+        cost.bytes.add(bytes);
+    }
+
+    /// What a key of each row costs from now on, in billionths.
+    pub(super) fn set_costs(&self, of: impl Fn(usize) -> u64) {
+        self.rows.iter().enumerate().for_each(|(i, row)| row.cost.per_miss.store(of(i), Ordering::Relaxed));
     }
 
     pub(crate) fn miss(&self, id: PatternId) {

@@ -119,6 +119,9 @@ pub(super) struct Batch {
     hits: u64,
     /// Of these, those of experiments.
     arms: Hits,
+    /// What hits saved: keys' bytes, and what their rules say, in billionths.
+    saved_bytes: u64,
+    saved_cost: u64,
     /// GETs that the command policy was not asked about, because it lets them all pass.
     passed: u64,
     /// There are more requests behind the present one.
@@ -135,7 +138,21 @@ impl Batch {
         let since = since(&lane, session);
         let arms = Hits::default();
         let flush_gen = ctx.l1.flush_gen();
-        Batch { now, lane, vouched, straight, since, flush_gen, hits: 0, arms, passed: 0, more: false }
+        let (saved_bytes, saved_cost) = (0, 0);
+        Batch {
+            now,
+            lane,
+            vouched,
+            straight,
+            since,
+            flush_gen,
+            hits: 0,
+            arms,
+            saved_bytes,
+            saved_cost,
+            passed: 0,
+            more: false,
+        }
     }
 
     fn usable<'f>(&self, forms: &'f Forms, epoch: u64) -> Option<&'f cache::Entry> {
@@ -251,9 +268,33 @@ impl Batch {
     }
 
     /// A request for one key was answered from the L1.
-    pub(super) fn count_hit(&mut self, arm: ArmId) {
+    pub(super) fn count_hit(&mut self, ctx: &Ctx, entry: &cache::Entry) {
         self.hits += 1;
-        self.arms.one(arm);
+        self.arms.one(entry.arm, entry.value.frame().len() as u64);
+        ctx.metrics.patterns.hit(entry.pattern);
+        self.saves(ctx, entry);
+    }
+
+    /// An MGET was answered from the L1: one request, whatever it names.
+    fn count_mget(&mut self, ctx: &Ctx, entries: &[&cache::Entry]) {
+        self.hits += 1;
+        let mut common = Common::NoKey;
+        for (i, entry) in entries.iter().enumerate() {
+            self.arms.key(entry.arm, entry.value.frame().len() as u64);
+            common = common.and(entry.arm);
+            self.saves(ctx, entry);
+            if i > 0 {
+                ctx.metrics.patterns.rider(entry.pattern);
+            }
+        }
+        self.arms.request(common.arm());
+    }
+
+    /// Its reply, and what its rule says of a key that is not answered here.
+    fn saves(&mut self, ctx: &Ctx, entry: &cache::Entry) {
+        let bytes = entry.value.frame().len() as u64;
+        self.saved_bytes += bytes;
+        self.saved_cost += ctx.metrics.patterns.saved(entry.pattern, bytes);
     }
 
     /// A local command may have changed the profile: what stands behind it in the same read belongs on another lane, and
@@ -279,6 +320,9 @@ impl Batch {
             if ctx.policy.judges() {
                 ctx.metrics.policy.allowed(Action::Read, self.passed);
             }
+        }
+        if self.saved_bytes > 0 {
+            session.meter.saved.add(self.hits, self.saved_bytes, self.saved_cost);
         }
         let Some(hits) = std::num::NonZeroU64::new(self.hits) else { return };
         session.told.set(true);
@@ -539,8 +583,7 @@ impl Session {
             && let Some(forms) = ctx.l1.get(key)
             && let Some(entry) = b.usable(&forms, epoch)
         {
-            b.count_hit(entry.arm);
-            ctx.metrics.patterns.hit(entry.pattern);
+            b.count_hit(ctx, entry);
             ctx.metrics.patterns.note_read(entry.pattern);
             ctx.metrics.patterns.candidate(entry.pattern, Method::Get);
             ctx.metrics.hot.hit(0, key, entry.value.wire_len(), entry.pattern);
@@ -560,7 +603,7 @@ impl Session {
             Err(stop) => return stop,
         };
         let Judged { pattern, arm, keep } = self.note_lookup(ctx, b, key, Method::Get, epoch);
-        let slot = self.slot(mute, self.on_spare.get(), asked(b, epoch).of(arm).about(spec.name, pattern));
+        let slot = self.slot(mute, self.on_spare.get(), asked(b, epoch).of(arm).about(spec.name, pattern).paid());
         let watched = ctx.watch(b.lane.id, req, spec);
         let get = FetchRequest { raw: req.raw, read: FetchRead::GET, keep: keep.ok(), may_join, place, watched };
         b.lane.note_read(b.now);
@@ -604,6 +647,8 @@ impl Session {
                 ctx.metrics.arms.looked_up(arm, b.now, 0, 1);
             }
         }
+        self.meter.spent.billionths.add(ctx.metrics.patterns.unserved(pattern));
+        ctx.metrics.arms.unserved(arm);
         if b.lane.caches() {
             ctx.metrics.patterns.note_read(pattern);
         }
@@ -634,11 +679,14 @@ impl Session {
         let family = || entry(0).map_or_else(|| ctx.judge(req.arg(1), Method::Mget).pattern, |e| e.pattern);
         if (0..found.len()).all(|i| entry(i).is_some()) {
             ctx.metrics.patterns.candidate(family(), Method::Mget);
-            let arms = self.answer_mget(ctx, mute, (0..found.len()).filter_map(entry));
+            let entries: SmallVec<[&cache::Entry; 16]> = found
+                .iter()
+                .flatten()
+                .filter_map(|forms| cache::usable(forms, epoch.ok()?, b.flush_gen, b.now))
+                .collect();
+            self.answer_mget(ctx, mute, &entries);
             (0..found.len()).for_each(|i| b.after_mget_hit(ctx, req.arg(i + 1), entry(i)));
-            b.hits += 1;
-            let common = arms.into_iter().inspect(|arm| b.arms.key(*arm)).fold(Common::NoKey, Common::and);
-            b.arms.request(common.arm());
+            b.count_mget(ctx, &entries);
             return None;
         }
         let lane = match self.carrier(ctx, b, req, spec, mute) {
@@ -660,6 +708,9 @@ impl Session {
         let mut parts = Vec::with_capacity(found.len());
         let mut misses = Vec::new();
         let mut common = Common::NoKey;
+        // The first key that is missing pays for the request.
+        let mut payer = None;
+        let mut saved: SmallVec<[&cache::Entry; 16]> = SmallVec::new();
         for i in 0..found.len() {
             let key = req.arg(i + 1);
             let stripe = ctx.l1.stripe(key);
@@ -668,13 +719,16 @@ impl Session {
             if let Some(e) = entry(i).filter(|_| !b.more) {
                 self.halted.set(true);
                 ctx.metrics.patterns.hit(e.pattern);
-                ctx.metrics.arms.looked_up(e.arm, b.now, 1, 0);
+                ctx.metrics.arms.served(e.arm, b.now, 0, 0, 1, e.value.frame().len() as u64);
+                ctx.metrics.patterns.rider(e.pattern);
+                saved.push(e);
                 common = common.and(e.arm);
                 let generation = ctx.l1.generation(stripe);
                 parts.push(Part::Hit { stripe, generation, deadline: e.deadline, value: e.value.clone() });
                 b.after_mget_hit(ctx, key, Some(e));
             } else {
-                let Judged { arm, keep, .. } = self.note_lookup(ctx, b, key, Method::Mget, epoch);
+                let Judged { arm, pattern, keep } = self.note_lookup(ctx, b, key, Method::Mget, epoch);
+                payer = payer.or(Some(pattern));
                 common = common.and(arm);
                 let keep = keep.ok().filter(|_| b.lane.caches());
                 let right = keep.and_then(|keep| Some((keep, ctx.l1.token(key, b.lane.epoch())?)));
@@ -686,25 +740,20 @@ impl Session {
                 parts.push(Part::Miss);
             }
         }
-        let slot = self.outbox.borrow_mut().reserve(self.proto(), mute, false, asked.of(common.arm()));
+        let asked = Asked { payer, ..asked.of(common.arm()) };
+        saved.into_iter().for_each(|entry| b.saves(ctx, entry));
+        let slot = self.outbox.borrow_mut().reserve(self.proto(), mute, false, asked);
         b.lane.note_read(b.now);
         let request = MgetRequest { slot, raw: req.raw.into(), parts, misses, epoch: b.lane.epoch(), place };
         lane.mget(ctx, b.now, self, request);
         None
     }
 
-    /// Says which arm each key counts in.
-    fn answer_mget<'e>(
-        &self,
-        ctx: &Ctx,
-        mute: bool,
-        entries: impl Iterator<Item = &'e cache::Entry>,
-    ) -> SmallVec<[ArmId; 16]> {
+    fn answer_mget(&self, ctx: &Ctx, mute: bool, entries: &[&cache::Entry]) {
         let proto = self.proto();
-        let entries: SmallVec<[&cache::Entry; 16]> = entries.collect();
         self.answer(mute, |out| {
             build::array(out, entries.len());
-            for entry in &entries {
+            for entry in entries {
                 ctx.metrics.patterns.hit(entry.pattern);
                 match &entry.value {
                     Value::Bulk(bytes) => out.extend_from_slice(bytes),
@@ -712,7 +761,6 @@ impl Session {
                 }
             }
         });
-        entries.iter().map(|entry| entry.arm).collect()
     }
 
     /// The connection that takes this command: the lane, or its spare while it is held up (decision 9). R18: what is

@@ -79,8 +79,7 @@ impl Session {
             && let Some(forms) = ctx.l1.get(key)
             && let Some(entry) = forms.usable(method, req, b.at(epoch)).filter(|e| b.is_recent(e))
         {
-            b.count_hit(entry.arm);
-            ctx.metrics.patterns.hit(entry.pattern);
+            b.count_hit(ctx, entry);
             ctx.metrics.patterns.note_read(entry.pattern);
             ctx.metrics.patterns.candidate(entry.pattern, method);
             ctx.metrics.hot.hit(0, key, entry.value.wire_len(), entry.pattern);
@@ -106,7 +105,7 @@ impl Session {
             Err(stop) => return stop,
         };
         let Judged { pattern, arm, keep } = self.note_lookup(ctx, b, key, method, epoch);
-        let slot = self.slot(mute, self.on_spare.get(), asked(b, epoch).of(arm).about(spec.name, pattern));
+        let slot = self.slot(mute, self.on_spare.get(), asked(b, epoch).of(arm).about(spec.name, pattern).paid());
         b.lane().note_read(b.now);
         let watched = ctx.watch(b.lane().id, req, spec);
         let fetch = FetchRequest { raw: req.raw, read, keep: keep.ok(), may_join, place, watched };

@@ -40,6 +40,7 @@ use crate::front::Link;
 use crate::limits;
 use crate::net::{ReadHalf, Stream, WriteHalf, read_some};
 use crate::observe::clock;
+use crate::observe::costs::Meter;
 use crate::observe::reasons::{Dropped, ErrorType, Operation, Peer, RunEnd, Timed};
 use crate::observe::runs::{End, Run};
 use crate::observe::slow_log::Slow;
@@ -135,6 +136,8 @@ pub(crate) struct Session {
     gate: RefCell<Option<Rc<gate::Gate>>>,
     /// From when on its next request may go, by a rate limit; 0: not asked yet.
     due: Cell<u64>,
+    /// What it saves and spends.
+    meter: Arc<Meter>,
 }
 
 impl Session {
@@ -142,9 +145,12 @@ impl Session {
         let (rd, wr) = stream.split();
         let now = clock::now();
         let id = ctx.next_session();
+        let (run, saved) =
+            (peer.link.as_ref().map(|link| link.tally.clone()), peer.link.as_ref().map(|link| link.saved.clone()));
         let session = Session {
             id,
-            run: ctx.metrics.runs.begin(id, &peer.addr, peer.link.as_ref().map(|link| link.tally.clone())),
+            run: ctx.metrics.runs.begin(id, &peer.addr, run),
+            meter: ctx.metrics.costs.meter(id, &peer.addr, saved),
             end: Cell::new(None),
             addr: peer.addr,
             laddr: peer.laddr,
@@ -187,6 +193,11 @@ impl Session {
 
     /// A reply of upstream's (RESP3) for `slot`.
     pub(crate) fn complete(self: &Rc<Self>, ctx: &Ctx, slot: u64, frame: &[u8], form: Form) {
+        self.complete_of(ctx, slot, frame, form, frame.len());
+    }
+
+    /// The same, where upstream's own reply had so many bytes.
+    pub(crate) fn complete_of(self: &Rc<Self>, ctx: &Ctx, slot: u64, frame: &[u8], form: Form, bytes: usize) {
         self.told.set(true);
         let own = self.own_reply(ctx, slot, frame);
         let frame = own.as_deref().unwrap_or(frame);
@@ -194,13 +205,13 @@ impl Session {
         if done.as_ref().is_some_and(|done| done.failed) && frame.starts_with(b"-OOM") {
             ctx.metrics.errors.inc(ErrorType::Oom);
         }
-        self.completed(ctx, done);
+        self.completed(ctx, done, Some(bytes));
     }
 
     /// The reply for `slot` has already been passed on as it came.
     fn finish_slot(self: &Rc<Self>, ctx: &Ctx, slot: u64) {
         let done = self.outbox.borrow_mut().complete_raw(slot, &[]);
-        self.completed(ctx, done);
+        self.completed(ctx, done, Some(0));
     }
 
     /// True the first time in a batch.
@@ -213,11 +224,22 @@ impl Session {
         let mut bytes = BytesMut::new();
         build::error(&mut bytes, error);
         let done = self.outbox.borrow_mut().complete_raw(slot, &bytes);
-        self.completed(ctx, done);
+        self.completed(ctx, done, None);
     }
 
-    fn completed(self: &Rc<Self>, ctx: &Ctx, done: Option<outbox::Completed>) {
+    /// `slot` is answered by what another request has asked for, or from before an outage: upstream is not asked for it.
+    pub(crate) fn asks_nothing(&self, slot: u64) {
+        self.outbox.borrow_mut().free(slot);
+    }
+
+    /// `bytes`: of upstream's reply; none: it is an error of ours.
+    fn completed(self: &Rc<Self>, ctx: &Ctx, done: Option<outbox::Completed>, bytes: Option<usize>) {
         let Some(done) = done else { return };
+        if let Some((pattern, bytes)) = done.asked.payer.zip(bytes) {
+            ctx.metrics.patterns.fetched(pattern, bytes as u64);
+            self.meter.spent.add(1, bytes as u64, 0);
+            ctx.metrics.arms.fetched(done.asked.arm, bytes as u64);
+        }
         let timed = if done.failed { done.asked.failed } else { done.asked.ok };
         let now = ctx.now.get();
         let took = now.saturating_sub(done.asked.at);

@@ -138,6 +138,7 @@ impl Session {
             let req = Request { raw, args: scanner.args() };
             if let Lookup::Known(spec) = table::lookup(&req)
                 && let Some(()) = self.with_stale(ctx, lane, clock::now(), &req, spec, |frame, form| {
+                    self.asks_nothing(slot);
                     self.complete(ctx, slot, frame, form);
                 })
             {

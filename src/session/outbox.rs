@@ -48,11 +48,13 @@ pub(super) struct Asked {
     /// For the slow log.
     pub(super) command: &'static str,
     pub(super) pattern: PatternId,
+    /// Whose costs its reply counts in; none: the rest's.
+    pub(super) payer: Option<PatternId>,
 }
 
 impl Asked {
     fn new(at: u64, ok: Timed, failed: Timed) -> Asked {
-        Asked { at, ok, failed, arm: ArmId::NONE, command: "", pattern: PatternId::OTHER }
+        Asked { at, ok, failed, arm: ArmId::NONE, command: "", pattern: PatternId::OTHER, payer: None }
     }
 
     pub(super) fn read(at: u64, ok: Timed) -> Asked {
@@ -74,6 +76,11 @@ impl Asked {
     /// What it is called and what its first key is counted under.
     pub(super) fn about(self, command: &'static str, pattern: PatternId) -> Asked {
         Asked { command, pattern, ..self }
+    }
+
+    /// Its reply counts in the costs of that.
+    pub(super) fn paid(self) -> Asked {
+        Asked { payer: Some(self.pattern), ..self }
     }
 }
 
@@ -119,6 +126,14 @@ impl Outbox {
     pub(super) fn strip(&self, number: u64) -> Strip {
         let index = number.checked_sub(self.head).and_then(|i| usize::try_from(i).ok());
         index.and_then(|i| self.slots.get(i)).map_or(Strip::None, |slot| slot.strip)
+    }
+
+    /// Slot `number` has no request of its own upstream.
+    pub(super) fn free(&mut self, number: u64) {
+        let index = number.checked_sub(self.head).and_then(|i| usize::try_from(i).ok());
+        if let Some(slot) = index.and_then(|i| self.slots.get_mut(i)) {
+            slot.asked.pattern = None;
+        }
     }
 
     /// From now on nothing may be answered from the L1 while slot `number` is outstanding. False: it was so already.

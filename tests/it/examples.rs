@@ -87,6 +87,8 @@ fn chat_responses_are_kept_by_class_and_dropped_by_tenant() {
     assert_eq!(e.cmd("GET chat:acme:response:9f"), Reply::Nil);
     e.cmd("SET chat:acme:response:9f hello EX 1800");
     assert_eq!(e.becomes_a_hit("GET chat:acme:response:9f"), Reply::bulk("hello"));
+    // One call of the model less.
+    assert_eq!(e.proxy.metric("nearside_cost_saved_total{rule=\"chat_response\"}"), 0.06);
     e.cmd("HSET chat:acme:policy:7 text never");
     e.becomes_a_hit("HGETALL chat:acme:policy:7");
     // An editor changes the policy past the sidecar.

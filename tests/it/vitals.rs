@@ -165,3 +165,99 @@ fn the_page_of_alerts_is_there_from_the_start() {
         assert_eq!(proxy.metric(&format!("nearside_alert_active{{alert=\"{name}\"}}")), 0.0);
     }
 }
+
+fn costs(proxy: &Proxy) -> Value {
+    proxy.get("/api/v1/dashboard/costs").json()
+}
+
+/// Of the item of this list that has `value` under `key`.
+fn item(costs: &Value, list: &str, key: &str, value: &str) -> Value {
+    let all = costs[list]["items"].as_array().expect("a list");
+    all.iter().find(|item| item[key] == value).cloned().unwrap_or_else(|| panic!("no {value} in {costs}"))
+}
+
+fn sum(costs: &Value, list: &str, figure: &str) -> f64 {
+    let all = costs[list]["items"].as_array().expect("a list");
+    all.iter().filter_map(|item| item[figure].as_f64()).sum()
+}
+
+#[track_caller]
+fn close(found: &Value, expected: f64) {
+    let found = found.as_f64().expect("a number");
+    assert!((found - expected).abs() < 1e-6, "{found}, not {expected}");
+}
+
+/// A request is 1, a byte 0.0005, a key of the rule 0.06.
+fn priced(redis: &Redis, rule: &Value) -> Proxy {
+    let builder = Proxy::to(redis).set("coherence.max_staleness", "60s").set("rules", serde_json::json!([rule]));
+    builder.set("costs.per_million_requests", 1_000_000).set("costs.per_gib", "536870.912").start()
+}
+
+#[test]
+fn costs_add_up_exactly_for_what_was_asked() {
+    let redis = Redis::start();
+    let proxy = priced(&redis, &serde_json::json!({"name": "r", "pattern": "r:*", "cost_per_miss": 0.06}));
+    redis.cmd(&["SET", "r:1", "hello"]);
+    let mut client = proxy.client();
+    // Until it is a hit, each is a request of its own: $5 hello, 11 bytes.
+    let mut asked = 0.0;
+    eventually(PATIENCE, "a hit", || {
+        client.cmd(&["GET", "r:1"]);
+        asked += 1.0;
+        proxy.stat("hits") > 0.0
+    });
+    (0..5).for_each(|_| drop(client.cmd(&["GET", "r:1"])));
+    let (gets, up) = (proxy.stat("hits"), asked + 5.0 - proxy.stat("hits"));
+    // Two keys, one request saved; and a key that upstream does not have: _, 3 bytes.
+    client.cmd(&["MGET", "r:1", "r:1"]);
+    client.cmd(&["GET", "r:none"]);
+    let spent = (up + 1.0) + 0.0005 * (11.0 * up + 3.0) + 0.06 * (up + 1.0);
+    let saved = (gets + 1.0) + 0.0005 * 11.0 * (gets + 2.0) + 0.06 * (gets + 2.0);
+    let all = costs(&proxy);
+    let rule = item(&all, "rules", "rule", "r");
+    close(&rule["spent"], spent);
+    close(&rule["saved"], saved);
+    close(&rule["requests"], up + 1.0 + gets + 1.0);
+    // The session is the only one that has asked anything; it has no part in the rest.
+    let session = all["sessions"]["items"].as_array().expect("a list").iter().find(|item| item["requests"] != 0);
+    let session = session.expect("the client's");
+    close(&session["spent"], spent);
+    close(&session["saved"], saved);
+    // The rest is at least the PTTL of the fill; everything together is the total, and the trend.
+    assert!(item(&all, "rules", "rule", "_rest")["spent"].as_f64() > Some(1.0), "{all}");
+    close(&all["spent"], sum(&all, "rules", "spent"));
+    close(&all["saved"], saved);
+    let trend =
+        |name: &str| all["trend"][name].as_array().expect("a list").iter().filter_map(Value::as_f64).sum::<f64>();
+    close(&all["spent"], trend("spent"));
+    close(&all["saved"], trend("saved"));
+    assert_eq!(all["trend"]["saved"].as_array().map(Vec::len), Some(60));
+    assert_eq!((&all["projection"], &all["currency"]), (&Value::Null, &"USD".into()), "too early for a month");
+    assert!(all["assumptions"].as_array().is_some_and(|all| all.len() > 3));
+    let metric = proxy.metric("nearside_cost_saved_total{rule=\"r\"}");
+    assert!((metric - saved).abs() < 1e-6, "{metric}");
+    assert_eq!(proxy.get("/api/m1/dashboard/cost-breakdown").json()["saved"], all["saved"]);
+}
+
+#[test]
+fn arms_share_their_rules_costs() {
+    let redis = Redis::start();
+    let rule = serde_json::json!({"name": "r", "pattern": "r:*", "cost_per_miss": 0.5, "rollout": 50});
+    let proxy = priced(&redis, &rule);
+    let mut client = proxy.client();
+    for i in 0..40 {
+        redis.cmd(&["SET", &format!("r:{i}"), "v"]);
+    }
+    eventually(PATIENCE, "hits", || {
+        (0..40).for_each(|i| drop(client.cmd(&["GET", &format!("r:{i}")])));
+        proxy.stat("hits") >= 20.0
+    });
+    let all = costs(&proxy);
+    let (rule, control) = (item(&all, "rules", "rule", "r"), item(&all, "arms", "arm", "control"));
+    close(&rule["spent"], sum(&all, "arms", "spent"));
+    close(&rule["saved"], sum(&all, "arms", "saved"));
+    assert_eq!(control["saved"], 0.0);
+    // $1 v: 7 bytes.
+    close(&control["spent"], control["requests"].as_f64().expect("a number") * (1.0 + 0.0035 + 0.5));
+    assert!(item(&all, "arms", "arm", "cached")["saved"].as_f64() > Some(20.0));
+}

@@ -157,6 +157,7 @@ impl Pin {
         let Some(expect) = self.expect.pop_front() else {
             return Err("a reply from upstream that nothing asked for".to_owned());
         };
+        ctx.metrics.upstream_answers.inc();
         self.answered(ctx, client, expect, frame)
     }
 
