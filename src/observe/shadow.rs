@@ -92,6 +92,7 @@ pub(crate) struct Came {
     pub(crate) absent_ms: Option<u32>,
 }
 
+#[derive(Default)]
 pub(crate) struct Shadow {
     /// Seeded for the process, for key and form.
     hasher: RandomState,
@@ -169,12 +170,6 @@ pub(crate) struct Snapshot {
     pub(crate) sample_rate: Option<f64>,
     pub(crate) missed: u64,
     pub(crate) groups: Vec<Told>,
-}
-
-impl Default for Shadow {
-    fn default() -> Shadow {
-        Shadow { hasher: RandomState::default(), inner: Mutex::default() }
-    }
 }
 
 impl Shadow {
