@@ -92,7 +92,7 @@ warm: {{keys: [k], patterns: [p], rate: 1, max_keys: 1, before_ready: true, time
 local: {{max_bytes: 5MiB}}
 coherence: {{mode: ttl, max_staleness: 2s, fence: session, channel: c, sample_per_second: 2,
   ttl_cap: {{tracking: 1s, pubsub: 2s, ttl: 2s}}, pubsub_atomic: false, canary: off}}
-outage: {{reads: fail, max_stale: 1s, error: close}}
+outage: {{reads: fail, max_stale: 1s, error: close, journal_dir: /tmp/j, journal_fsync: always, journal_max_bytes: 2MiB}}
 commands: {{shutdown: true, deny: [get], allow: [set], enforce: false, overrides: [{{client: c, deny: []}}],
   rate: [{{client: c, per_second: 1}}]}}
 http: {{listen: [], allowed_hosts: [x], token_file: {secret}, max_connections: 1}}

@@ -371,13 +371,39 @@ pub(crate) struct Coherence {
 }
 
 /// What clients get while upstream is gone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Outage {
     pub(crate) reads: OutageReads,
     /// How old the last proof of an entry may be, unless its rule says otherwise.
     pub(crate) max_stale: Duration,
     pub(crate) writes: OutageWrites,
     pub(crate) error: OutageError,
+    /// Where queued writes are kept on disk; none: they end with the process.
+    pub(crate) journal_dir: Option<PathBuf>,
+    pub(crate) journal_fsync: JournalFsync,
+    /// Of its files.
+    pub(crate) journal_max_bytes: u64,
+}
+
+/// When the journal's bytes are on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum JournalFsync {
+    /// Within a second.
+    Everysec,
+    /// Before a write is acknowledged.
+    Always,
+    /// When the system thinks fit.
+    No,
+}
+
+impl JournalFsync {
+    /// The first word is the default.
+    pub(crate) const ALL: [(&str, JournalFsync); 3] =
+        [("everysec", JournalFsync::Everysec), ("always", JournalFsync::Always), ("no", JournalFsync::No)];
+
+    pub(crate) fn as_str(self) -> &'static str {
+        Self::ALL[self as usize].0
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -199,6 +199,9 @@ impl Entries {
         self.value("outage.max_stale", show_duration(outage.max_stale));
         self.value("outage.writes", outage.writes.as_str());
         self.value("outage.error", outage.error.as_str());
+        self.path("outage.journal_dir", outage.journal_dir.as_deref());
+        self.value("outage.journal_fsync", outage.journal_fsync.as_str());
+        self.value("outage.journal_max_bytes", show_size(outage.journal_max_bytes));
     }
 
     fn commands(&mut self, commands: &Commands) {

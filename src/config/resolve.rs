@@ -12,8 +12,8 @@ use std::{
 
 use super::{
     Admin, AdminResp, Backend, Cache, CacheMode, Canary, Coherence, CoherenceMode, Config, Environment, Eviction,
-    Fence, Http, Listen, Local, Log, LogFormat, OnWrite, Outage, OutageError, OutageReads, OutageWrites, Retry, Secret,
-    TtlCap, Upstream, Warm, cpu,
+    Fence, Http, JournalFsync, Listen, Local, Log, LogFormat, OnWrite, Outage, OutageError, OutageReads, OutageWrites,
+    Retry, Secret, TtlCap, Upstream, Warm, cpu,
     file::{Node, Value},
     settings::Settings,
     units::{self, DURATION_MAX, SIZE_MAX, shown},
@@ -90,6 +90,13 @@ const WARM_RATE_MAX: u32 = 100_000;
 
 /// Their names are remembered while it lasts, so that what SCAN returns twice is loaded once.
 const WARM_KEYS_MAX: u64 = 10_000_000;
+
+/// What a pod may take of its node's disk without being asked about it, and room for 10,000 writes of 16 KiB with some to
+/// spare for what is applied and not removed yet.
+const JOURNAL_BYTES: u64 = 256 * MIB;
+
+/// Its files are a sixteenth of it, and one holds some hundred writes at least.
+const JOURNAL_MIN: u64 = MIB;
 
 pub(super) struct Resolver<'s> {
     pub(super) settings: &'s Settings,
@@ -318,6 +325,9 @@ impl<'s> Resolver<'s> {
             max_stale: self.duration("outage.max_stale", secs(300), millis(1)..=TTL_MAX),
             writes: self.word("outage.writes", &OutageWrites::ALL),
             error: self.word("outage.error", &OutageError::ALL),
+            journal_dir: self.one("outage.journal_dir", None, |text| Ok(Some(PathBuf::from(text)))),
+            journal_fsync: self.word("outage.journal_fsync", &JournalFsync::ALL),
+            journal_max_bytes: self.size("outage.journal_max_bytes", JOURNAL_BYTES, JOURNAL_MIN..=SIZE_MAX) as u64,
         }
     }
 

@@ -87,6 +87,8 @@ fn the_defaults_are_those_of_the_design() {
     assert_eq!(config.outage.max_stale, Duration::from_secs(300));
     assert_eq!((config.outage.reads.as_str(), config.outage.writes.as_str()), ("stale", "fail"));
     assert_eq!(config.outage.error, OutageError::Reply);
+    assert_eq!((config.outage.journal_dir.as_deref(), config.outage.journal_max_bytes), (None, 256 << 20));
+    assert_eq!(config.outage.journal_fsync.as_str(), "everysec");
     assert_eq!(config.http.listen, ["127.0.0.1:9380".parse().unwrap()]);
     assert_eq!(config.log.level, tracing::Level::INFO);
 }
@@ -169,6 +171,7 @@ commands: {shutdown: true, deny: ["@Dangerous", client kill, "~s:*"], allow: ["@
            overrides: [{client: "b-*", user: u, listener: unix, deny: []}, {listener: "0.0.0.0:0", allow: [get], enforce: true}],
            rate: [{client: "b-*", per_second: 5, burst: 9, on_limit: error, scope: connection}, {listener: tcp, per_second: 7}]}
 http: {listen: [], allowed_hosts: [Nearside.Example], max_connections: 3}
+outage: {journal_dir: "/var/lib/a b", journal_fsync: no, journal_max_bytes: 3MiB}
 log: {level: trace, format: json}
 "#;
 
@@ -877,6 +880,8 @@ fn what_is_done_without_upstream_is_said_in_known_words() {
         ("outage: {reads: local}", "outage.reads: \"local\" is not one of stale, fail"),
         ("outage: {error: drop}", "outage.error: \"drop\" is not one of reply, close"),
         ("outage: {max_stale: 0s}", "outage.max_stale: \"0s\" is too small"),
+        ("outage: {journal_fsync: never}", "outage.journal_fsync: \"never\" is not one of everysec, always, no"),
+        ("outage: {journal_max_bytes: 1KiB}", "outage.journal_max_bytes: \"1KiB\" is too small"),
         ("cache: {refills_max: 0}", "cache.refills_max: \"0\" is too small"),
         ("rules: [{pattern: '*', stale_if_error: 25h}]", "stale_if_error: \"25h\" is too large"),
     ] {

@@ -7,7 +7,9 @@ use prometheus::proto;
 use super::View;
 use super::counters::{Histogram, Labeled};
 use super::patterns::Row;
-use super::reasons::{Action, Again, BreakerState, ChannelState, Coherence, Decision, Link, Method, Mode, Peer, Timed};
+use super::reasons::{
+    Action, Again, BreakerState, ChannelState, Coherence, Decision, JournalState, Link, Method, Mode, Peer, Timed,
+};
 use super::{clock, process};
 
 /// `impl` of everything the L1 itself counts; the counts of `observe` mode get rows of their own when that mode exists.
@@ -132,6 +134,20 @@ const FAMILIES: &[Family] = &[
         |v, out| out.push(&[], v.metrics.stale_served.get() as f64)),
     family!(Counter "nearside_outage_failed_total" ["class"] "Commands refused because upstream was gone.",
         |v, out| by_word(out, &v.metrics.outage_failed)),
+    family!(Gauge "nearside_journal_state" ["state"] "1 for the state of the write queue's journal on disk, 0 for the others.",
+        |v, out| one_of(out, JournalState::WORDS, JournalState::WORDS[v.metrics.journal.state.get() as usize])),
+    family!(Gauge "nearside_journal_bytes" [] "Bytes of the journal's files.",
+        |v, out| out.push(&[], v.metrics.journal.bytes.get() as f64)),
+    family!(Gauge "nearside_journal_segments" [] "Files of the journal.",
+        |v, out| out.push(&[], v.metrics.journal.segments.get() as f64)),
+    family!(Counter "nearside_journal_appended_total" [] "Writes that the journal has.",
+        |v, out| out.push(&[], v.metrics.journal.appended.get() as f64)),
+    family!(Counter "nearside_journal_lost_total" [] "Writes that the journal had taken and could not write; their clients were told.",
+        |v, out| out.push(&[], v.metrics.journal.lost.get() as f64)),
+    family!(Counter "nearside_journal_refused_total" ["reason"] "Writes that the journal did not take.",
+        |v, out| by_word(out, &v.metrics.journal.refused)),
+    family!(Histogram "nearside_journal_fsync_seconds" [] "Time that the journal's fdatasync took.",
+        |v, out| out.push_histogram(&[], &v.metrics.journal.fsync)),
     family!(Gauge "nearside_refills_waiting" [] "Reads that wait for their turn while a lane recovers (cache.refills_max).",
         |v, out| out.push(&[], v.metrics.refills_waiting.get() as f64)),
     family!(Counter "nearside_upstream_reconnects_total" [] "Lanes that were connected again.",

@@ -8,8 +8,8 @@ use super::counters::{Counter, Gauge, Histogram, Labeled, Named};
 use super::patterns::{PatternId, Patterns, Row, ShardRows};
 use super::policy::PolicyCounts;
 use super::reasons::{
-    Action, Again, Bypass, Class, Decision, Discard, Dropped, ErrorType, Evict, Flush, Peer, Pin, Reject, Reload,
-    Reread, RolloutChange, Source, Tag, Timed, Touched, Warmed,
+    Action, Again, Bypass, Class, Decision, Discard, Dropped, ErrorType, Evict, Flush, JournalRefusal, Peer, Pin,
+    Reject, Reload, Reread, RolloutChange, Source, Tag, Timed, Touched, Warmed,
 };
 
 /// What a worker other than the data thread counts: hits, which are all it answers. Cells of its own, so that each keeps one
@@ -41,6 +41,34 @@ pub(crate) struct LocalEngine {
     pub(crate) evicted: Gauge,
     /// Writes for which there was no room.
     pub(crate) refused: Gauge,
+}
+
+/// The journal of the write queue. `refused` is the data thread's, all else the journal's own thread's.
+pub(crate) struct JournalCounts {
+    /// By `reasons::JournalState as usize`.
+    pub(crate) state: Gauge,
+    pub(crate) bytes: Gauge,
+    pub(crate) segments: Gauge,
+    /// Writes that it has.
+    pub(crate) appended: Counter,
+    /// Writes that it had taken, and could not write.
+    pub(crate) lost: Counter,
+    pub(crate) refused: Labeled<{ JournalRefusal::COUNT }>,
+    pub(crate) fsync: Histogram,
+}
+
+impl JournalCounts {
+    fn new() -> JournalCounts {
+        JournalCounts {
+            state: Gauge::default(),
+            bytes: Gauge::default(),
+            segments: Gauge::default(),
+            appended: Counter::default(),
+            lost: Counter::default(),
+            refused: Labeled::new(JournalRefusal::WORDS),
+            fsync: Histogram::default(),
+        }
+    }
 }
 
 pub(crate) struct Metrics {
@@ -115,6 +143,7 @@ pub(crate) struct Metrics {
     /// When the configuration that runs was loaded, in milliseconds since 1970.
     pub(crate) reloaded_at: Gauge,
     pub(crate) local: LocalEngine,
+    pub(crate) journal: JournalCounts,
 
     /// One for each worker beside the data thread.
     pub(crate) shards: Box<[Shard]>,
@@ -143,6 +172,7 @@ impl Metrics {
         Self {
             shards: (0..workers).map(shard).collect(),
             local: LocalEngine::default(),
+            journal: JournalCounts::new(),
             patterns,
             errors: Labeled::new(ErrorType::WORDS),
             invalidated: Labeled::new(Tag::WORDS),

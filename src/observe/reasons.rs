@@ -291,6 +291,29 @@ words! {
 }
 
 words! {
+    /// The journal of the write queue: `state` of `nearside_journal_state`.
+    JournalState {
+        /// There is none.
+        Off = "off",
+        Working = "working",
+        /// The disk has no room.
+        DiskFull = "disk_full",
+        /// A write or a sync has failed: nothing is taken until the process starts again.
+        Failed = "failed",
+    }
+}
+
+words! {
+    /// Why the journal has not taken a write: `reason` of `nearside_journal_refused_total`.
+    JournalRefusal {
+        Full = "full",
+        DiskFull = "disk_full",
+        Behind = "behind",
+        Failed = "failed",
+    }
+}
+
+words! {
     /// `kind` of an event (`GET /api/v1/events/recent`).
     EventKind {
         /// The cache's mode was changed.
