@@ -27,7 +27,7 @@ use crate::net::Stream;
 use crate::observe::View;
 use crate::observe::events::Actor;
 use crate::observe::metrics::Metrics;
-use crate::observe::reasons::{Coherence, Mode, Reject, Source};
+use crate::observe::reasons::{Coherence, Mode, Reject, Replayed, Source};
 use crate::observe::stamp;
 use crate::observe::status::Status;
 use crate::session::{self, Peering, Session};
@@ -245,12 +245,18 @@ async fn drain(ctx: &Rc<Ctx>, workers: &Workers, accepting: &RefCell<Vec<tokio::
     ctx.drain();
     let all_gone = async {
         // A session ends before the worker has written what it said.
-        while !ctx.sessions.borrow().is_empty() || workers.clients() > 0 {
+        // What was acknowledged and waits for upstream is done, if upstream comes back in time.
+        while !ctx.sessions.borrow().is_empty() || workers.clients() > 0 || ctx.held.depth() > 0 {
             sleep(Duration::from_millis(10)).await;
         }
     };
     if timeout(ctx.config.listen.drain_timeout, all_gone).await.is_err() {
         tracing::warn!("listen.drain_timeout is over: {} clients are cut off", ctx.sessions.borrow().len());
+    }
+    let lost = ctx.held.depth();
+    if lost > 0 {
+        ctx.metrics.queue.replayed.add(Replayed::Failed, lost as u64);
+        tracing::error!("{lost} acknowledged writes are lost: upstream did not take them before listen.drain_timeout");
     }
 }
 

@@ -1,6 +1,7 @@
 //! What one data thread owns: its lanes, its pinned connections, its sessions, and the few things they share. Everything in
 //! here is single-threaded; only `l1`, `metrics` and `status` are shared with other threads.
 
+pub(crate) mod held;
 pub(crate) mod rollout;
 mod upstream;
 
@@ -21,7 +22,7 @@ use crate::command::cacheable::KeptCommands;
 use crate::command::categories::Categories;
 use crate::command::prefix::{Prefix, Words};
 use crate::command::table;
-use crate::config::{Backend, CacheMode, Config, OutageReads};
+use crate::config::{Backend, CacheMode, Config, OutageReads, OutageWrites};
 use crate::live::Live;
 use crate::local::Engine;
 use crate::mutation::{self, Rule};
@@ -113,6 +114,8 @@ pub(crate) struct Ctx {
     credentials: RefCell<Vec<Rc<Credential>>>,
     refused: RefCell<HashMap<Profile, (u64, Rc<Lane>)>>,
     breaker: RefCell<Breaker>,
+    /// Writes that are acknowledged and not done upstream.
+    pub(crate) held: held::AllHeld,
     /// Stale reads and refusals as they were counted when upstream went.
     before_outage: Cell<(u64, u64)>,
     /// Credentials that upstream has accepted.
@@ -186,6 +189,7 @@ impl Ctx {
             credentials: RefCell::new(credential.into_iter().collect()),
             refused: RefCell::default(),
             breaker: RefCell::default(),
+            held: held::AllHeld::default(),
             before_outage: Cell::default(),
             accepted: RefCell::default(),
             malformed_logged: Cell::new(0),
@@ -330,7 +334,7 @@ impl Ctx {
     fn end_unused_lane(&self) -> bool {
         let in_use: HashSet<Profile> =
             self.sessions.borrow().values().map(|s| s.profile()).chain([self.default_profile.clone()]).collect();
-        let unused = self.lanes.borrow().values().find(|l| l.in_flight() == 0 && !in_use.contains(&l.profile)).cloned();
+        let unused = self.lanes.borrow().values().find(|l| l.in_flight() == 0 && !in_use.contains(&l.profile) && !self.held.waits(&l.profile)).cloned();
         let Some(lane) = unused else { return false };
         self.lanes.borrow_mut().remove(&lane.profile);
         lane.end(&self.status);
@@ -368,7 +372,7 @@ impl Ctx {
     pub(crate) async fn await_lane(&self, lane: &Rc<Lane>) {
         loop {
             let changed = lane.changed.notified();
-            if lane.availability() != Availability::Starting {
+            if !lane.may_be_ready_soon() {
                 return;
             }
             changed.await;
@@ -673,9 +677,11 @@ impl Ctx {
 
 /// How long entries stay in memory behind their end, for outages.
 fn linger(config: &Config, rules: &Rules) -> Duration {
+    // A write that needs to know its key asks for it too.
+    let queues = config.outage.writes == OutageWrites::Queue || rules.any_queues();
     match config.outage.reads {
-        OutageReads::Stale => config.outage.max_stale.max(rules.longest_stale()),
-        OutageReads::Fail => Duration::ZERO,
+        OutageReads::Fail if !queues => Duration::ZERO,
+        _ => config.outage.max_stale.max(rules.longest_stale()),
     }
 }
 

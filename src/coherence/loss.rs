@@ -51,6 +51,7 @@ impl Lane {
         self.epoch.set(0);
         self.f.set(0);
         self.forget_canary();
+        self.uncover(ctx);
         self.publish();
         ctx.upstream_lost(why);
         ctx.pool.retire();

@@ -13,7 +13,7 @@ use std::{
 use super::{
     Admin, AdminResp, Backend, Cache, CacheMode, Canary, Coherence, CoherenceMode, Config, Environment, Eviction,
     Fence, Http, JournalFsync, Listen, Local, Log, LogFormat, OnWrite, Outage, OutageError, OutageReads, OutageWrites,
-    Retry, Secret, TtlCap, Upstream, Warm, cpu,
+    QueueConflict, Retry, Secret, TtlCap, Upstream, Warm, cpu,
     file::{Node, Value},
     settings::Settings,
     units::{self, DURATION_MAX, SIZE_MAX, shown},
@@ -42,6 +42,12 @@ const NO_UPSTREAM: &str =
 /// `cache.max_bytes: auto` where memory is not limited further. A sidecar that takes more without being asked would
 /// surprise.
 const CACHE_AUTO: u64 = 256 * MIB;
+
+/// Writes that wait for upstream: a minute and a half of a thousand a second, replayed in a second or two.
+const QUEUE_MAX: u64 = 100_000;
+
+/// What they may weigh: a sidecar's spare memory, and enough for all of them at 300 bytes each.
+const QUEUE_BYTES: u64 = 64 * MIB;
 
 /// One thread feeds them all; what more of them bring beyond this nobody has measured.
 const WORKERS_MAX: u64 = 64;
@@ -324,6 +330,9 @@ impl<'s> Resolver<'s> {
             reads: self.word("outage.reads", &OutageReads::ALL),
             max_stale: self.duration("outage.max_stale", secs(300), millis(1)..=TTL_MAX),
             writes: self.word("outage.writes", &OutageWrites::ALL),
+            queue_max: self.count("outage.queue_max", QUEUE_MAX, 1..=100 * QUEUE_MAX),
+            queue_max_bytes: self.size("outage.queue_max_bytes", QUEUE_BYTES, 64 * KIB..=64 * GIB),
+            queue_conflict: self.word("outage.queue_conflict", &QueueConflict::ALL),
             error: self.word("outage.error", &OutageError::ALL),
             journal_dir: self.one("outage.journal_dir", None, |text| Ok(Some(PathBuf::from(text)))),
             journal_fsync: self.word("outage.journal_fsync", &JournalFsync::ALL),

@@ -820,7 +820,7 @@ fn a_bad_rule_is_refused_with_line_rule_key_and_remedy() {
         ),
         (
             "{pattern: '*', name: r, write: behind}",
-            "r: \"write\": unknown key; known keys here: name, pattern, commands, ttl, negative_ttl, max_value_bytes, on_write, mode, refresh_ahead, stale_while_revalidate, stale_if_error, rollout, variants, tags, max_share",
+            "r: \"write\": unknown key; known keys here: name, pattern, commands, ttl, negative_ttl, max_value_bytes, on_write, mode, refresh_ahead, stale_while_revalidate, stale_if_error, outage_writes, rollout, variants, tags, max_share",
         ),
         ("just text", "rule 1: keys and values are wanted here"),
     ] {
@@ -876,8 +876,12 @@ fn rules_that_are_never_asked_or_outlive_their_mode_are_warned_of() {
 #[test]
 fn what_is_done_without_upstream_is_said_in_known_words() {
     for (yaml, wanted) in [
-        ("outage: {writes: queue}", "outage.writes: \"queue\" is not one of fail"),
-        ("outage: {reads: local}", "outage.reads: \"local\" is not one of stale, fail"),
+        ("outage: {writes: later}", "outage.writes: \"later\" is not one of fail, queue, local"),
+        ("outage: {reads: some}", "outage.reads: \"some\" is not one of stale, fail, local"),
+        ("outage: {queue_max: 0}", "outage.queue_max: \"0\" is too small"),
+        ("outage: {queue_max_bytes: 1}", "outage.queue_max_bytes: \"1\" is too small"),
+        ("outage: {queue_conflict: merge}", "outage.queue_conflict: \"merge\" is not one of overwrite, skip"),
+        ("rules: [{pattern: '*', outage_writes: later}]", "outage_writes: \"later\" is not one of fail, queue, local"),
         ("outage: {error: drop}", "outage.error: \"drop\" is not one of reply, close"),
         ("outage: {max_stale: 0s}", "outage.max_stale: \"0s\" is too small"),
         ("outage: {journal_fsync: never}", "outage.journal_fsync: \"never\" is not one of everysec, always, no"),

@@ -4,12 +4,13 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::arms::Arms;
+use super::clock;
 use super::counters::{Counter, Gauge, Histogram, Labeled, Named};
 use super::patterns::{PatternId, Patterns, Row, ShardRows};
 use super::policy::PolicyCounts;
 use super::reasons::{
-    Action, Again, Bypass, Class, Decision, Discard, Dropped, ErrorType, Evict, Flush, JournalRefusal, Peer, Pin,
-    Reject, Reload, Reread, RolloutChange, Source, Tag, Timed, Touched, Warmed,
+    Action, Again, Bypass, Class, Decision, Discard, Dropped, ErrorType, Evict, Flush, JournalRefusal, NotQueued, Peer,
+    Pin, Reject, Reload, Replayed, Reread, RolloutChange, Source, Tag, Timed, Touched, Warmed,
 };
 
 /// What a worker other than the data thread counts: hits, which are all it answers. Cells of its own, so that each keeps one
@@ -67,6 +68,45 @@ impl JournalCounts {
             lost: Counter::default(),
             refused: Labeled::new(JournalRefusal::WORDS),
             fsync: Histogram::default(),
+        }
+    }
+}
+
+/// Writes that are acknowledged and not done upstream.
+pub(crate) struct QueueCounts {
+    pub(crate) depth: Gauge,
+    pub(crate) bytes: Gauge,
+    /// When the oldest was acknowledged, by `clock`; 0: there is none.
+    pub(crate) oldest: Gauge,
+    pub(crate) queued: Counter,
+    pub(crate) replayed: Labeled<{ Replayed::COUNT }>,
+    pub(crate) refused: Labeled<{ NotQueued::COUNT }>,
+    /// Keys that were answered from it.
+    pub(crate) reads: Counter,
+    pub(crate) local_writes: Counter,
+    pub(crate) local_dropped: Counter,
+}
+
+impl QueueCounts {
+    /// Of the oldest that waits, in nanoseconds.
+    pub(crate) fn age(&self) -> u64 {
+        match self.oldest.get() {
+            0 => 0,
+            oldest => clock::now().saturating_sub(oldest),
+        }
+    }
+
+    fn new() -> QueueCounts {
+        QueueCounts {
+            depth: Gauge::default(),
+            bytes: Gauge::default(),
+            oldest: Gauge::default(),
+            queued: Counter::default(),
+            replayed: Labeled::new(Replayed::WORDS),
+            refused: Labeled::new(NotQueued::WORDS),
+            reads: Counter::default(),
+            local_writes: Counter::default(),
+            local_dropped: Counter::default(),
         }
     }
 }
@@ -144,6 +184,7 @@ pub(crate) struct Metrics {
     pub(crate) reloaded_at: Gauge,
     pub(crate) local: LocalEngine,
     pub(crate) journal: JournalCounts,
+    pub(crate) queue: QueueCounts,
 
     /// One for each worker beside the data thread.
     pub(crate) shards: Box<[Shard]>,
@@ -173,6 +214,7 @@ impl Metrics {
             shards: (0..workers).map(shard).collect(),
             local: LocalEngine::default(),
             journal: JournalCounts::new(),
+            queue: QueueCounts::new(),
             patterns,
             errors: Labeled::new(ErrorType::WORDS),
             invalidated: Labeled::new(Tag::WORDS),

@@ -37,6 +37,37 @@ words! {
 }
 
 words! {
+    /// What became of a queued write when upstream was back.
+    Replayed {
+        /// Upstream held what was known here.
+        Applied = "applied",
+        /// Somebody else had changed the key.
+        Overwritten = "conflict_overwritten",
+        Skipped = "conflict_skipped",
+        /// What upstream held before was not known here.
+        UnknownBase = "unknown_base",
+        /// Upstream refused it, or the profile.
+        Failed = "failed",
+    }
+}
+
+words! {
+    /// Why a write was not acknowledged while upstream was gone, although its keys' writes are.
+    NotQueued {
+        /// It has no meaning without an upstream.
+        Command = "command",
+        /// The value of a key is not known here.
+        Unknown = "unknown_key",
+        /// Its keys' rules do not agree.
+        Mixed = "mixed_rules",
+        /// Upstream has not let this user in.
+        Credential = "credential",
+        Full = "queue_max",
+        Bytes = "queue_max_bytes",
+    }
+}
+
+words! {
     /// How far a rule's rollout has come.
     RolloutState {
         /// The share is what it shall be.
@@ -326,6 +357,8 @@ words! {
         Rollout = "rollout",
         /// Upstream was lost, is gone, or is back.
         Upstream = "upstream",
+        /// Queued writes were done upstream, or could not be.
+        Queue = "queue",
     }
 }
 

@@ -27,9 +27,10 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use crate::config::JournalFsync;
 use crate::observe::metrics::Metrics;
 use crate::observe::reasons::{JournalRefusal, JournalState};
+use crate::outage::queue::New;
 
 pub(crate) use dir::{Cut, OpenError};
-pub(crate) use format::{Base, Effect, New, Who, Write};
+pub(crate) use format::{Who, Write};
 
 use format::Record;
 use writer::{Job, Writer};
@@ -196,12 +197,12 @@ impl Journal {
 
     /// Hands over what one command does; all of it is kept, or none. The number of its last effect: `Done` says what has
     /// become of it. Never waits.
-    pub(crate) fn append(&self, who: &Arc<Who>, effects: Vec<New>) -> Result<u64, Refused> {
+    pub(crate) fn append(&self, who: &Arc<Who>, effects: &[New]) -> Result<u64, Refused> {
         debug_assert!(!effects.is_empty());
-        let write = Write { first: self.next.get(), who: Who::clone(who), effects };
-        let (first, last) = (write.first, write.last());
+        let first = self.next.get();
+        let last = first + effects.len() as u64 - 1;
         let mut record = Vec::new();
-        let fits = format::write(&mut record, &Record::Write(write));
+        let fits = format::write_new(&mut record, first, who, effects);
         let taken = if fits { self.admit(record.len() as u64) } else { Err(Refused::Full) };
         if let Err(refused) = taken {
             self.shared.metrics.journal.refused.inc(refused.word());

@@ -13,6 +13,7 @@ mod invalidate;
 mod local;
 mod nearside;
 mod outage;
+mod outage_writes;
 mod outbox;
 mod own_keys;
 mod own_names;

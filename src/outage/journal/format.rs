@@ -11,6 +11,8 @@
 
 use std::ops::Range;
 
+use crate::outage::queue::{Base, Effect, New};
+
 /// What a file of ours begins with, in every version.
 const MAGIC: &[u8; 8] = b"NSJOURNL";
 
@@ -40,26 +42,6 @@ pub(crate) struct Who {
     pub(crate) db: u32,
     /// `default` for the connection that never said AUTH.
     pub(crate) user: Box<[u8]>,
-}
-
-/// What is to be done to upstream, harmless if it is done twice.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Effect {
-    Set { key: Box<[u8]>, value: Box<[u8]>, expire_at_ms: Option<i64> },
-    Del { key: Box<[u8]> },
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Base {
-    Unknown,
-    Absent,
-    Value { value: Box<[u8]>, expire_at_ms: Option<i64> },
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct New {
-    pub(crate) effect: Effect,
-    pub(crate) base: Base,
 }
 
 /// What one command of a client does. Its effects are numbered from `first` on; all of them are in the journal, or none.
@@ -157,11 +139,23 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
 
 // ---- writing ----
 
+/// Appends a write, as `write` does.
+pub(super) fn write_new(out: &mut Vec<u8>, first: u64, who: &Who, effects: &[New]) -> bool {
+    framed(out, |out| {
+        out.push(WRITE);
+        write_body(out, first, who, effects);
+    })
+}
+
 /// Appends the record. False: it is larger than its length field can say, and nothing was appended.
 pub(super) fn write(out: &mut Vec<u8>, record: &Record) -> bool {
+    framed(out, |out| body(out, record))
+}
+
+fn framed(out: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>)) -> bool {
     let at = out.len();
     out.extend_from_slice(&[0; HEAD]);
-    body(out, record);
+    body(out);
     let Ok(len) = u32::try_from(out.len() - at - HEAD) else {
         out.truncate(at);
         return false;
@@ -178,11 +172,11 @@ fn body(out: &mut Vec<u8>, record: &Record) {
     match record {
         Record::Write(write) => {
             out.push(WRITE);
-            write_body(out, write);
+            write_body(out, write.first, &write.who, &write.effects);
         }
         Record::Carried(write) => {
             out.push(CARRIED);
-            write_body(out, write);
+            write_body(out, write.first, &write.who, &write.effects);
         }
         Record::Applied { who, up_to } => {
             out.push(APPLIED);
@@ -196,11 +190,11 @@ fn body(out: &mut Vec<u8>, record: &Record) {
     }
 }
 
-fn write_body(out: &mut Vec<u8>, write: &Write) {
-    out.extend_from_slice(&write.first.to_le_bytes());
-    who_body(out, &write.who);
-    out.extend_from_slice(&(write.effects.len() as u32).to_le_bytes());
-    for new in &write.effects {
+fn write_body(out: &mut Vec<u8>, first: u64, who: &Who, effects: &[New]) {
+    out.extend_from_slice(&first.to_le_bytes());
+    who_body(out, who);
+    out.extend_from_slice(&(effects.len() as u32).to_le_bytes());
+    for new in effects {
         effect_body(out, &new.effect);
         match &new.base {
             Base::Unknown => out.push(UNKNOWN),

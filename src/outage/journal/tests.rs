@@ -8,6 +8,7 @@ use tempfile::TempDir;
 
 use super::format::{HEAD, HEADER};
 use super::*;
+use crate::outage::queue::{Base, Effect};
 
 fn open_with(dir: &Path, fsync: JournalFsync, max_bytes: u64) -> Result<Opened, OpenError> {
     let metrics = Arc::new(Metrics::new(":", 10));
@@ -72,11 +73,11 @@ fn what_was_taken_is_there_at_the_next_start_and_what_is_applied_is_not() {
     let Opened { journal, writes, mut done, .. } = open(dir.path());
     assert!(writes.is_empty() && journal.next() == 1);
     let (anna, other) = (who(0), Arc::new(Who { db: 3, user: b"default"[..].into() }));
-    assert_eq!(journal.append(&anna, vec![set("a", "1"), set("b", "2")]), Ok(2));
+    assert_eq!(journal.append(&anna, &[set("a", "1"), set("b", "2")]), Ok(2));
     let effect = Effect::Set { key: b"c"[..].into(), value: b""[..].into(), expire_at_ms: Some(-7) };
     let base = Base::Value { value: b"before"[..].into(), expire_at_ms: Some(9) };
-    journal.append(&other, vec![New { effect, base }]).unwrap();
-    journal.append(&anna, vec![New { effect: Effect::Del { key: b"d"[..].into() }, base: Base::Absent }]).unwrap();
+    journal.append(&other, &[New { effect, base }]).unwrap();
+    journal.append(&anna, &[New { effect: Effect::Del { key: b"d"[..].into() }, base: Base::Absent }]).unwrap();
     assert_eq!(outcome(&mut done, 4), Ok(()));
     drop(journal);
     let opened = open(dir.path());
@@ -107,7 +108,7 @@ fn files_are_for_their_owner_only_and_have_no_password() {
     let root = TempDir::new().unwrap();
     let dir = root.path().join("made/anew");
     let Opened { journal, mut done, .. } = open(&dir);
-    journal.append(&who(0), vec![set("a", "1")]).unwrap();
+    journal.append(&who(0), &[set("a", "1")]).unwrap();
     assert_eq!(outcome(&mut done, 1), Ok(()));
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode(&dir), mode(&dir.join("lock")), mode(&files(&dir)[0])), (0o700, 0o600, 0o600));
@@ -190,7 +191,7 @@ fn cut_at_any_byte_every_record_before_the_cut_is_read() {
         // It goes on where it was cut.
         let next = opened.journal.next();
         assert_eq!(next, 1 + opened.writes.iter().map(|w| w.effects.len() as u64).sum::<u64>());
-        opened.journal.append(&who(0), vec![set("e", "new")]).unwrap();
+        opened.journal.append(&who(0), &[set("e", "new")]).unwrap();
         drop(opened);
         assert_eq!(keys(&open(dir.path()).writes).last().map(String::as_str), Some("e"), "cut at {len}");
     }
@@ -279,7 +280,7 @@ fn what_does_not_fit_is_refused_and_fits_again_when_the_rest_is_applied() {
     let value = "x".repeat(10_000);
     let mut last = 0;
     let refused = loop {
-        match journal.append(&who(0), vec![set("k", &value)]) {
+        match journal.append(&who(0), &[set("k", &value)]) {
             Ok(seq) => last = seq,
             Err(refused) => break refused,
         }
@@ -290,7 +291,7 @@ fn what_does_not_fit_is_refused_and_fits_again_when_the_rest_is_applied() {
     assert!(files(dir.path()).len() > 10);
     journal.applied(&who(0), last);
     eventually("what is applied is removed", || files(dir.path()).len() == 1);
-    eventually("there is room", || journal.append(&who(0), vec![set("k", &value)]).is_ok());
+    eventually("there is room", || journal.append(&who(0), &[set("k", &value)]).is_ok());
     drop(journal);
     assert_eq!(open(dir.path()).writes.len(), 1);
 }
@@ -300,10 +301,10 @@ fn an_effect_that_nobody_can_replay_does_not_keep_all_behind_it() {
     let dir = TempDir::new().unwrap();
     let Opened { journal, mut done, .. } = open_with(dir.path(), JournalFsync::No, 1 << 20).unwrap();
     let stuck = who(7);
-    journal.append(&stuck, vec![set("stuck", "s")]).unwrap();
+    journal.append(&stuck, &[set("stuck", "s")]).unwrap();
     let value = "x".repeat(10_000);
     for _ in 0..500 {
-        let seq = journal.append(&who(0), vec![set("k", &value)]).expect("there is room again and again");
+        let seq = journal.append(&who(0), &[set("k", &value)]).expect("there is room again and again");
         assert_eq!(outcome(&mut done, seq), Ok(()));
         journal.applied(&who(0), seq);
     }
@@ -320,18 +321,18 @@ fn an_effect_that_nobody_can_replay_does_not_keep_all_behind_it() {
 fn a_full_disk_refuses_and_is_asked_again() {
     let dir = TempDir::new().unwrap();
     let Opened { journal, mut done, .. } = open(dir.path());
-    let one = journal.append(&who(0), vec![set("a", "1")]).unwrap();
+    let one = journal.append(&who(0), &[set("a", "1")]).unwrap();
     assert_eq!(outcome(&mut done, one), Ok(()));
     *journal.shared.faults.disk.lock().unwrap() = Some(journal.bytes() + 50);
-    let lost = journal.append(&who(0), vec![set("b", &"x".repeat(100))]).expect("nobody knows it yet");
+    let lost = journal.append(&who(0), &[set("b", &"x".repeat(100))]).expect("nobody knows it yet");
     assert_eq!(outcome(&mut done, lost), Err(Refused::DiskFull));
     assert_eq!(journal.state(), JournalState::DiskFull);
-    assert_eq!(journal.append(&who(0), vec![set("c", "3")]), Err(Refused::DiskFull), "refused before it is accepted");
+    assert_eq!(journal.append(&who(0), &[set("c", "3")]), Err(Refused::DiskFull), "refused before it is accepted");
     let counts = &journal.shared.metrics.journal;
     assert_eq!((counts.refused.get(JournalRefusal::DiskFull), counts.lost.get(), counts.appended.get()), (1, 1, 1));
     *journal.shared.faults.disk.lock().unwrap() = None;
     eventually("it works again", || journal.state() == JournalState::Working);
-    let again = journal.append(&who(0), vec![set("d", "4")]).unwrap();
+    let again = journal.append(&who(0), &[set("d", "4")]).unwrap();
     assert_eq!(outcome(&mut done, again), Ok(()));
     drop(journal);
     let opened = open(dir.path());
@@ -343,13 +344,13 @@ fn after_a_failed_sync_nothing_is_taken_until_the_next_start() {
     let dir = TempDir::new().unwrap();
     let Opened { journal, mut done, .. } = open(dir.path());
     journal.shared.faults.sync_fails.store(true, Ordering::Release);
-    let seq = journal.append(&who(0), vec![set("a", "1")]).unwrap();
+    let seq = journal.append(&who(0), &[set("a", "1")]).unwrap();
     assert_eq!(outcome(&mut done, seq), Err(Refused::Failed));
     journal.shared.faults.sync_fails.store(false, Ordering::Release);
-    assert_eq!(journal.append(&who(0), vec![set("b", "2")]), Err(Refused::Failed), "the next sync would lie");
+    assert_eq!(journal.append(&who(0), &[set("b", "2")]), Err(Refused::Failed), "the next sync would lie");
     drop(journal);
     let opened = open(dir.path());
-    opened.journal.append(&who(0), vec![set("c", "3")]).unwrap();
+    opened.journal.append(&who(0), &[set("c", "3")]).unwrap();
 }
 
 #[test]
@@ -357,7 +358,7 @@ fn writers_at_the_same_time_share_a_sync() {
     let dir = TempDir::new().unwrap();
     let Opened { journal, mut done, .. } = open(dir.path());
     // Handed over faster than a disk syncs.
-    let last = (0..2000).map(|i| journal.append(&who(0), vec![set(&i.to_string(), "v")]).unwrap()).last().unwrap();
+    let last = (0..2000).map(|i| journal.append(&who(0), &[set(&i.to_string(), "v")]).unwrap()).last().unwrap();
     assert_eq!(outcome(&mut done, last), Ok(()));
     let syncs = journal.shared.metrics.journal.fsync.count();
     assert!((1..1000).contains(&syncs), "{syncs} syncs for 2000 writes");
@@ -367,7 +368,7 @@ fn writers_at_the_same_time_share_a_sync() {
 fn everysec_syncs_without_being_asked() {
     let dir = TempDir::new().unwrap();
     let Opened { journal, mut done, .. } = open_with(dir.path(), JournalFsync::Everysec, 64 << 20).unwrap();
-    let seq = journal.append(&who(0), vec![set("a", "1")]).unwrap();
+    let seq = journal.append(&who(0), &[set("a", "1")]).unwrap();
     assert_eq!(outcome(&mut done, seq), Ok(()));
     eventually("it is synced", || journal.shared.metrics.journal.fsync.count() == 1);
 }
@@ -425,7 +426,7 @@ proptest! {
                 0 | 1 => {
                     let effects = (0..1 + n % 3).map(|i| set(&i.to_string(), &"x".repeat(n))).collect::<Vec<_>>();
                     let first = opened.journal.next();
-                    if let Ok(last) = opened.journal.append(&who(db), effects) {
+                    if let Ok(last) = opened.journal.append(&who(db), &effects) {
                         list.extend((first..=last).map(|seq| (seq, db)));
                     }
                 }

@@ -9,6 +9,8 @@ mod cells;
 mod detect;
 /// Clients that go on while upstream comes and goes; every reply is judged.
 mod load;
+/// Writes that wait for upstream.
+mod queue;
 /// Everything is read again, and nobody is overrun.
 mod recovery;
 /// Which reads are served, how long, and how that shows.
