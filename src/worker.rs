@@ -2,6 +2,7 @@
 //! here is single-threaded; only `l1`, `metrics` and `status` are shared with other threads.
 
 pub(crate) mod held;
+pub(crate) mod ledger;
 pub(crate) mod rollout;
 mod upstream;
 

@@ -64,6 +64,21 @@ words! {
         Credential = "credential",
         Full = "queue_max",
         Bytes = "queue_max_bytes",
+        JournalFull = "journal_full",
+        JournalDisk = "journal_disk_full",
+        JournalBehind = "journal_behind",
+        JournalFailed = "journal_failed",
+    }
+}
+
+impl NotQueued {
+    pub(crate) fn of(why: JournalRefusal) -> NotQueued {
+        match why {
+            JournalRefusal::Full => NotQueued::JournalFull,
+            JournalRefusal::DiskFull => NotQueued::JournalDisk,
+            JournalRefusal::Behind => NotQueued::JournalBehind,
+            JournalRefusal::Failed => NotQueued::JournalFailed,
+        }
     }
 }
 

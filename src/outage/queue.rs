@@ -100,6 +100,8 @@ pub(crate) struct Item {
     /// When it was acknowledged.
     pub(crate) at: u64,
     pub(crate) effect: Effect,
+    /// Its number in the journal; 0: there is none.
+    mark: u64,
     series: u64,
     bytes: usize,
 }
@@ -165,8 +167,15 @@ impl Queue {
     }
 
     /// Appends the effects of one command, all of them; whether there is room is the caller's to have asked.
-    pub(crate) fn push(&mut self, at: u64, effects: Vec<New>) {
-        for new in effects {
+    #[cfg(test)]
+    fn push(&mut self, at: u64, effects: Vec<New>) {
+        self.push_marked(at, effects, 0);
+    }
+
+    /// The same of effects that have numbers in the journal, from `mark` on; 0: they have none.
+    pub(crate) fn push_marked(&mut self, at: u64, effects: Vec<New>, mark: u64) {
+        for (i, new) in effects.into_iter().enumerate() {
+            let mark = if mark == 0 { 0 } else { mark + i as u64 };
             let bytes = new.bytes();
             let key: Box<[u8]> = new.effect.key().into();
             let next = self.series + 1;
@@ -180,7 +189,7 @@ impl Queue {
             series.left += 1;
             self.last += 1;
             self.bytes += bytes;
-            self.items.push_back(Item { seq: self.last, at, effect: new.effect, series: series.number, bytes });
+            self.items.push_back(Item { seq: self.last, at, effect: new.effect, mark, series: series.number, bytes });
         }
     }
 
@@ -218,6 +227,12 @@ impl Queue {
         if let Some(series) = self.keys.remove(key) {
             self.skipped.insert(series.number, Skipped { left: series.left, why });
         }
+    }
+
+    /// The journal's number of the last effect up to this one; none: the journal has none of them.
+    pub(crate) fn mark_of(&self, seq: u64) -> Option<u64> {
+        let last = self.items.iter().take_while(|item| item.seq <= seq).last();
+        last.map(|item| item.mark).filter(|mark| *mark > 0)
     }
 
     /// Everything up to this number is done, or will never be.

@@ -202,6 +202,12 @@ impl Session {
         self.completed(ctx, done);
     }
 
+    /// An answer of our own for `slot`, in the client's form.
+    pub(crate) fn complete_here(self: &Rc<Self>, ctx: &Ctx, slot: u64, bytes: &[u8]) {
+        let done = self.outbox.borrow_mut().complete_raw(slot, bytes);
+        self.completed(ctx, done);
+    }
+
     fn completed(self: &Rc<Self>, ctx: &Ctx, done: Option<outbox::Completed>) {
         let Some(done) = done else { return };
         let timed = if done.failed { done.asked.failed } else { done.asked.ok };

@@ -49,7 +49,7 @@ impl Session {
             return self.write_in_outage(ctx, lane, b.now, req, spec, mute);
         }
         if let Some(reply) = self.reads_held(ctx, lane, b.now, req, spec, Beside::Nothing) {
-            self.answer(mute, |out| out.extend_from_slice(&reply));
+            self.answer_safely(ctx, b.now, reply, mute);
             return None;
         }
         let may_be_old = self.may_be_told_old(ctx, spec, req);
@@ -61,7 +61,7 @@ impl Session {
         match stale.map(|()| BytesMut::new()).or_else(mixed) {
             Some(reply) => {
                 if !reply.is_empty() {
-                    self.answer(mute, |out| out.extend_from_slice(&reply));
+                    self.answer_safely(ctx, b.now, reply, mute);
                 }
                 None
             }

@@ -13,6 +13,7 @@ use smallvec::SmallVec;
 
 use super::Session;
 use super::dispatch::Step;
+use super::outbox::Asked;
 use crate::cache;
 use crate::coherence::Lane;
 use crate::command::{Effect, Kind, Request, Spec, keys};
@@ -117,6 +118,7 @@ impl Session {
             Ok(changed) => changed,
             Err(NotTaken::Count) => return self.refuse_write(ctx, lane, now, NotQueued::Full, mute),
             Err(NotTaken::Bytes) => return self.refuse_write(ctx, lane, now, NotQueued::Bytes, mute),
+            Err(NotTaken::Journal(why)) => return self.refuse_write(ctx, lane, now, NotQueued::of(why.word()), mute),
             Err(NotTaken::TooLong) => {
                 self.drop_for(ctx, Dropped::OutputLimit, "a reply would be longer than listen.output_limit");
                 return None;
@@ -132,8 +134,22 @@ impl Session {
         ctx.metrics.commands.inc(Class::Write);
         ctx.show_held();
         self.told.set(true);
-        self.answer(mute, |to| to.extend_from_slice(&out));
+        self.answer_safely(ctx, now, out, mute);
         None
+    }
+
+    /// An answer that tells of queued data: when that is as safe as it is to be, and at once where there is no journal.
+    pub(super) fn answer_safely(self: &Rc<Self>, ctx: &Ctx, now: u64, out: BytesMut, mute: bool) {
+        let ledger = ctx.held.ledger();
+        match ledger.as_ref().and_then(|ledger| ledger.unsafe_up_to()) {
+            Some(number) => {
+                let slot = self.slot(mute, false, Asked::write(now));
+                if let Some(ledger) = ledger {
+                    ledger.wait(number, self.clone(), slot, out);
+                }
+            }
+            None => self.answer(mute, |to| to.extend_from_slice(&out)),
+        }
     }
 
     fn call<'r>(&self, ctx: &Ctx, req: &'r Request<'r>, spec: &'static Spec) -> Call<'r> {
@@ -255,6 +271,12 @@ fn reason(why: NotQueued) -> &'static str {
         NotQueued::Mixed => "this write cannot be queued: the rules of its keys do not agree on outage_writes",
         NotQueued::Credential => "this write cannot be queued: upstream has not accepted this user yet",
         NotQueued::Full => "this write cannot be queued: the queue is full (outage.queue_max)",
+        NotQueued::JournalFull => "this write cannot be queued: the journal is full (outage.journal_max_bytes)",
+        NotQueued::JournalDisk => "this write cannot be queued: no room on the disk of outage.journal_dir",
+        NotQueued::JournalBehind => "this write cannot be queued: the disk of outage.journal_dir is too slow",
+        NotQueued::JournalFailed => {
+            "this write cannot be queued: the journal has failed (see the log) until nearside is started again"
+        }
         NotQueued::Bytes => "this write cannot be queued: the queue is full (outage.queue_max_bytes)",
     }
 }

@@ -3,7 +3,7 @@
 //! on such a key has its reply. Everything is by upstream's names of keys; the engine's database 0 is the profile's own.
 //!
 //! **All or nothing.** A command is carried out on the engine first; what it did becomes effects. Where there is no room
-//! for them (or, one day, no journal to write them to) the engine is put back as it was and the client is refused. So the
+//! for them, or the journal does not take them, the engine is put back as it was and the client is refused. So the
 //! engine never shows what was not acknowledged, and nothing acknowledged is missing in the queue.
 //!
 //! What it does not do: it sends nothing (`coherence::replay`), and does not decide who may write (`session`).
@@ -11,13 +11,16 @@
 use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bytes::BytesMut;
 use foldhash::fast::RandomState;
 
 use super::Ctx;
+use super::ledger::{Ledger, who};
 use crate::local::{self, Call, Command, Engine, TooLong};
 use crate::observe::reasons::Replayed;
+use crate::outage::journal::{Refused, Who, Write};
 use crate::outage::queue::{Base, Effect, New, Queue};
 use crate::upstream::Profile;
 
@@ -65,6 +68,8 @@ pub(crate) enum NotTaken {
     Bytes,
     /// The reply would be longer than `listen.output_limit`.
     TooLong,
+    /// The journal did not take it.
+    Journal(Refused),
 }
 
 /// How the engine came to know a key.
@@ -84,10 +89,12 @@ pub(crate) struct Held {
     /// Effects of writes that are to be forgotten.
     local_writes: u64,
     replayed: [u64; Replayed::COUNT],
+    /// Where there is a journal: it, and whose this is in its words.
+    ledger: Option<(Rc<Ledger>, Arc<Who>)>,
 }
 
 impl Held {
-    fn new() -> Held {
+    fn new(ledger: Option<(Rc<Ledger>, Arc<Who>)>) -> Held {
         Held {
             queue: Queue::default(),
             engine: Engine::keeping(1),
@@ -95,6 +102,28 @@ impl Held {
             names: 0,
             local_writes: 0,
             replayed: [0; Replayed::COUNT],
+            ledger,
+        }
+    }
+
+    /// What was acknowledged before this process, as the journal has it.
+    pub(super) fn restore(&mut self, at: u64, write: Write) {
+        self.engine.set_max_bytes(u64::MAX);
+        for new in &write.effects {
+            match &new.effect {
+                Effect::Set { key, value, expire_at_ms } => {
+                    self.engine.put(0, DB, key, value, *expire_at_ms);
+                }
+                Effect::Del { key } => self.engine.forget_key(DB, key),
+            }
+            self.know(new.effect.key(), Known::Upstream);
+        }
+        self.queue.push_marked(at, write.effects, write.first);
+    }
+
+    fn know(&mut self, key: &[u8], known: Known) {
+        if self.known.insert(key.into(), known).is_none() {
+            self.names += key.len() + NAME_OVERHEAD;
         }
     }
 
@@ -118,8 +147,13 @@ impl Held {
 
     /// Everything up to `seq` is done upstream, or is given up.
     ///
-    /// The one place where the queue becomes shorter: a journal is told here.
+    /// The one place where the queue becomes shorter: the journal is told here.
     pub(crate) fn applied(&mut self, seq: u64) {
+        if let Some((ledger, who)) = &self.ledger
+            && let Some(mark) = self.queue.mark_of(seq)
+        {
+            ledger.applied(who, mark);
+        }
         self.queue.applied(seq);
     }
 
@@ -223,8 +257,7 @@ impl Held {
 
     /// The effects of one command become the queue's, or are only counted.
     ///
-    /// The one place where a write becomes acknowledged: a journal is appended to here, before the queue is, and what it
-    /// cannot take is refused as if there were no room.
+    /// The one place where a write becomes acknowledged: the journal is appended to here, before the queue is.
     fn take(
         &mut self,
         how: How,
@@ -244,17 +277,30 @@ impl Held {
         }
         let changed: Vec<Box<[u8]>> = new.iter().map(|new| new.effect.key().into()).collect();
         match how {
-            How::Queue => self.queue.push(at, new),
+            How::Queue => {
+                // Before the queue: what the journal cannot take was never acknowledged.
+                let mark = self.book(&new)?;
+                self.queue.push_marked(at, new, mark);
+            }
             How::Local => self.local_writes += new.len() as u64,
         }
         for key in &changed {
             // What is written here only stays unknown upstream, whatever is made of it later.
             let known = if how == How::Queue { Known::Upstream } else { Known::Here };
-            if self.known.insert(key.clone(), known).is_none() {
-                self.names += key.len() + NAME_OVERHEAD;
-            }
+            self.know(key, known);
         }
         Ok(changed)
+    }
+
+    /// Hands the effects to the journal. The number of the first; 0: there is no journal.
+    fn book(&self, new: &[New]) -> Result<u64, NotTaken> {
+        match &self.ledger {
+            Some((ledger, who)) if !new.is_empty() => {
+                let last = ledger.append(who, new).map_err(NotTaken::Journal)?;
+                Ok(last + 1 - new.len() as u64)
+            }
+            _ => Ok(0),
+        }
     }
 
     /// What upstream has of the key before this command, as far as is known here.
@@ -302,6 +348,7 @@ pub(crate) struct AllHeld {
     by_profile: RefCell<HashMap<Profile, Rc<RefCell<Held>>>>,
     /// Knows nothing.
     empty: OnceCell<Rc<RefCell<Held>>>,
+    ledger: OnceCell<Rc<Ledger>>,
 }
 
 impl AllHeld {
@@ -310,13 +357,29 @@ impl AllHeld {
     }
 
     pub(crate) fn begin(&self, profile: &Profile) -> Rc<RefCell<Held>> {
-        let fresh = || Rc::new(RefCell::new(Held::new()));
+        let ledger = || self.ledger().map(|ledger| (ledger, who(profile)));
+        let fresh = || Rc::new(RefCell::new(Held::new(ledger())));
         self.by_profile.borrow_mut().entry(profile.clone()).or_insert_with(fresh).clone()
+    }
+
+    pub(super) fn set_ledger(&self, ledger: Rc<Ledger>) {
+        debug_assert!(self.by_profile.borrow().is_empty(), "something was queued past the journal");
+        let _ = self.ledger.set(ledger);
+    }
+
+    pub(crate) fn ledger(&self) -> Option<Rc<Ledger>> {
+        self.ledger.get().cloned()
+    }
+
+    /// Profiles with something that waits.
+    pub(super) fn waiting_profiles(&self) -> Vec<Profile> {
+        let waits = |held: &Rc<RefCell<Held>>| !held.borrow().queue.is_empty();
+        self.by_profile.borrow().iter().filter(|(_, held)| waits(held)).map(|(profile, _)| profile.clone()).collect()
     }
 
     /// What answers reads of a profile that has written nothing.
     pub(crate) fn nobodys(&self) -> Rc<RefCell<Held>> {
-        self.empty.get_or_init(|| Rc::new(RefCell::new(Held::new()))).clone()
+        self.empty.get_or_init(|| Rc::new(RefCell::new(Held::new(None)))).clone()
     }
 
     /// Upstream has all of it, or it is given up.

@@ -229,6 +229,8 @@ impl Ctx {
             accepted.remove(0);
         }
         accepted.push(credential.clone());
+        drop(accepted);
+        self.adopt(credential);
     }
 
     /// Whether upstream has let this profile in before; one without a credential has nothing to be refused.
