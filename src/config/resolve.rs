@@ -12,8 +12,8 @@ use std::{
 
 use super::{
     Admin, AdminResp, Backend, Cache, CacheMode, Canary, Coherence, CoherenceMode, Config, Environment, Eviction,
-    Fence, Http, Listen, Local, Log, LogFormat, OnWrite, Outage, OutageError, OutageReads, OutageWrites, QueueConflict, Retry, Secret,
-    TtlCap, Upstream, Warm, cpu,
+    Fence, Http, Listen, Local, Log, LogFormat, OnWrite, Outage, OutageError, OutageReads, OutageWrites, QueueConflict,
+    Retry, Secret, TtlCap, Upstream, Warm, cpu,
     file::{Node, Value},
     settings::Settings,
     units::{self, DURATION_MAX, SIZE_MAX, shown},

@@ -9,8 +9,8 @@ use super::counters::{Counter, Gauge, Histogram, Labeled, Named};
 use super::patterns::{PatternId, Patterns, Row, ShardRows};
 use super::policy::PolicyCounts;
 use super::reasons::{
-    Action, Again, Bypass, Class, Decision, Discard, Dropped, ErrorType, Evict, Flush, NotQueued, Peer, Pin, Reject, Reload,
-    Replayed, Reread, RolloutChange, Source, Tag, Timed, Touched, Warmed,
+    Action, Again, Bypass, Class, Decision, Discard, Dropped, ErrorType, Evict, Flush, NotQueued, Peer, Pin, Reject,
+    Reload, Replayed, Reread, RolloutChange, Source, Tag, Timed, Touched, Warmed,
 };
 
 /// What a worker other than the data thread counts: hits, which are all it answers. Cells of its own, so that each keeps one

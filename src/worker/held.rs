@@ -225,14 +225,7 @@ impl Held {
     ///
     /// The one place where a write becomes acknowledged: a journal is appended to here, before the queue is, and what it
     /// cannot take is refused as if there were no room.
-    fn take(
-        &mut self,
-        how: How,
-        new: Vec<New>,
-        room: Room,
-        grown: usize,
-        at: u64,
-    ) -> Result<Vec<Box<[u8]>>, NotTaken> {
+    fn take(&mut self, how: How, new: Vec<New>, room: Room, grown: usize, at: u64) -> Result<Vec<Box<[u8]>>, NotTaken> {
         let fresh = |new: &&New| !self.known.contains_key(new.effect.key());
         let names: usize = new.iter().filter(fresh).map(|new| new.effect.key().len() + NAME_OVERHEAD).sum();
         let queued: usize = if how == How::Queue { new.iter().map(New::bytes).sum() } else { 0 };
