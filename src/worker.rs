@@ -335,7 +335,12 @@ impl Ctx {
     fn end_unused_lane(&self) -> bool {
         let in_use: HashSet<Profile> =
             self.sessions.borrow().values().map(|s| s.profile()).chain([self.default_profile.clone()]).collect();
-        let unused = self.lanes.borrow().values().find(|l| l.in_flight() == 0 && !in_use.contains(&l.profile) && !self.held.waits(&l.profile)).cloned();
+        let unused = self
+            .lanes
+            .borrow()
+            .values()
+            .find(|l| l.in_flight() == 0 && !in_use.contains(&l.profile) && !self.held.waits(&l.profile))
+            .cloned();
         let Some(lane) = unused else { return false };
         self.lanes.borrow_mut().remove(&lane.profile);
         lane.end(&self.status);

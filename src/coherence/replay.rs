@@ -59,17 +59,8 @@ const RETRY_MAX: Duration = Duration::from_secs(2);
 const AGAIN_MAX: u32 = 8;
 
 /// Errors of a server that will take the write later, or of one that another connection attempt may replace.
-const TRANSIENT: [&str; 9] = [
-    "OOM",
-    "READONLY",
-    "MISCONF",
-    "LOADING",
-    "BUSY",
-    "MASTERDOWN",
-    "NOREPLICAS",
-    "CLUSTERDOWN",
-    "TRYAGAIN",
-];
+const TRANSIENT: [&str; 9] =
+    ["OOM", "READONLY", "MISCONF", "LOADING", "BUSY", "MASTERDOWN", "NOREPLICAS", "CLUSTERDOWN", "TRYAGAIN"];
 
 /// What has become of one batch.
 enum Went {
@@ -235,7 +226,8 @@ async fn replay(ctx: Rc<Ctx>, lane: Rc<Lane>, epoch: u64) {
             Went::Empty => return lane.replayed(&ctx, clock::now().saturating_sub(start)),
             Went::Done => {
                 pause.reset();
-                let left = ctx.held.of(&lane.profile).and_then(|held| held.borrow().queue.front(1, 0).next().map(|i| i.seq));
+                let left =
+                    ctx.held.of(&lane.profile).and_then(|held| held.borrow().queue.front(1, 0).next().map(|i| i.seq));
                 if left.is_some_and(|seq| seq > goal) {
                     lane.wait_for_the_rest();
                 }
@@ -441,7 +433,8 @@ async fn execute(ctx: &Ctx, lane: &Lane, means: &mut Means, todo: &[&Todo]) -> R
     let now = clock::now();
     let wrapped = means.multi;
     let multi = wrapped.then(|| lane.ask_raw(now, MULTI));
-    let commands: Vec<Receiver<Vec<u8>>> = todo.iter().map(|one| lane.ask_raw(now, &command(ctx, &one.effect))).collect();
+    let commands: Vec<Receiver<Vec<u8>>> =
+        todo.iter().map(|one| lane.ask_raw(now, &command(ctx, &one.effect))).collect();
     let publish = lane.publishes().then(|| {
         let keys: Vec<Box<[u8]>> = todo.iter().map(|one| one.effect.key().into()).collect();
         lane.ask_raw(now, &told(ctx, Op::Key, &keys))

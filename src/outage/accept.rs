@@ -22,9 +22,9 @@ pub(crate) fn needs(name: &str, req: &Request<'_>) -> Option<Needs> {
             false => Needs::Nothing,
         }),
         "setex" | "psetex" | "mset" => Some(Needs::Nothing),
-        "del" | "unlink" | "expire" | "pexpire" | "expireat" | "pexpireat" | "persist" | "setnx" | "msetnx" | "getset"
-        | "getdel" | "getex" | "append" | "setrange" | "incr" | "decr" | "incrby" | "decrby" | "incrbyfloat"
-        | "rename" | "renamenx" => Some(Needs::Keys),
+        "del" | "unlink" | "expire" | "pexpire" | "expireat" | "pexpireat" | "persist" | "setnx" | "msetnx"
+        | "getset" | "getdel" | "getex" | "append" | "setrange" | "incr" | "decr" | "incrby" | "decrby"
+        | "incrbyfloat" | "rename" | "renamenx" => Some(Needs::Keys),
         // Another database is another queue.
         "copy" if !(3..req.argc()).any(|i| req.is(i, "db")) => Some(Needs::Keys),
         _ => None,

@@ -179,12 +179,8 @@ impl Queue {
             let bytes = new.bytes();
             let key: Box<[u8]> = new.effect.key().into();
             let next = self.series + 1;
-            let series = self.keys.entry(key).or_insert_with(|| Series {
-                number: next,
-                base: new.base,
-                left: 0,
-                begun: false,
-            });
+            let series =
+                self.keys.entry(key).or_insert_with(|| Series { number: next, base: new.base, left: 0, begun: false });
             self.series = self.series.max(series.number);
             series.left += 1;
             self.last += 1;

@@ -257,6 +257,12 @@ impl Session {
     fn entry(self: &Rc<Self>, ctx: &Rc<Ctx>, now: u64, key: &[u8], mute: bool) {
         let proto = self.proto();
         let lane = self.lane(ctx);
+        if let Some(fields) = self.held_entry(ctx, &lane, key) {
+            return self.answer(mute, |out| {
+                build::map_or_array(out, proto, fields.len());
+                pairs(out, &fields);
+            });
+        }
         let forms = ctx.l1.get(key).unwrap_or_default();
         let of_get = forms.entries.iter().find(|e| e.lane == lane.id);
         let others: Vec<&FormEntry> =
@@ -461,7 +467,16 @@ fn outage(ctx: &Ctx, now: u64) -> String {
         ("max_stale_ms".to_owned(), config.max_stale.as_millis().to_string()),
         ("stale_served".to_owned(), m.stale_served.get().to_string()),
         ("refills_waiting".to_owned(), m.refills_waiting.get().to_string()),
+        ("queue_depth".to_owned(), m.queue.depth.get().to_string()),
+        ("queue_bytes".to_owned(), m.queue.bytes.get().to_string()),
+        ("queue_age_ms".to_owned(), (m.queue.age() / 1_000_000).to_string()),
+        ("queue_conflict".to_owned(), config.queue_conflict.as_str().to_owned()),
+        ("queued_writes".to_owned(), m.queue.queued.get().to_string()),
+        ("local_writes".to_owned(), m.queue.local_writes.get().to_string()),
+        ("local_writes_dropped".to_owned(), m.queue.local_dropped.get().to_string()),
     ];
+    lines.extend(m.queue.replayed.iter().map(|(what, n)| (format!("queue_replayed_{what}"), n.to_string())));
+    lines.extend(m.queue.refused.iter().map(|(why, n)| (format!("queue_refused_{why}"), n.to_string())));
     lines.extend(m.outage_failed.iter().map(|(class, n)| (format!("outage_failed_{class}"), n.to_string())));
     lines.iter().map(|(name, value)| format!("{name}:{value}\r\n")).collect()
 }

@@ -72,13 +72,7 @@ impl Session {
     }
 
     /// What the rules of its keys say. `None`: such writes fail.
-    fn how_to_write(
-        &self,
-        ctx: &Ctx,
-        lane: &Lane,
-        req: &Request<'_>,
-        spec: &Spec,
-    ) -> Result<Option<How>, NotQueued> {
+    fn how_to_write(&self, ctx: &Ctx, lane: &Lane, req: &Request<'_>, spec: &Spec) -> Result<Option<How>, NotQueued> {
         let mut asked: Option<OutageWrites> = None;
         let mut mixed = false;
         keys::for_each(spec, req, |key| {
@@ -113,7 +107,8 @@ impl Session {
         let call = self.call(ctx, req, spec);
         let mut out = BytesMut::new();
         let held = ctx.held.begin(&lane.profile);
-        let taken = held.borrow_mut().write(how, (command, &call), names, (ctx.room(), now), &mut out);
+        let room = ctx.room();
+        let taken = held.borrow_mut().write(how, (command, &call), names, (room, now), &mut out);
         let changed = match taken {
             Ok(changed) => changed,
             Err(NotTaken::Count) => return self.refuse_write(ctx, lane, now, NotQueued::Full, mute),
@@ -252,6 +247,22 @@ impl Session {
         let wall = stamp::unix_ms() as i64;
         let expire_at_ms = (entry.expires != u64::MAX).then(|| wall.saturating_add(left(entry.expires)));
         Some(Found { value, expire_at_ms })
+    }
+
+    /// NEARSIDE ENTRY of a key that was written here and not done upstream.
+    pub(super) fn held_entry(&self, ctx: &Ctx, lane: &Lane, key: &[u8]) -> Option<Vec<(&'static str, String)>> {
+        let held = ctx.held.of(&lane.profile).filter(|held| held.borrow().knows(key))?;
+        let held = held.borrow();
+        let wall = stamp::unix_ms() as i64;
+        let value = held.value(wall, key);
+        let left = value.and_then(|(_, at)| at).map_or(String::new(), |at| (at - wall).max(0).to_string());
+        Some(vec![
+            ("kind", if value.is_some() { "string" } else { "absent" }.to_owned()),
+            ("value_bytes", value.map_or(0, |(value, _)| value.len()).to_string()),
+            ("expires_ms", left),
+            ("served", "queue".to_owned()),
+            ("waits_for_upstream", if held.queue.has(key) { "yes" } else { "no" }.to_owned()),
+        ])
     }
 
     /// Whether any key of a read has writes that wait: then it is not upstream's to answer.

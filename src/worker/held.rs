@@ -258,14 +258,7 @@ impl Held {
     /// The effects of one command become the queue's, or are only counted.
     ///
     /// The one place where a write becomes acknowledged: the journal is appended to here, before the queue is.
-    fn take(
-        &mut self,
-        how: How,
-        new: Vec<New>,
-        room: Room,
-        grown: usize,
-        at: u64,
-    ) -> Result<Vec<Box<[u8]>>, NotTaken> {
+    fn take(&mut self, how: How, new: Vec<New>, room: Room, grown: usize, at: u64) -> Result<Vec<Box<[u8]>>, NotTaken> {
         let fresh = |new: &&New| !self.known.contains_key(new.effect.key());
         let names: usize = new.iter().filter(fresh).map(|new| new.effect.key().len() + NAME_OVERHEAD).sum();
         let queued: usize = if how == How::Queue { new.iter().map(New::bytes).sum() } else { 0 };

@@ -52,9 +52,8 @@ fn a_series_is_compared_once_with_its_first_base() {
     let mut q = Queue::default();
     q.push(1, vec![based("k", "1", "old")]);
     q.push(2, vec![based("k", "2", "1")]);
-    let to_compare = |q: &Queue| -> Vec<Option<Base>> {
-        q.front(9, usize::MAX).map(|item| q.to_compare(item).cloned()).collect()
-    };
+    let to_compare =
+        |q: &Queue| -> Vec<Option<Base>> { q.front(9, usize::MAX).map(|item| q.to_compare(item).cloned()).collect() };
     let old = Some(value("old"));
     assert_eq!(to_compare(&q), [old.clone(), old]);
     q.begin(b"k", true);

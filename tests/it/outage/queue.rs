@@ -49,22 +49,18 @@ fn writes_are_acknowledged_read_and_done() {
     not_queued(&c.cmd(&["DEL", "n", "unknown"]), "not known here");
     assert_eq!(c.cmd(&["GET", "n"]), Reply::bulk("50"));
     assert_eq!(c.cmd(&["STRLEN", "ttl"]), Reply::Int(2));
-    assert_eq!(c.cmd(&["MGET", "n", "gone", "other", "new"]).items(), [
-        Reply::bulk("50"),
-        Reply::Nil,
-        Reply::bulk("o"),
-        Reply::bulk("2")
-    ]);
+    assert_eq!(
+        c.cmd(&["MGET", "n", "gone", "other", "new"]).items(),
+        [Reply::bulk("50"), Reply::Nil, Reply::bulk("o"), Reply::bulk("2")]
+    );
     assert!(proxy.metric("nearside_queue_depth") >= 6.0);
     redis.restart();
     wait_replayed(&proxy);
     wait_back(&proxy);
-    assert_eq!(redis.cmd(&["MGET", "n", "gone", "ttl", "new"]).items(), [
-        Reply::bulk("50"),
-        Reply::Nil,
-        Reply::bulk("vw"),
-        Reply::bulk("2")
-    ]);
+    assert_eq!(
+        redis.cmd(&["MGET", "n", "gone", "ttl", "new"]).items(),
+        [Reply::bulk("50"), Reply::Nil, Reply::bulk("vw"), Reply::bulk("2")]
+    );
     assert!(matches!(redis.cmd(&["PTTL", "ttl"]), Reply::Int(left) if left > 500_000));
     assert_eq!(redis.cmd(&["PTTL", "new"]), Reply::Int(-1));
     assert_eq!(c.cmd(&["GET", "n"]), Reply::bulk("50"));
