@@ -30,8 +30,8 @@ use crate::observe::metrics::Metrics;
 use crate::observe::reasons::{Coherence, Mode, Reject, Replayed, Source};
 use crate::observe::stamp;
 use crate::observe::status::Status;
-use crate::session::{self, Peering, Session};
 use crate::outage::journal::{self, OpenError};
+use crate::session::{self, Peering, Session};
 use crate::worker::ledger::{Before, Ledger};
 use crate::worker::{self, Ctx};
 
@@ -99,7 +99,8 @@ pub(crate) fn serve(mut config: Config, warnings: Vec<String>, origin: Origin) -
     let http = http::start(http_config(&ctx, orders), view).map_err(AppError::Http)?;
     let workers = start_workers(&ctx).map_err(AppError::Runtime)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(AppError::Runtime)?;
-    let served = LocalSet::new().block_on(&runtime, run(ctx.clone(), workers, listeners, &http.addresses, (inbox, journal)));
+    let served =
+        LocalSet::new().block_on(&runtime, run(ctx.clone(), workers, listeners, &http.addresses, (inbox, journal)));
     if let Some(path) = &ctx.config.listen.unix {
         let _ = std::fs::remove_file(path);
     }
@@ -126,6 +127,12 @@ fn open_journal(ctx: &Ctx) -> Result<Option<Before>, AppError> {
     };
     let settings = journal::Settings { dir, fsync: outage.journal_fsync, max_bytes: outage.journal_max_bytes };
     Ok(Some(Ledger::open(&settings, ctx.metrics.clone())?))
+}
+
+/// What was acknowledged and waits for upstream is done, if upstream comes back in time. What the journal keeps does not wait
+/// for one that is gone.
+fn waits_for_queues(ctx: &Ctx) -> bool {
+    ctx.held.depth() > 0 && !(ctx.held.ledger().is_some() && ctx.is_gone())
 }
 
 /// What becomes of writes that upstream has not got, now that this process ends.
@@ -280,18 +287,12 @@ async fn drain(ctx: &Rc<Ctx>, workers: &Workers, accepting: &RefCell<Vec<tokio::
     ctx.drain();
     let all_gone = async {
         // A session ends before the worker has written what it said.
-        // What was acknowledged and waits for upstream is done, if upstream comes back in time.
-        while !ctx.sessions.borrow().is_empty() || workers.clients() > 0 || ctx.held.depth() > 0 {
+        while !ctx.sessions.borrow().is_empty() || workers.clients() > 0 || waits_for_queues(ctx) {
             sleep(Duration::from_millis(10)).await;
         }
     };
     if timeout(ctx.config.listen.drain_timeout, all_gone).await.is_err() {
         tracing::warn!("listen.drain_timeout is over: {} clients are cut off", ctx.sessions.borrow().len());
-    }
-    let lost = ctx.held.depth();
-    if lost > 0 {
-        ctx.metrics.queue.replayed.add(Replayed::Failed, lost as u64);
-        tracing::error!("{lost} acknowledged writes are lost: upstream did not take them before listen.drain_timeout");
     }
 }
 

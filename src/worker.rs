@@ -101,6 +101,8 @@ pub(crate) struct Ctx {
     kept: Cell<KeptCommands>,
     /// Any rule has writes refresh the L1: asked of every write.
     refreshes: Cell<bool>,
+    /// Any rule's writes are answered before upstream has them.
+    behind: Cell<bool>,
     /// Who may run what (`commands`).
     pub(crate) policy: InForce,
     /// Sessions that have something to write since the batch began.
@@ -161,6 +163,7 @@ impl Ctx {
             words: Cell::default(),
             kept: Cell::new(rules.commands()),
             refreshes: Cell::new(rules.refresh()),
+            behind: Cell::new(rules.any_behind()),
             rules: Arc::new(Current::from_pointee(rules)),
             experiments: RefCell::new(experiments),
             policy: InForce::nothing(),
@@ -273,6 +276,11 @@ impl Ctx {
         self.refreshes.get()
     }
 
+    /// Writes may wait for upstream while it is there: asked of everything that goes to a lane.
+    pub(crate) fn may_be_behind(&self) -> bool {
+        self.behind.get() || !self.held.is_empty()
+    }
+
     /// What the rules say of a read of `key` by this command.
     pub(crate) fn judge(&self, key: &[u8], method: Method) -> Judged {
         self.rules.load().judge(&self.metrics.patterns, self.own_name(key), method)
@@ -293,6 +301,7 @@ impl Ctx {
         let old = self.rules.swap(next.clone());
         self.kept.set(next.commands());
         self.refreshes.set(next.refresh());
+        self.behind.set(next.any_behind());
         self.l1.set_linger(linger(&self.config, &next));
         let sweep = self.l1.sweep(vec![Matcher::Rules { old, next, prefix: self.prefix.clone() }]);
         self.lanes.borrow().values().for_each(|lane| lane.asks_for_field_expiry(self));

@@ -119,7 +119,7 @@ pub(crate) struct Lane {
     /// The connection that queued writes are being done on; 0: none.
     pub(super) replaying: Cell<u64>,
     /// Stripes of keys that are not to be stored before they are.
-    pub(super) covered: RefCell<Vec<StripeId>>,
+    pub(super) covered: RefCell<HashMap<Box<[u8]>, StripeId>>,
 }
 
 pub(super) struct Inner {

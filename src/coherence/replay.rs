@@ -110,7 +110,41 @@ impl Lane {
         if let Some(held) = ctx.held.of(&self.profile) {
             held.borrow().queue.keys().for_each(|key| self.cover(ctx, key));
         }
-        tokio::task::spawn_local(replay(ctx.clone(), self.clone(), self.epoch()));
+        tokio::task::spawn_local(replay(ctx.clone(), self.clone(), self.epoch(), false));
+    }
+
+    /// A write of a rule with `write: behind` was queued while the lane is ready: it is done while the lane serves.
+    pub(crate) fn do_behind(self: &Rc<Self>, ctx: &Rc<Ctx>) {
+        if !self.is_ready() || !self.is_live() || self.is_spare() || self.replaying.get() == self.epoch() {
+            return;
+        }
+        self.replaying.set(self.epoch());
+        if let Some(held) = ctx.held.of(&self.profile) {
+            held.borrow().queue.keys().for_each(|key| self.cover(ctx, key));
+        }
+        tokio::task::spawn_local(replay(ctx.clone(), self.clone(), self.epoch(), true));
+    }
+
+    /// What comes from now on waits until the queue is empty, and nothing is added to it.
+    pub(crate) fn drain_first(&self) {
+        if self.is_ready() {
+            let outage = Outage { since: clock::now(), why: "writes behind their replies are being done".to_owned() };
+            self.set_availability(Availability::Replaying { outage, last: true });
+        }
+    }
+
+    /// Keys of which nothing waits any more are upstream's to answer again, while others still wait.
+    fn release(&self, ctx: &Ctx) {
+        let Some(held) = ctx.held.of(&self.profile) else { return };
+        let mut held = held.borrow_mut();
+        self.covered.borrow_mut().retain(|key, stripe| {
+            let waits = held.queue.has(key);
+            if !waits {
+                held.release(key);
+                ctx.l1.end_write(*stripe);
+            }
+            waits
+        });
     }
 
     /// Whether queued writes of its profile are being done; `Some(true)`: everything waits for the last of them.
@@ -128,7 +162,10 @@ impl Lane {
 
     /// Nothing that is read of this key is stored before its writes are done.
     pub(crate) fn cover(&self, ctx: &Ctx, key: &[u8]) {
-        self.covered.borrow_mut().push(ctx.l1.begin_write(key));
+        let mut covered = self.covered.borrow_mut();
+        if !covered.contains_key(key) {
+            covered.insert(key.into(), ctx.l1.begin_write(key));
+        }
     }
 
     /// The same for a key that has just been queued.
@@ -140,7 +177,7 @@ impl Lane {
 
     /// They are, or the connection is lost and nothing is read.
     pub(super) fn uncover(&self, ctx: &Ctx) {
-        self.covered.borrow_mut().drain(..).for_each(|stripe| ctx.l1.end_write(stripe));
+        self.covered.borrow_mut().drain().for_each(|(_, stripe)| ctx.l1.end_write(stripe));
     }
 
     /// Nothing waits any more: what was kept for replies goes, and what was written here only is forgotten.
@@ -172,6 +209,20 @@ impl Lane {
         self.forget_held(ctx);
         self.recovers(clock::now());
         self.set_availability(Availability::Ready);
+    }
+
+    /// The same where the lane has served all the while: nobody need hear of it.
+    fn caught_up(self: &Rc<Self>, ctx: &Rc<Ctx>) {
+        self.replaying.set(0);
+        self.uncover(ctx);
+        self.forget_held(ctx);
+        self.set_availability(Availability::Ready);
+    }
+
+    /// From here on it is as after an outage: what upstream will not take holds back everything that depends on it.
+    fn refuses_behind(&self, why: &str) {
+        let outage = Outage { since: clock::now(), why: why.to_owned() };
+        self.set_availability(Availability::Replaying { outage, last: false });
     }
 
     fn say_queue(&self, ctx: &Ctx, text: &str, detail: Vec<(&'static str, String)>) {
@@ -216,24 +267,32 @@ impl Lane {
     }
 }
 
-async fn replay(ctx: Rc<Ctx>, lane: Rc<Lane>, epoch: u64) {
+/// `behind`: nothing was wrong, the lane serves meanwhile; until upstream refuses something.
+async fn replay(ctx: Rc<Ctx>, lane: Rc<Lane>, epoch: u64, mut behind: bool) {
     let start = clock::now();
     let mut pause = Backoff::new(RETRY_FIRST, RETRY_MAX);
-    let mut means = Means { watch: true, multi: true, again: 0 };
+    // While the lane serves in `pubsub` mode, others' writes are transactions too: their EXEC would answer for our WATCH.
+    let mut means = Means { watch: !(behind && lane.publishes()), multi: true, again: 0 };
     let goal = ctx.held.of(&lane.profile).map_or(0, |held| held.borrow().queue.last());
     while lane.epoch() == epoch {
         match batch(&ctx, &lane, &mut means).await {
+            Went::Empty if behind => return lane.caught_up(&ctx),
             Went::Empty => return lane.replayed(&ctx, clock::now().saturating_sub(start)),
             Went::Done => {
                 pause.reset();
                 let left =
                     ctx.held.of(&lane.profile).and_then(|held| held.borrow().queue.front(1, 0).next().map(|i| i.seq));
-                if left.is_some_and(|seq| seq > goal) {
+                if behind {
+                    lane.release(&ctx);
+                } else if left.is_some_and(|seq| seq > goal) {
                     lane.wait_for_the_rest();
                 }
             }
             Went::Again => {}
             Went::Refused(why) => {
+                if std::mem::take(&mut behind) {
+                    lane.refuses_behind(&why);
+                }
                 lane.held_back(&ctx, &why);
                 sleep(pause.next()).await;
                 // A replica: the name may lead to the new master by now.

@@ -402,6 +402,24 @@ pub(crate) enum JournalFsync {
     No,
 }
 
+/// When a write is answered (`rules[].write`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WriteMode {
+    /// When upstream has acknowledged it.
+    Through,
+    /// At once; upstream is told behind the reply.
+    Behind,
+}
+
+impl WriteMode {
+    /// The first word is the default.
+    pub(crate) const ALL: [(&str, WriteMode); 2] = [("through", WriteMode::Through), ("behind", WriteMode::Behind)];
+
+    pub(crate) fn as_str(self) -> &'static str {
+        Self::ALL[self as usize].0
+    }
+}
+
 impl JournalFsync {
     /// The first word is the default.
     pub(crate) const ALL: [(&str, JournalFsync); 3] =

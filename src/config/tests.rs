@@ -163,7 +163,7 @@ cache: {mode: off, commands: [hgetall, Json.Get], max_bytes: 3MiB, max_entries: 
 local: {max_bytes: 5MiB}
 rules:
   - {pattern: "tenant:{id}:*", name: "a: b", commands: [hgetall, get], ttl: 2h, negative_ttl: 0, max_value_bytes: 1KiB, on_write: invalidate,
-     rollout: 12.5, variants: {short: {ttl: 5m}, long: {ttl: 1h}}, tags: ["tenant:{id}", "{1}"], max_share: 0.125, refresh_ahead: 1s, stale_while_revalidate: 2s, stale_if_error: 1h}
+     rollout: 12.5, variants: {short: {ttl: 5m}, long: {ttl: 1h}}, tags: ["tenant:{id}", "{1}"], max_share: 0.125, refresh_ahead: 1s, stale_while_revalidate: 2s, stale_if_error: 1h, write: behind}
   - {pattern: '\{user\}:*', mode: off, rollout: {percent: 0}}
 warm: {keys: ["a b", "1"], patterns: ["u:*"], rate: 7, max_keys: 9, before_ready: true, timeout: 3s}
 coherence: {mode: pubsub, max_staleness: 10ms, fence: session, channel: "app:drop", sample_per_second: 5, ttl_cap: {tracking: 1h, pubsub: 1m, ttl: 1ms}, pubsub_atomic: false, canary: 90s}
@@ -819,8 +819,8 @@ fn a_bad_rule_is_refused_with_line_rule_key_and_remedy() {
             "r: variants: b: \"x\": unknown key; known keys here: ttl",
         ),
         (
-            "{pattern: '*', name: r, write: behind}",
-            "r: \"write\": unknown key; known keys here: name, pattern, commands, ttl, negative_ttl, max_value_bytes, on_write, mode, refresh_ahead, stale_while_revalidate, stale_if_error, outage_writes, rollout, variants, tags, max_share",
+            "{pattern: '*', name: r, writes: behind}",
+            "r: \"writes\": unknown key; known keys here: name, pattern, commands, ttl, negative_ttl, max_value_bytes, on_write, write, mode, refresh_ahead, stale_while_revalidate, stale_if_error, outage_writes, rollout, variants, tags, max_share",
         ),
         ("just text", "rule 1: keys and values are wanted here"),
     ] {
@@ -881,6 +881,7 @@ fn what_is_done_without_upstream_is_said_in_known_words() {
         ("outage: {queue_max: 0}", "outage.queue_max: \"0\" is too small"),
         ("outage: {queue_max_bytes: 1}", "outage.queue_max_bytes: \"1\" is too small"),
         ("outage: {queue_conflict: merge}", "outage.queue_conflict: \"merge\" is not one of overwrite, skip"),
+        ("rules: [{pattern: '*', write: later}]", "write: \"later\" is not one of through, behind"),
         ("rules: [{pattern: '*', outage_writes: later}]", "outage_writes: \"later\" is not one of fail, queue, local"),
         ("outage: {error: drop}", "outage.error: \"drop\" is not one of reply, close"),
         ("outage: {max_stale: 0s}", "outage.max_stale: \"0s\" is too small"),

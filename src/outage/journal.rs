@@ -32,7 +32,9 @@ use crate::outage::queue::New;
 pub(crate) use dir::{Cut, OpenError};
 pub(crate) use format::{Who, Write};
 
+#[cfg(test)]
 use format::Record;
+
 use writer::{Job, Writer};
 
 /// On their way to the disk. A disk that is so far behind is not catching up within anybody's patience, and memory is
@@ -187,11 +189,13 @@ impl Journal {
         self.next.get()
     }
 
-    pub(crate) fn state(&self) -> JournalState {
+    #[cfg(test)]
+    fn state(&self) -> JournalState {
         self.shared.state()
     }
 
-    pub(crate) fn bytes(&self) -> u64 {
+    #[cfg(test)]
+    fn bytes(&self) -> u64 {
         self.shared.stored.load(Ordering::Acquire) + self.shared.on_the_way.load(Ordering::Acquire)
     }
 

@@ -742,6 +742,12 @@ impl Session {
         {
             return Some(stop);
         }
+        if ctx.may_be_behind()
+            && b.lane.is_ready()
+            && let Some(stop) = self.behind(ctx, b, req, spec, mute)
+        {
+            return Some(stop);
+        }
         if b.lane.is_ready() || replaying.is_some() {
             // Upstream has stopped speaking RESP3 while this client does: it is upstream that tells it so.
             let foreign = self.proto() == Proto::Resp3 && b.lane.speaks_resp2();

@@ -4,6 +4,7 @@
 //! over.
 
 mod agent;
+mod behind;
 mod dispatch;
 mod embedded;
 mod forms;

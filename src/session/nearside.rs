@@ -20,7 +20,7 @@ use crate::observe::arms::ArmId;
 use crate::observe::clock;
 use crate::observe::events::Actor;
 use crate::observe::latency::Window;
-use crate::observe::reasons::{Again, Bypass, Coherence, Decision, Limited, Method};
+use crate::observe::reasons::{Again, Bypass, Coherence, Decision, JournalState, Limited, Method};
 use crate::policy::Rule;
 use crate::policy::explain::explain;
 use crate::policy::tag::TagTemplate;
@@ -339,6 +339,7 @@ fn rule_fields(ctx: &Ctx, rule: &Rule) -> Vec<(&'static str, String)> {
         ("stale_while_revalidate_ms", ms(terms.stale_while_revalidate)),
         ("max_value_bytes", terms.max_value_bytes.to_string()),
         ("on_write", terms.on_write.as_str().to_owned()),
+        ("write", terms.write.as_str().to_owned()),
         ("rollout_percent", show_percent(rule.share)),
         ("rollout_state", state.to_owned()),
         ("rollout_reason", reason),
@@ -467,6 +468,9 @@ fn outage(ctx: &Ctx, now: u64) -> String {
         ("max_stale_ms".to_owned(), config.max_stale.as_millis().to_string()),
         ("stale_served".to_owned(), m.stale_served.get().to_string()),
         ("refills_waiting".to_owned(), m.refills_waiting.get().to_string()),
+        ("journal_state".to_owned(), JournalState::WORDS[m.journal.state.get() as usize].to_owned()),
+        ("journal_bytes".to_owned(), m.journal.bytes.get().to_string()),
+        ("journal_orphans".to_owned(), ctx.held.ledger().map_or(0, |ledger| ledger.orphans()).to_string()),
         ("queue_depth".to_owned(), m.queue.depth.get().to_string()),
         ("queue_bytes".to_owned(), m.queue.bytes.get().to_string()),
         ("queue_age_ms".to_owned(), (m.queue.age() / 1_000_000).to_string()),

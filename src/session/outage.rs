@@ -70,7 +70,7 @@ impl Session {
     }
 
     /// R22, as for any hit: nothing outstanding may change the key, or be told later than this and be older.
-    fn may_be_told_old(&self, ctx: &Ctx, spec: &Spec, req: &Request<'_>) -> bool {
+    pub(super) fn may_be_told_old(&self, ctx: &Ctx, spec: &Spec, req: &Request<'_>) -> bool {
         self.blockers.get() == 0 && !(self.named.get() != 0 && self.names_any(ctx, spec, req))
     }
 
@@ -161,8 +161,7 @@ impl Session {
             if let Lookup::Known(spec) = table::lookup(&req)
                 && let Some(reply) = self.reads_held(ctx, lane, clock::now(), &req, spec, Beside::Cache)
             {
-                let done = self.outbox.borrow_mut().complete_raw(slot, &reply);
-                return self.completed(ctx, done);
+                return self.complete_safely(ctx, slot, reply);
             }
         }
         self.refuse_slot(ctx, lane, slot, false);

@@ -27,7 +27,7 @@ use crate::resp::{build, reply};
 use crate::worker::Ctx;
 use crate::worker::held::{DB, Found, How, Named, NotTaken};
 
-type Names<'k> = SmallVec<[Named<'k>; 2]>;
+pub(super) type Names<'k> = SmallVec<[Named<'k>; 2]>;
 
 /// Which of a read's keys may come from elsewhere than the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,21 +104,37 @@ impl Session {
         names: &[Named<'_>],
         mute: bool,
     ) -> Option<Step> {
+        match self.accept(ctx, lane, now, how, command, req, spec, names, mute) {
+            Ok(()) => None,
+            Err(NotTaken::Count) => self.refuse_write(ctx, lane, now, NotQueued::Full, mute),
+            Err(NotTaken::Bytes) => self.refuse_write(ctx, lane, now, NotQueued::Bytes, mute),
+            Err(NotTaken::Journal(why)) => self.refuse_write(ctx, lane, now, NotQueued::of(why.word()), mute),
+            Err(NotTaken::TooLong) => {
+                self.drop_for(ctx, Dropped::OutputLimit, "a reply would be longer than listen.output_limit");
+                None
+            }
+        }
+    }
+
+    /// The same; where it is not taken nothing has changed, and nobody was told.
+    #[expect(clippy::too_many_arguments, reason = "what one command consists of")]
+    pub(super) fn accept(
+        self: &Rc<Self>,
+        ctx: &Rc<Ctx>,
+        lane: &Rc<Lane>,
+        now: u64,
+        how: How,
+        command: Command,
+        req: &Request<'_>,
+        spec: &'static Spec,
+        names: &[Named<'_>],
+        mute: bool,
+    ) -> Result<(), NotTaken> {
         let call = self.call(ctx, req, spec);
         let mut out = BytesMut::new();
         let held = ctx.held.begin(&lane.profile);
         let room = ctx.room();
-        let taken = held.borrow_mut().write(how, (command, &call), names, (room, now), &mut out);
-        let changed = match taken {
-            Ok(changed) => changed,
-            Err(NotTaken::Count) => return self.refuse_write(ctx, lane, now, NotQueued::Full, mute),
-            Err(NotTaken::Bytes) => return self.refuse_write(ctx, lane, now, NotQueued::Bytes, mute),
-            Err(NotTaken::Journal(why)) => return self.refuse_write(ctx, lane, now, NotQueued::of(why.word()), mute),
-            Err(NotTaken::TooLong) => {
-                self.drop_for(ctx, Dropped::OutputLimit, "a reply would be longer than listen.output_limit");
-                return None;
-            }
-        };
+        let changed = held.borrow_mut().write(how, (command, &call), names, (room, now), &mut out)?;
         for key in &changed {
             // From here on the L1 has nothing of it: what is being read is not stored either.
             ctx.l1.invalidate(key);
@@ -130,7 +146,7 @@ impl Session {
         ctx.show_held();
         self.told.set(true);
         self.answer_safely(ctx, now, out, mute);
-        None
+        Ok(())
     }
 
     /// An answer that tells of queued data: when that is as safe as it is to be, and at once where there is no journal.
@@ -144,6 +160,15 @@ impl Session {
                 }
             }
             None => self.answer(mute, |to| to.extend_from_slice(&out)),
+        }
+    }
+
+    /// The same for a slot.
+    pub(super) fn complete_safely(self: &Rc<Self>, ctx: &Ctx, slot: u64, reply: BytesMut) {
+        let ledger = ctx.held.ledger();
+        match ledger.as_ref().and_then(|ledger| Some((ledger, ledger.unsafe_up_to()?))) {
+            Some((ledger, number)) => ledger.wait(number, self.clone(), slot, reply),
+            None => self.complete_here(ctx, slot, &reply),
         }
     }
 
@@ -213,7 +238,7 @@ impl Session {
     }
 
     /// The keys of a command, each with what the L1 has of it where nothing was written here.
-    fn names<'k>(&self, ctx: &Ctx, lane: &Lane, now: u64, req: &Request<'k>, spec: &Spec) -> Names<'k> {
+    pub(super) fn names<'k>(&self, ctx: &Ctx, lane: &Lane, now: u64, req: &Request<'k>, spec: &Spec) -> Names<'k> {
         let held = ctx.held.of(&lane.profile);
         let mut names = SmallVec::new();
         keys::for_each(spec, req, |key| {
@@ -229,13 +254,13 @@ impl Session {
             return None;
         }
         let forms = ctx.l1.get(key)?;
-        let entry = match lane.replaying() {
+        let entry = match lane.is_ready() || lane.replaying().is_some() {
             // It is live: what it vouches for is true now.
-            Some(_) => {
+            true => {
                 let epoch = lane.vouches(now, self.fence.get(), ctx.max_staleness).ok()?;
                 cache::usable(&forms, epoch, ctx.l1.flush_gen(), now)?
             }
-            None => {
+            false => {
                 let servable = |entry: &&cache::Entry| {
                     entry.lane == lane.id && lane.stale_servable(ctx, self, now, key, entry).is_ok()
                 };

@@ -179,6 +179,15 @@ impl Held {
         self.engine.forget_key(DB, key);
     }
 
+    /// Upstream has all that was queued of the key: it is upstream's to answer again.
+    pub(crate) fn release(&mut self, key: &[u8]) {
+        if self.known.get(key) == Some(&Known::Upstream) && !self.queue.has(key) {
+            self.known.remove(key);
+            self.names -= key.len() + NAME_OVERHEAD;
+            self.engine.forget_key(DB, key);
+        }
+    }
+
     /// Answers a read. What the L1 has of its keys is lent to the engine for that long.
     pub(crate) fn read(
         &mut self,
@@ -362,6 +371,10 @@ impl AllHeld {
 
     pub(crate) fn ledger(&self) -> Option<Rc<Ledger>> {
         self.ledger.get().cloned()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.by_profile.borrow().is_empty()
     }
 
     /// Profiles with something that waits.

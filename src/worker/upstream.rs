@@ -60,7 +60,15 @@ impl Ctx {
 
     /// What becomes of a write to this key, by upstream's name of it.
     pub(crate) fn outage_writes(&self, key: &[u8]) -> OutageWrites {
+        if self.is_behind(key) {
+            return OutageWrites::Queue;
+        }
         self.rules.load().outage_writes(self.own_name(key)).unwrap_or(self.config.outage.writes)
+    }
+
+    /// Whether writes to this key, by upstream's name of it, are answered before upstream has them.
+    pub(crate) fn is_behind(&self, key: &[u8]) -> bool {
+        self.behind.get() && self.rules.load().is_behind(self.own_name(key))
     }
 
     /// An attempt to connect begins.
@@ -211,6 +219,7 @@ impl Ctx {
         }
         let lane = self.lanes.borrow().get(profile).cloned();
         if let Some(lane) = &lane {
+            lane.drain_first();
             self.await_lane(lane).await;
         }
         let text = || lane.and_then(|lane| lane.outage_text(clock::now())).unwrap_or_else(|| REPLAYING.to_owned());
