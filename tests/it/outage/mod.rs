@@ -3,10 +3,14 @@
 
 /// What looks like trouble and is an answer: a slow, busy, read-only, full server.
 mod answers;
+/// Writes that upstream gets behind their reply, by a rule.
+mod behind;
 /// Each cell of the table, as a client sees it.
 mod cells;
 /// How it is noticed that upstream is gone, and that it is back.
 mod detect;
+/// What outlives the process.
+mod journal;
 /// Clients that go on while upstream comes and goes; every reply is judged.
 mod load;
 /// Writes that wait for upstream.
