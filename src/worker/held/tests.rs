@@ -97,7 +97,8 @@ fn without_room_nothing_changes() {
     assert_eq!(refused(&["APPEND", "n", "more"], small(9, 10)), Err(NotTaken::Bytes));
     assert_eq!(refused(&["SETRANGE", "n", "400000000", "x"], small(9, 1 << 20)), Err(NotTaken::Bytes));
     assert_eq!(refused(&["APPEND", "l1", "more"], small(9, 300)), Err(NotTaken::Bytes));
-    assert_eq!((held.bytes(), held.queue.len(), value(&held, "n").as_deref()), (before, 1, Some("1")));
+    assert_eq!((held.queue.len(), value(&held, "n").as_deref()), (1, Some("1")));
+    assert!(held.bytes() <= before);
     assert!(!held.knows(b"a") && !held.knows(b"l1"));
 }
 
@@ -148,7 +149,11 @@ proptest! {
             let after = (held.queue.len(), held.bytes(), value(&held, "a"), value(&held, "b"), value(&held, "c"));
             match taken {
                 Ok(_) => prop_assert!(after.1 <= before.1 + bytes, "{words:?}: {} + {bytes} < {}", before.1, after.1),
-                Err(_) => prop_assert_eq!(before, after),
+                // Room that the engine had in reserve may be given back.
+                Err(_) => {
+                    prop_assert!(after.1 <= before.1);
+                    prop_assert_eq!((before.0, before.2, before.3, before.4), (after.0, after.2, after.3, after.4));
+                }
             }
             if some {
                 apply(&mut held, 2);
