@@ -295,8 +295,9 @@ async fn replay(ctx: Rc<Ctx>, lane: Rc<Lane>, epoch: u64, mut behind: bool) {
                 }
                 lane.held_back(&ctx, &why);
                 sleep(pause.next()).await;
-                // A replica: the name may lead to the new master by now.
+                // A replica: the name may lead to the new master by now. Not at once: it has only just been connected.
                 if why.starts_with("READONLY") && lane.epoch() == epoch {
+                    sleep(RETRY_MAX).await;
                     lane.kill("upstream answered a queued write with -READONLY: it is no master any more");
                     return;
                 }

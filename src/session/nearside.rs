@@ -216,7 +216,7 @@ impl Session {
         let effect = spec.map_or(Effect::Opaque, |s| s.effect);
         let lane = self.lane(ctx);
         let tags = said.keys.first().map_or_else(Vec::new, |key| tags_of(ctx, key));
-        let fields = [
+        let mut fields = vec![
             ("command", name.to_owned()),
             ("route", edge.as_ref().map_or(route.as_str(), |(route, _)| route).to_owned()),
             ("reason", edge.map_or_else(|| route.reason().to_owned(), |(_, reason)| reason)),
@@ -229,6 +229,9 @@ impl Session {
             ("not_kept_because", said.not_kept_because),
             ("not_stored_because", lane.uncached().unwrap_or_default()),
         ];
+        if spec.is_some_and(|spec| self.names_held(ctx, &lane, &asked, spec)) {
+            fields.push(("waits_for_upstream", "a key was written here while upstream was gone".to_owned()));
+        }
         let proto = self.proto();
         self.answer(mute, |out| {
             build::map_or_array(out, proto, fields.len() + 2);

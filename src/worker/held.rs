@@ -413,6 +413,9 @@ impl AllHeld {
     }
 }
 
+#[cfg(test)]
+mod tests;
+
 impl Ctx {
     /// What the bounds of all queues leave.
     pub(crate) fn room(&self) -> Room {

@@ -161,8 +161,13 @@ impl Ctx {
                     true => format!("stale reads for up to {:?}", self.config.outage.max_stale),
                     false => "reads fail".to_owned(),
                 };
-                tracing::warn!("upstream {upstream} is gone, trying again: {why}; {reads}, writes fail");
-                event("upstream gone", vec![("why", why.clone()), ("reads", reads)]);
+                let writes = match self.config.outage.writes {
+                    OutageWrites::Fail => "writes fail",
+                    OutageWrites::Queue => "writes are queued",
+                    OutageWrites::Local => "writes are kept here and forgotten afterwards",
+                };
+                tracing::warn!("upstream {upstream} is gone, trying again: {why}; {reads}, {writes}");
+                event("upstream gone", vec![("why", why.clone()), ("reads", reads), ("writes", writes.to_owned())]);
             }
             Turn::Back { after, open } => {
                 let server = self.server.borrow();

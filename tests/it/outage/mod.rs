@@ -17,10 +17,14 @@ mod load;
 mod queue;
 /// Everything is read again, and nobody is overrun.
 mod recovery;
+/// Queued writes are done, in order and once.
+mod replay;
 /// Which reads are served, how long, and how that shows.
 mod stale;
 /// Starting and greeting clients without an upstream.
 mod start;
+/// Reads by writes, for each kind of trouble.
+mod table;
 
 use std::time::Duration;
 
