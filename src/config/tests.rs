@@ -819,8 +819,8 @@ fn a_bad_rule_is_refused_with_line_rule_key_and_remedy() {
             "r: variants: b: \"x\": unknown key; known keys here: ttl",
         ),
         (
-            "{pattern: '*', name: r, writes: behind}",
-            "r: \"writes\": unknown key; known keys here: name, pattern, commands, ttl, negative_ttl, max_value_bytes, on_write, write, mode, refresh_ahead, stale_while_revalidate, stale_if_error, outage_writes, rollout, variants, tags, max_share",
+            "{pattern: '*', name: r, frob: behind}",
+            "r: \"frob\": unknown key; known keys here: name, pattern, commands, ttl, negative_ttl, max_value_bytes, on_write, write, mode, refresh_ahead, stale_while_revalidate, stale_if_error, outage_writes, rollout, variants, tags, max_share",
         ),
         ("just text", "rule 1: keys and values are wanted here"),
     ] {

@@ -13,6 +13,11 @@ fn behind(redis: &Redis) -> proxy::Builder {
     quick(Proxy::to(redis)).set("rules", rules)
 }
 
+/// Keys of these; the canary is none.
+fn count(redis: &Redis) -> usize {
+    redis.cmd(&["KEYS", "b:*"]).items().len()
+}
+
 #[test]
 fn the_reply_does_not_wait_for_upstream_and_reads_here_see_it() {
     let mut redis = Redis::start();
@@ -31,7 +36,6 @@ fn the_reply_does_not_wait_for_upstream_and_reads_here_see_it() {
         assert_eq!(client.cmd(&["TYPE", "b:k"]), Reply::status("string"));
         assert!(matches!(client.cmd(&["PTTL", "b:k"]), Reply::Int(500_000..=600_000)));
         assert_eq!(client.cmd(&["MGET", "b:n", "b:k"]).items(), [Reply::bulk("42"), Reply::bulk("value")]);
-        assert_eq!(client.cmd(&["PING"]).text(), "PONG");
     }
     assert_eq!(other.cmd(&["APPEND", "b:k", "!"]), Reply::Int(6), "of what the queue knows");
     assert_eq!(proxy.metric("nearside_queue_depth"), 3.0);
@@ -88,7 +92,7 @@ fn every_other_command_finds_what_was_written_before_it() {
         assert_eq!(other.cmd(&["EXISTS", "b:renamed", "b:k"]), Reply::Int(0));
     }
     wait_replayed(&proxy);
-    assert_eq!(redis.cmd(&["DBSIZE"]), Reply::Int(0));
+    assert_eq!(count(&redis), 0);
 }
 
 /// Two clients count on one key, each seeing the other's counts: none is lost, and nobody sees the count go down.
@@ -180,7 +184,7 @@ fn a_stop_waits_for_what_is_behind() {
     proxy.wait_logged("draining");
     redis.sigcont();
     assert!(proxy.wait_exit(PATIENCE).success());
-    assert_eq!(redis.cmd(&["DBSIZE"]), Reply::Int(100));
+    assert_eq!(count(&redis), 100);
 }
 
 #[test]
@@ -202,7 +206,7 @@ fn the_journal_keeps_what_is_behind() {
     redis.sigcont();
     let proxy = with_journal(&redis).start();
     wait_replayed(&proxy);
-    assert_eq!(redis.cmd(&["DBSIZE"]), Reply::Int(50));
+    assert_eq!(count(&redis), 50);
     assert_eq!(redis.cmd(&["GET", "b:49"]), Reply::bulk("49"));
 }
 
