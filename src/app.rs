@@ -27,10 +27,12 @@ use crate::net::Stream;
 use crate::observe::View;
 use crate::observe::events::Actor;
 use crate::observe::metrics::Metrics;
-use crate::observe::reasons::{Coherence, Mode, Reject, Source};
+use crate::observe::reasons::{Coherence, Mode, Reject, Replayed, Source};
 use crate::observe::stamp;
 use crate::observe::status::Status;
+use crate::outage::journal::{self, OpenError};
 use crate::session::{self, Peering, Session};
+use crate::worker::ledger::{Before, Ledger};
 use crate::worker::{self, Ctx};
 
 /// What a connection beyond the clients needs of open files: lanes, the side port, logs, and some air.
@@ -55,6 +57,8 @@ pub(crate) enum AppError {
     Http(io::Error),
     #[error("{0}")]
     Mutation(String),
+    #[error("{0}")]
+    Journal(#[from] OpenError),
     #[error("starting the runtime: {0}")]
     Runtime(io::Error),
 }
@@ -89,11 +93,13 @@ pub(crate) fn serve(mut config: Config, warnings: Vec<String>, origin: Origin) -
     let ctx = Ctx::new(Arc::new(config), l1, metrics, status);
     ctx.live.begin(loaded, origin);
     ctx.metrics.reloaded_at.set(stamp::unix_ms());
+    let journal = open_journal(&ctx)?;
     let (orders, inbox) = mpsc::channel(http::ORDERS_MAX);
     let http = http::start(http_config(&ctx, orders), view).map_err(AppError::Http)?;
     let workers = start_workers(&ctx).map_err(AppError::Runtime)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(AppError::Runtime)?;
-    let served = LocalSet::new().block_on(&runtime, run(ctx.clone(), workers, listeners, &http.addresses, inbox));
+    let served =
+        LocalSet::new().block_on(&runtime, run(ctx.clone(), workers, listeners, &http.addresses, (inbox, journal)));
     coherence::save_last_run(&ctx);
     if let Some(path) = &ctx.config.listen.unix {
         let _ = std::fs::remove_file(path);
@@ -110,6 +116,37 @@ fn http_config(ctx: &Ctx, orders: mpsc::Sender<Order>) -> HttpConfig {
         running: ctx.live.running().clone(),
         orders,
         production: config.environment == crate::config::Environment::Production,
+    }
+}
+
+/// What `outage.journal_dir` holds; nothing where nothing is queued for an upstream.
+fn open_journal(ctx: &Ctx) -> Result<Option<Before>, AppError> {
+    let outage = &ctx.config.outage;
+    let Some(dir) = outage.journal_dir.as_deref().filter(|_| ctx.config.upstream.backend == Backend::Upstream) else {
+        return Ok(None);
+    };
+    let settings = journal::Settings { dir, fsync: outage.journal_fsync, max_bytes: outage.journal_max_bytes };
+    Ok(Some(Ledger::open(&settings, ctx.metrics.clone())?))
+}
+
+/// What was acknowledged and waits for upstream is done, if upstream comes back in time. What the journal keeps does not wait
+/// for one that is gone.
+fn waits_for_queues(ctx: &Ctx) -> bool {
+    ctx.held.depth() > 0 && !(ctx.held.ledger().is_some() && ctx.is_gone())
+}
+
+/// What becomes of writes that upstream has not got, now that this process ends.
+fn end_queues(ctx: &Ctx) {
+    let left = ctx.held.depth();
+    if let Some(ledger) = ctx.held.ledger() {
+        ledger.close();
+        let all = left + ledger.orphans();
+        if all > 0 {
+            tracing::info!("{all} acknowledged writes stay in outage.journal_dir, for the next start");
+        }
+    } else if left > 0 {
+        ctx.metrics.queue.replayed.add(Replayed::Failed, left as u64);
+        tracing::error!("{left} acknowledged writes are lost: upstream did not take them before listen.drain_timeout");
     }
 }
 
@@ -130,12 +167,16 @@ async fn run(
     workers: Rc<Workers>,
     listeners: Vec<Listener>,
     http: &[SocketAddr],
-    inbox: mpsc::Receiver<Order>,
+    (inbox, journal): (mpsc::Receiver<Order>, Option<Before>),
 ) -> Result<(), AppError> {
     let mut term = signal(SignalKind::terminate()).map_err(AppError::Runtime)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(AppError::Runtime)?;
     let hangup = signal(SignalKind::hangup()).map_err(AppError::Runtime)?;
     tokio::task::spawn_local(take_orders(ctx.clone(), inbox));
+    // Before anybody is let in: whoever was told that a write is accepted reads it.
+    if let Some(before) = journal {
+        ctx.begin_journal(before);
+    }
     begin_backend(&ctx).await;
     let mut shown = Vec::new();
     let accepting = Rc::new(RefCell::new(Vec::new()));
@@ -160,6 +201,7 @@ async fn run(
         () = signalled(&mut term, &mut interrupt) => tracing::warn!("stopped at once by a second signal"),
     }
     ctx.keep_observed();
+    end_queues(&ctx);
     Ok(())
 }
 
@@ -248,7 +290,7 @@ async fn drain(ctx: &Rc<Ctx>, workers: &Workers, accepting: &RefCell<Vec<tokio::
     ctx.drain();
     let all_gone = async {
         // A session ends before the worker has written what it said.
-        while !ctx.sessions.borrow().is_empty() || workers.clients() > 0 {
+        while !ctx.sessions.borrow().is_empty() || workers.clients() > 0 || waits_for_queues(ctx) {
             sleep(Duration::from_millis(10)).await;
         }
     };

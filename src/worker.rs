@@ -1,6 +1,8 @@
 //! What one data thread owns: its lanes, its pinned connections, its sessions, and the few things they share. Everything in
 //! here is single-threaded; only `l1`, `metrics` and `status` are shared with other threads.
 
+pub(crate) mod held;
+pub(crate) mod ledger;
 pub(crate) mod observe;
 pub(crate) mod rollout;
 mod upstream;
@@ -23,7 +25,7 @@ use crate::command::cacheable::KeptCommands;
 use crate::command::categories::Categories;
 use crate::command::prefix::{Prefix, Words};
 use crate::command::table;
-use crate::config::{Backend, CacheMode, Config, OutageReads};
+use crate::config::{Backend, CacheMode, Config, OutageReads, OutageWrites};
 use crate::live::Live;
 use crate::local::Engine;
 use crate::mutation::{self, Rule};
@@ -106,6 +108,8 @@ pub(crate) struct Ctx {
     kept: Cell<KeptCommands>,
     /// Any rule has writes refresh the L1: asked of every write.
     refreshes: Cell<bool>,
+    /// Any rule's writes are answered before upstream has them.
+    behind: Cell<bool>,
     /// Who may run what (`commands`).
     pub(crate) policy: InForce,
     /// Sessions that have something to write since the batch began.
@@ -120,6 +124,8 @@ pub(crate) struct Ctx {
     credentials: RefCell<Vec<Rc<Credential>>>,
     refused: RefCell<HashMap<Profile, (u64, Rc<Lane>)>>,
     breaker: RefCell<Breaker>,
+    /// Writes that are acknowledged and not done upstream.
+    pub(crate) held: held::AllHeld,
     /// Stale reads and refusals as they were counted when upstream went.
     before_outage: Cell<(u64, u64)>,
     /// Credentials that upstream has accepted.
@@ -177,6 +183,7 @@ impl Ctx {
             words: Cell::default(),
             kept: Cell::new(rules.commands()),
             refreshes: Cell::new(rules.refresh()),
+            behind: Cell::new(rules.any_behind()),
             rules: Arc::new(Current::from_pointee(rules)),
             experiments: RefCell::new(experiments),
             policy: InForce::nothing(),
@@ -207,6 +214,7 @@ impl Ctx {
             credentials: RefCell::new(credential.into_iter().collect()),
             refused: RefCell::default(),
             breaker: RefCell::default(),
+            held: held::AllHeld::default(),
             before_outage: Cell::default(),
             accepted: RefCell::default(),
             malformed_logged: Cell::new(0),
@@ -311,6 +319,11 @@ impl Ctx {
         self.refreshes.get()
     }
 
+    /// Writes may wait for upstream while it is there: asked of everything that goes to a lane.
+    pub(crate) fn may_be_behind(&self) -> bool {
+        self.behind.get() || !self.held.is_empty()
+    }
+
     /// What the rules say of a read of `key` by this command.
     pub(crate) fn judge(&self, key: &[u8], method: Method) -> Judged {
         self.rules.load().judge(&self.metrics.patterns, self.own_name(key), method)
@@ -337,6 +350,7 @@ impl Ctx {
         self.kept.set(next.commands());
         self.refreshes.set(next.refresh());
         self.begin_or_end_observing();
+        self.behind.set(next.any_behind());
         self.l1.set_linger(linger(&self.config, &next));
         let sweep = self.l1.sweep(vec![Matcher::Rules { old, next, prefix: self.prefix.clone() }]);
         self.lanes.borrow().values().for_each(|lane| lane.asks_for_field_expiry(self));
@@ -381,7 +395,12 @@ impl Ctx {
     fn end_unused_lane(&self) -> bool {
         let in_use: HashSet<Profile> =
             self.sessions.borrow().values().map(|s| s.profile()).chain([self.default_profile.clone()]).collect();
-        let unused = self.lanes.borrow().values().find(|l| l.in_flight() == 0 && !in_use.contains(&l.profile)).cloned();
+        let unused = self
+            .lanes
+            .borrow()
+            .values()
+            .find(|l| l.in_flight() == 0 && !in_use.contains(&l.profile) && !self.held.waits(&l.profile))
+            .cloned();
         let Some(lane) = unused else { return false };
         self.lanes.borrow_mut().remove(&lane.profile);
         lane.end(&self.status);
@@ -419,7 +438,7 @@ impl Ctx {
     pub(crate) async fn await_lane(&self, lane: &Rc<Lane>) {
         loop {
             let changed = lane.changed.notified();
-            if lane.availability() != Availability::Starting {
+            if !lane.may_be_ready_soon() {
                 return;
             }
             changed.await;
@@ -724,9 +743,11 @@ impl Ctx {
 
 /// How long entries stay in memory behind their end, for outages.
 fn linger(config: &Config, rules: &Rules) -> Duration {
+    // A write that needs to know its key asks for it too.
+    let queues = config.outage.writes == OutageWrites::Queue || rules.any_queues();
     match config.outage.reads {
-        OutageReads::Stale => config.outage.max_stale.max(rules.longest_stale()),
-        OutageReads::Fail => Duration::ZERO,
+        OutageReads::Fail if !queues => Duration::ZERO,
+        _ => config.outage.max_stale.max(rules.longest_stale()),
     }
 }
 

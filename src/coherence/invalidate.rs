@@ -123,7 +123,7 @@ impl Asker {
         ctx.await_lane(&lane).await;
         match lane.availability() {
             Availability::Ready => Ok(Asker::Lane(lane)),
-            Availability::Gone(outage) => Err(outage.text(clock::now())),
+            Availability::Gone(outage) | Availability::Replaying { outage, .. } => Err(outage.text(clock::now())),
             Availability::Starting | Availability::Refused(_) => {
                 let conn = ctx.pool.checkout(profile, Proto::Resp2).await.map_err(|e| e.reply())?;
                 Ok(Asker::Own(Box::new(conn)))

@@ -53,6 +53,12 @@ pub(crate) enum Availability {
     Refused(String),
     /// Upstream is gone, or this lane cannot be had: the last attempt to connect failed, or nothing is answered.
     Gone(Outage),
+    /// Upstream is back, and writes that were queued meanwhile are being done. It takes reads of other keys.
+    Replaying {
+        outage: Outage,
+        /// What was queued when it came back is done: everything else waits for the rest.
+        last: bool,
+    },
 }
 
 pub(crate) struct Lane {
@@ -110,6 +116,10 @@ pub(crate) struct Lane {
     pub(super) rereads: Rereads,
     /// Whether upstream is told what is hit.
     pub(super) touching: Touching,
+    /// The connection that queued writes are being done on; 0: none.
+    pub(super) replaying: Cell<u64>,
+    /// Stripes of keys that are not to be stored before they are.
+    pub(super) covered: RefCell<HashMap<Box<[u8]>, StripeId>>,
 }
 
 pub(super) struct Inner {
@@ -196,6 +206,8 @@ impl Lane {
             populated: Cell::new(false),
             rereads: Rereads::default(),
             touching: Touching::default(),
+            replaying: Cell::new(0),
+            covered: RefCell::default(),
         }
     }
 
@@ -269,7 +281,7 @@ impl Lane {
     /// What its clients are told then.
     pub(crate) fn outage_text(&self, now: u64) -> Option<String> {
         match &self.inner.borrow().availability {
-            Availability::Gone(outage) => Some(outage.text(now)),
+            Availability::Gone(outage) | Availability::Replaying { outage, .. } => Some(outage.text(now)),
             _ => None,
         }
     }

@@ -51,6 +51,7 @@ impl Lane {
         self.epoch.set(0);
         self.f.set(0);
         self.forget_canary();
+        self.uncover(ctx);
         self.publish();
         ctx.upstream_lost(why);
         ctx.pool.retire();
@@ -61,7 +62,9 @@ impl Lane {
         let again = self.sort_out(ctx, lost);
         // What comes now waits for the reconnection, which either succeeds or fails everything that waited. Where upstream is
         // known to be gone nothing waits.
-        self.inner.borrow_mut().availability = ctx.outage().map_or(Availability::Ready, Availability::Gone);
+        // Where writes are queued what comes now waits outside of the log: it must not be sent before them.
+        let next = if ctx.held.waits(&self.profile) { Availability::Starting } else { Availability::Ready };
+        self.inner.borrow_mut().availability = ctx.outage().map_or(next, Availability::Gone);
         self.changed.notify_waiters();
         self.go_on_with(ctx, again);
         self.end_spare(ctx, "its lane was lost");

@@ -30,6 +30,7 @@ mod prefix;
 mod probe;
 mod reader;
 mod recovery;
+mod replay;
 mod sample;
 mod silence;
 mod spare;

@@ -88,7 +88,7 @@ impl Lane {
         lane
     }
 
-    fn set_availability(&self, to: Availability) {
+    pub(super) fn set_availability(&self, to: Availability) {
         self.inner.borrow_mut().availability = to;
         self.changed.notify_waiters();
     }
@@ -123,6 +123,7 @@ async fn run(ctx: Rc<Ctx>, lane: Rc<Lane>) {
             Err(Failure::Refused(reply)) => {
                 ctx.upstream_answered();
                 lane.set_availability(Availability::Refused(reply.clone()));
+                lane.give_up_queue(&ctx, &reply);
                 lane.fail_all(&ctx, &format!("NEARSIDE upstream refused the sidecar: {reply}"));
                 ctx.lane_refused(&lane, &reply);
                 ctx.flush_dirty();
@@ -318,7 +319,7 @@ impl Lane {
         self.proto.set(link.proto);
         self.arm_fresh(ctx, link.tracking.clone());
         self.settle_debts(ctx);
-        self.set_availability(Availability::Ready);
+        self.serves_again(ctx);
     }
 
     /// `n` bytes have been read: everything they bring, as far as the clients' sockets.

@@ -44,9 +44,8 @@ impl Lane {
     }
 
     /// Upstream has answered, here or on a fresh connection.
-    pub(super) fn heard(&self, ctx: &Rc<Ctx>) {
-        let lane = self.original();
-        let lane = lane.as_deref().unwrap_or(self);
+    pub(super) fn heard(self: &Rc<Self>, ctx: &Rc<Ctx>) {
+        let lane = self.original().unwrap_or_else(|| self.clone());
         lane.held.heard.set(clock::now());
         lane.held.next_try.set(0);
         lane.held.backoff.borrow_mut().take();
@@ -55,9 +54,8 @@ impl Lane {
         }
         ctx.upstream_answered();
         if lane.is_live() {
-            lane.inner.borrow_mut().availability = Availability::Ready;
             lane.recovers(clock::now());
-            lane.changed.notify_waiters();
+            lane.serves_again(ctx);
         }
     }
 

@@ -146,7 +146,7 @@ impl Lane {
     }
 
     /// Whether a fresh connection was answered, if only to be refused; when the next one is tried, where there is none.
-    fn note_fresh(&self, ctx: &Rc<Ctx>, opened: &Result<Result<(Link, bool), Unopened>, Elapsed>) {
+    fn note_fresh(self: &Rc<Self>, ctx: &Rc<Ctx>, opened: &Result<Result<(Link, bool), Unopened>, Elapsed>) {
         match opened {
             Ok(Ok(_) | Err(Unopened::Handshake(HandshakeError::Refused { .. }))) => self.heard(ctx),
             Ok(Err(_)) | Err(_) => self.try_again_later(ctx),
@@ -154,7 +154,7 @@ impl Lane {
     }
 
     /// The spare's PING, sent at `sent`, has been answered.
-    fn on_verdict(&self, ctx: &Rc<Ctx>, sent: u64, frame: &[u8]) {
+    fn on_verdict(self: &Rc<Self>, ctx: &Rc<Ctx>, sent: u64, frame: &[u8]) {
         self.heard(ctx);
         self.held.pinged.set(0);
         let verdict = match frame {
@@ -210,7 +210,7 @@ impl Lane {
     }
 
     /// The lane has answered something.
-    pub(super) fn moves(&self, ctx: &Rc<Ctx>) {
+    pub(super) fn moves(self: &Rc<Self>, ctx: &Rc<Ctx>) {
         self.held.progress.set(self.last_byte.get());
         if self.held.silent.get() {
             self.heard(ctx);

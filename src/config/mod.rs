@@ -436,13 +436,63 @@ pub(crate) struct Coherence {
 }
 
 /// What clients get while upstream is gone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Outage {
     pub(crate) reads: OutageReads,
     /// How old the last proof of an entry may be, unless its rule says otherwise.
     pub(crate) max_stale: Duration,
+    /// For keys whose rule does not say.
     pub(crate) writes: OutageWrites,
+    /// Writes that wait, over all databases and users.
+    pub(crate) queue_max: usize,
+    /// What they and the values they rest on may weigh.
+    pub(crate) queue_max_bytes: usize,
+    pub(crate) queue_conflict: QueueConflict,
     pub(crate) error: OutageError,
+    /// Where queued writes are kept on disk; none: they end with the process.
+    pub(crate) journal_dir: Option<PathBuf>,
+    pub(crate) journal_fsync: JournalFsync,
+    /// Of its files.
+    pub(crate) journal_max_bytes: u64,
+}
+
+/// When the journal's bytes are on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum JournalFsync {
+    /// Within a second.
+    Everysec,
+    /// Before a write is acknowledged.
+    Always,
+    /// When the system thinks fit.
+    No,
+}
+
+/// When a write is answered (`rules[].write`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WriteMode {
+    /// When upstream has acknowledged it.
+    Through,
+    /// At once; upstream is told behind the reply.
+    Behind,
+}
+
+impl WriteMode {
+    /// The first word is the default.
+    pub(crate) const ALL: [(&str, WriteMode); 2] = [("through", WriteMode::Through), ("behind", WriteMode::Behind)];
+
+    pub(crate) fn as_str(self) -> &'static str {
+        Self::ALL[self as usize].0
+    }
+}
+
+impl JournalFsync {
+    /// The first word is the default.
+    pub(crate) const ALL: [(&str, JournalFsync); 3] =
+        [("everysec", JournalFsync::Everysec), ("always", JournalFsync::Always), ("no", JournalFsync::No)];
+
+    pub(crate) fn as_str(self) -> &'static str {
+        Self::ALL[self as usize].0
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -450,11 +500,24 @@ pub(crate) enum OutageReads {
     /// What the L1 had when upstream went.
     Stale,
     Fail,
+    /// The same as `Stale`, and what the L1 did not have from the local engine: no such key, where nobody wrote it here.
+    Local,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum OutageWrites {
     Fail,
+    /// Acknowledged here, done upstream when it is back.
+    Queue,
+    /// Done in the local engine only, and forgotten when upstream is back.
+    Local,
+}
+
+/// What becomes of queued writes to a key that somebody else has changed meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum QueueConflict {
+    Overwrite,
+    Skip,
 }
 
 /// How a client is told that there is no upstream.
@@ -467,7 +530,8 @@ pub(crate) enum OutageError {
 
 impl OutageReads {
     /// The first word is the default.
-    pub(crate) const ALL: [(&str, OutageReads); 2] = [("stale", OutageReads::Stale), ("fail", OutageReads::Fail)];
+    pub(crate) const ALL: [(&str, OutageReads); 3] =
+        [("stale", OutageReads::Stale), ("fail", OutageReads::Fail), ("local", OutageReads::Local)];
 
     pub(crate) fn as_str(self) -> &'static str {
         Self::ALL[self as usize].0
@@ -475,7 +539,17 @@ impl OutageReads {
 }
 
 impl OutageWrites {
-    pub(crate) const ALL: [(&str, OutageWrites); 1] = [("fail", OutageWrites::Fail)];
+    pub(crate) const ALL: [(&str, OutageWrites); 3] =
+        [("fail", OutageWrites::Fail), ("queue", OutageWrites::Queue), ("local", OutageWrites::Local)];
+
+    pub(crate) fn as_str(self) -> &'static str {
+        Self::ALL[self as usize].0
+    }
+}
+
+impl QueueConflict {
+    pub(crate) const ALL: [(&str, QueueConflict); 2] =
+        [("overwrite", QueueConflict::Overwrite), ("skip", QueueConflict::Skip)];
 
     pub(crate) fn as_str(self) -> &'static str {
         Self::ALL[self as usize].0

@@ -218,7 +218,13 @@ impl Entries {
         self.value("outage.reads", outage.reads.as_str());
         self.value("outage.max_stale", show_duration(outage.max_stale));
         self.value("outage.writes", outage.writes.as_str());
+        self.value("outage.queue_max", outage.queue_max);
+        self.value("outage.queue_max_bytes", show_size(outage.queue_max_bytes as u64));
+        self.value("outage.queue_conflict", outage.queue_conflict.as_str());
         self.value("outage.error", outage.error.as_str());
+        self.path("outage.journal_dir", outage.journal_dir.as_deref());
+        self.value("outage.journal_fsync", outage.journal_fsync.as_str());
+        self.value("outage.journal_max_bytes", show_size(outage.journal_max_bytes));
     }
 
     fn commands(&mut self, commands: &Commands) {

@@ -12,8 +12,9 @@ use std::{
 
 use super::{
     Admin, AdminResp, Alerts, Backend, Cache, CacheMode, Canary, Candidates, Coherence, CoherenceMode, Config, Costs,
-    Environment, Eviction, Fence, Http, KeyNames, Listen, Local, Log, LogFormat, Observe, OnWrite, Outage, OutageError,
-    OutageReads, OutageWrites, Retry, Secret, TtlCap, Upstream, Warm, WarmFrom, cpu,
+    Environment, Eviction, Fence, Http, JournalFsync, KeyNames, Listen, Local, Log, LogFormat, Observe, OnWrite,
+    Outage, OutageError, OutageReads, OutageWrites, QueueConflict, Retry, Secret, TtlCap, Upstream, Warm, WarmFrom,
+    cpu,
     file::{Node, Value},
     settings::Settings,
     units::{self, DURATION_MAX, SIZE_MAX, shown},
@@ -42,6 +43,12 @@ const NO_UPSTREAM: &str =
 /// `cache.max_bytes: auto` where memory is not limited further. A sidecar that takes more without being asked would
 /// surprise.
 const CACHE_AUTO: u64 = 256 * MIB;
+
+/// Writes that wait for upstream: a minute and a half of a thousand a second, replayed in a second or two.
+const QUEUE_MAX: u64 = 100_000;
+
+/// What they may weigh: a sidecar's spare memory, and enough for all of them at 300 bytes each.
+const QUEUE_BYTES: u64 = 64 * MIB;
 
 /// One thread feeds them all; what more of them bring beyond this nobody has measured.
 const WORKERS_MAX: u64 = 64;
@@ -111,6 +118,12 @@ const KEY_PATTERNS_MAX: u64 = 1000;
 
 /// Each followed key takes up to 2 KiB, in three sketches.
 const HOT_KEYS_MAX: u64 = 10_000;
+/// What a pod may take of its node's disk without being asked about it, and room for 10,000 writes of 16 KiB with some to
+/// spare for what is applied and not removed yet.
+const JOURNAL_BYTES: u64 = 256 * MIB;
+
+/// Its files are a sixteenth of it, and one holds some hundred writes at least.
+const JOURNAL_MIN: u64 = MIB;
 
 pub(super) struct Resolver<'s> {
     pub(super) settings: &'s Settings,
@@ -364,7 +377,13 @@ impl<'s> Resolver<'s> {
             reads: self.word("outage.reads", &OutageReads::ALL),
             max_stale: self.duration("outage.max_stale", secs(300), millis(1)..=TTL_MAX),
             writes: self.word("outage.writes", &OutageWrites::ALL),
+            queue_max: self.count("outage.queue_max", QUEUE_MAX, 1..=100 * QUEUE_MAX),
+            queue_max_bytes: self.size("outage.queue_max_bytes", QUEUE_BYTES, 64 * KIB..=64 * GIB),
+            queue_conflict: self.word("outage.queue_conflict", &QueueConflict::ALL),
             error: self.word("outage.error", &OutageError::ALL),
+            journal_dir: self.one("outage.journal_dir", None, |text| Ok(Some(PathBuf::from(text)))),
+            journal_fsync: self.word("outage.journal_fsync", &JournalFsync::ALL),
+            journal_max_bytes: self.size("outage.journal_max_bytes", JOURNAL_BYTES, JOURNAL_MIN..=SIZE_MAX) as u64,
         }
     }
 

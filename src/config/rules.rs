@@ -8,7 +8,7 @@ use super::file::{Node, Value};
 use super::resolve::{Resolver, TTL_MAX, VALUE_MAX, kept_command};
 use super::settings::Setting;
 use super::units::{self, shown};
-use super::{Cache, CoherenceMode, Config, OnWrite, Rollout, WHOLE, keys, rollout};
+use super::{Cache, CoherenceMode, Config, OnWrite, OutageWrites, Rollout, WHOLE, WriteMode, keys, rollout};
 use crate::command::cacheable::KeptCommands;
 use crate::observe::arms::ARMS_MAX;
 use crate::policy::overlap;
@@ -48,6 +48,9 @@ pub(crate) struct Rule {
     pub(crate) stale_while_revalidate: Duration,
     /// How old the last proof of an entry may be while upstream is gone; none: `outage.max_stale`.
     pub(crate) stale_if_error: Option<Duration>,
+    /// What becomes of writes while upstream is gone; none: `outage.writes`.
+    pub(crate) outage_writes: Option<OutageWrites>,
+    pub(crate) write: WriteMode,
     pub(crate) rollout: Rollout,
     /// Empty: all keys have `ttl`.
     pub(crate) variants: Vec<Variant>,
@@ -82,10 +85,12 @@ const RULE_KEYS: &[&str] = &[
     "negative_ttl",
     "max_value_bytes",
     "on_write",
+    "write",
     "mode",
     "refresh_ahead",
     "stale_while_revalidate",
     "stale_if_error",
+    "outage_writes",
     "rollout",
     "variants",
     "tags",
@@ -310,6 +315,8 @@ impl Rule {
             refresh_ahead: None,
             stale_while_revalidate: Duration::ZERO,
             stale_if_error: None,
+            outage_writes: None,
+            write: WriteMode::Through,
             rollout: Rollout::ALL,
             variants: Vec::new(),
             tags: Vec::new(),
@@ -374,12 +381,14 @@ impl Rule {
             ("negative_ttl", units::show_duration(self.negative_ttl)),
             ("max_value_bytes", units::show_size(self.max_value_bytes as u64)),
             ("on_write", self.on_write.as_str().to_owned()),
+            ("write", self.write.as_str().to_owned()),
             ("mode", self.mode.as_str().to_owned()),
             ("rollout", self.rollout.yaml()),
             ("stale_while_revalidate", units::show_duration(self.stale_while_revalidate)),
         ]);
         out.extend(self.refresh_ahead.map(|d| ("refresh_ahead", units::show_duration(d))));
         out.extend(self.stale_if_error.map(|d| ("stale_if_error", units::show_duration(d))));
+        out.extend(self.outage_writes.map(|writes| ("outage_writes", writes.as_str().to_owned())));
         if !self.variants.is_empty() {
             let variant = |v: &Variant| format!("{}: {{ttl: {}}}", quoted(&v.name), units::show_duration(v.ttl));
             let variants: Vec<String> = self.variants.iter().map(variant).collect();
@@ -456,6 +465,8 @@ fn rule(fields: &mut Fields<'_>, cache: &Cache) -> Option<Rule> {
         refresh_ahead: fields.duration("refresh_ahead", Duration::from_millis(1)..=TTL_MAX),
         stale_while_revalidate: fields.duration("stale_while_revalidate", Duration::ZERO..=TTL_MAX).unwrap_or_default(),
         stale_if_error: fields.duration("stale_if_error", Duration::ZERO..=TTL_MAX),
+        write: fields.one("write", |text| units::word(text, &WriteMode::ALL)).unwrap_or(WriteMode::Through),
+        outage_writes: fields.one("outage_writes", |text| units::word(text, &OutageWrites::ALL)),
         rollout: rollout::read(fields).unwrap_or(Rollout::ALL),
         variants: variants(fields),
         tags: tags(fields, &pattern),

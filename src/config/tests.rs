@@ -87,6 +87,8 @@ fn the_defaults_are_those_of_the_design() {
     assert_eq!(config.outage.max_stale, Duration::from_secs(300));
     assert_eq!((config.outage.reads.as_str(), config.outage.writes.as_str()), ("stale", "fail"));
     assert_eq!(config.outage.error, OutageError::Reply);
+    assert_eq!((config.outage.journal_dir.as_deref(), config.outage.journal_max_bytes), (None, 256 << 20));
+    assert_eq!(config.outage.journal_fsync.as_str(), "everysec");
     assert_eq!(config.http.listen, ["127.0.0.1:9380".parse().unwrap()]);
     assert_eq!(config.log.level, tracing::Level::INFO);
 }
@@ -161,7 +163,7 @@ cache: {mode: off, commands: [hgetall, Json.Get], max_bytes: 3MiB, max_entries: 
 local: {max_bytes: 5MiB}
 rules:
   - {pattern: "tenant:{id}:*", name: "a: b", commands: [hgetall, get], ttl: 2h, negative_ttl: 0, max_value_bytes: 1KiB, on_write: invalidate,
-     rollout: 12.5, variants: {short: {ttl: 5m}, long: {ttl: 1h}}, tags: ["tenant:{id}", "{1}"], max_share: 0.125, cost_per_miss: 0.06, refresh_ahead: 1s, stale_while_revalidate: 2s, stale_if_error: 1h}
+     rollout: 12.5, variants: {short: {ttl: 5m}, long: {ttl: 1h}}, tags: ["tenant:{id}", "{1}"], max_share: 0.125, cost_per_miss: 0.06, refresh_ahead: 1s, stale_while_revalidate: 2s, stale_if_error: 1h, write: behind}
   - {pattern: '\{user\}:*', mode: off, rollout: {percent: 0}}
 warm: {keys: ["a b", "1"], patterns: ["u:*"], rate: 7, max_keys: 9, before_ready: true, timeout: 3s}
 coherence: {mode: pubsub, max_staleness: 10ms, fence: session, channel: "app:drop", sample_per_second: 5, ttl_cap: {tracking: 1h, pubsub: 1m, ttl: 1ms}, pubsub_atomic: false, canary: 90s}
@@ -169,6 +171,7 @@ commands: {shutdown: true, deny: ["@Dangerous", client kill, "~s:*"], allow: ["@
            overrides: [{client: "b-*", user: u, listener: unix, deny: []}, {listener: "0.0.0.0:0", allow: [get], enforce: true}],
            rate: [{client: "b-*", per_second: 5, burst: 9, on_limit: error, scope: connection}, {listener: tcp, per_second: 7}]}
 http: {listen: [], allowed_hosts: [Nearside.Example], max_connections: 3}
+outage: {journal_dir: "/var/lib/a b", journal_fsync: no, journal_max_bytes: 3MiB}
 log: {level: trace, format: json}
 "#;
 
@@ -867,8 +870,8 @@ fn a_bad_rule_is_refused_with_line_rule_key_and_remedy() {
             "r: variants: b: \"x\": unknown key; known keys here: ttl",
         ),
         (
-            "{pattern: '*', name: r, write: behind}",
-            "r: \"write\": unknown key; known keys here: name, pattern, commands, ttl, negative_ttl, max_value_bytes, on_write, mode, refresh_ahead, stale_while_revalidate, stale_if_error, rollout, variants, tags, max_share, cost_per_miss",
+            "{pattern: '*', name: r, frob: behind}",
+            "r: \"frob\": unknown key; known keys here: name, pattern, commands, ttl, negative_ttl, max_value_bytes, on_write, write, mode, refresh_ahead, stale_while_revalidate, stale_if_error, outage_writes, rollout, variants, tags, max_share, cost_per_miss",
         ),
         ("just text", "rule 1: keys and values are wanted here"),
     ] {
@@ -924,10 +927,17 @@ fn rules_that_are_never_asked_or_outlive_their_mode_are_warned_of() {
 #[test]
 fn what_is_done_without_upstream_is_said_in_known_words() {
     for (yaml, wanted) in [
-        ("outage: {writes: queue}", "outage.writes: \"queue\" is not one of fail"),
-        ("outage: {reads: local}", "outage.reads: \"local\" is not one of stale, fail"),
+        ("outage: {writes: later}", "outage.writes: \"later\" is not one of fail, queue, local"),
+        ("outage: {reads: some}", "outage.reads: \"some\" is not one of stale, fail, local"),
+        ("outage: {queue_max: 0}", "outage.queue_max: \"0\" is too small"),
+        ("outage: {queue_max_bytes: 1}", "outage.queue_max_bytes: \"1\" is too small"),
+        ("outage: {queue_conflict: merge}", "outage.queue_conflict: \"merge\" is not one of overwrite, skip"),
+        ("rules: [{pattern: '*', write: later}]", "write: \"later\" is not one of through, behind"),
+        ("rules: [{pattern: '*', outage_writes: later}]", "outage_writes: \"later\" is not one of fail, queue, local"),
         ("outage: {error: drop}", "outage.error: \"drop\" is not one of reply, close"),
         ("outage: {max_stale: 0s}", "outage.max_stale: \"0s\" is too small"),
+        ("outage: {journal_fsync: never}", "outage.journal_fsync: \"never\" is not one of everysec, always, no"),
+        ("outage: {journal_max_bytes: 1KiB}", "outage.journal_max_bytes: \"1KiB\" is too small"),
         ("cache: {refills_max: 0}", "cache.refills_max: \"0\" is too small"),
         ("rules: [{pattern: '*', stale_if_error: 25h}]", "stale_if_error: \"25h\" is too large"),
     ] {

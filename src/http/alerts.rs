@@ -28,9 +28,9 @@ pub(super) struct Item {
 }
 
 impl Alerts {
-    pub(super) fn of(view: &View) -> Alerts {
+    pub(super) fn of(view: &View, max: usize) -> Alerts {
         let (recent, total, firing) = view.status.vitals.alerts();
-        Alerts { active: firing.count, total, items: recent.into_iter().map(Item::of).collect() }
+        Alerts { active: firing.count, total, items: recent.into_iter().take(max).map(Item::of).collect() }
     }
 }
 

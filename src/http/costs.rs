@@ -14,6 +14,9 @@ use crate::observe::{clock, stamp};
 /// Items of a list.
 const SHOWN: usize = 10;
 
+/// Minutes of the trend in the snapshot.
+const TREND_BRIEF: usize = 15;
+
 const GIB: f64 = (1 << 30) as f64;
 
 /// What a configuration says that things cost. Rules that found no place of their own among the families have no
@@ -45,7 +48,9 @@ pub(super) struct Costs {
     per_1000_requests: PerThousand,
     rules: List<Rule>,
     arms: List<Arm>,
-    sessions: List<Session>,
+    /// Not in the snapshot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sessions: Option<List<Session>>,
     trend: Trend,
     projection: Option<Monthly>,
     assumptions: Vec<String>,
@@ -131,11 +136,11 @@ impl Costs {
                 |(_, _, money)| *money,
                 |(rule, arm, money)| Arm { rule, arm, figures: money.into() },
             ),
-            sessions: List::largest(
+            sessions: Some(List::largest(
                 sessions,
                 |(_, _, money)| *money,
                 |(client, id, money)| Session { client, id, figures: money.into() },
-            ),
+            )),
             trend: Trend {
                 step_ms: MINUTE / 1_000_000,
                 end: stamp::at(SystemTime::now() + left),
@@ -149,6 +154,17 @@ impl Costs {
             }),
             assumptions,
         }
+    }
+
+    /// As the snapshot has it: without sessions, its lists and its trend cut.
+    pub(super) fn brief(metrics: &Metrics, max: usize) -> Costs {
+        let mut costs = Costs::of(metrics);
+        costs.sessions = None;
+        costs.rules.items.truncate(max);
+        costs.arms.items.truncate(max);
+        costs.trend.spent.drain(..costs.trend.spent.len().saturating_sub(TREND_BRIEF));
+        costs.trend.saved.drain(..costs.trend.saved.len().saturating_sub(TREND_BRIEF));
+        costs
     }
 }
 

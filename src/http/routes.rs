@@ -212,7 +212,7 @@ impl Routes {
             Page::Health => json(code(status.ready()), Health::of(&self.view)),
             Page::Vitals => json(StatusCode::OK, Vitals::of(&self.view)),
             Page::Costs => json(StatusCode::OK, Costs::of(&self.view.metrics)),
-            Page::Alerts => json(StatusCode::OK, Alerts::of(&self.view)),
+            Page::Alerts => json(StatusCode::OK, Alerts::of(&self.view, usize::MAX)),
             Page::Policy => json(StatusCode::OK, Policy::of(&self.view.metrics)),
             Page::Cache => json(StatusCode::OK, Cache::of(&self.view)),
             Page::Experiments => json(StatusCode::OK, Experiments::of(&self.view.metrics.arms)),

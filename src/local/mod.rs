@@ -98,6 +98,9 @@ pub(crate) enum Effect {
     },
 }
 
+/// Keys as they were.
+pub(crate) struct Saved(Vec<(u32, Box<[u8]>, Option<Entry>)>);
+
 /// What a recording remembers until it is asked for effects.
 #[derive(Debug, PartialEq, Eq)]
 enum Changed {
@@ -122,6 +125,8 @@ pub(crate) struct Engine {
     watches: Watches,
     pub(crate) topics: Topics,
     recording: Option<Vec<Changed>>,
+    /// Where there is no room something is evicted; else the write is refused.
+    evicts: bool,
     counts: Counts,
     random: u64,
 }
@@ -177,10 +182,22 @@ impl Engine {
             watches: Watches::default(),
             topics: Topics::default(),
             recording: None,
+            evicts: true,
             counts: Counts::default(),
             // xorshift stays at zero.
             random: seed | 1,
         }
+    }
+
+    /// One that keeps everything it is given: a write beyond its bound is refused, nothing is evicted. What it holds has
+    /// been acknowledged, or is what an acknowledgement rests on.
+    pub(crate) fn keeping(seed: u64) -> Engine {
+        Engine { evicts: false, ..Engine::new(0, seed) }
+    }
+
+    /// Bounds it anew.
+    pub(crate) fn set_max_bytes(&mut self, max_bytes: u64) {
+        self.max_bytes = usize::try_from(max_bytes).unwrap_or(usize::MAX);
     }
 
     /// Carries out one command and appends its reply.
@@ -194,7 +211,6 @@ impl Engine {
     }
 
     /// The same, and what it has done. A key that was changed twice has one effect; one that only expired has none.
-    #[cfg_attr(not(test), expect(dead_code, reason = "what the queue of writes asks (issue 5)"))]
     pub(crate) fn apply(
         &mut self,
         command: Command,
@@ -221,7 +237,6 @@ impl Engine {
     }
 
     /// Puts in what is known of a key from elsewhere, as if it had been set before. False: there is no room.
-    #[cfg_attr(not(test), expect(dead_code, reason = "how the queue of writes begins with a key (issue 5)"))]
     pub(crate) fn put(&mut self, now: i64, db: u32, key: &[u8], value: &[u8], expire_at_ms: Option<i64>) -> bool {
         if self.make_room(now, db::weight(key.len(), value.len()), &[]).is_err() {
             return false;
@@ -230,6 +245,31 @@ impl Engine {
         let entry = Entry { value: value.to_vec(), expires, used: now as u32, form: db::Form::Sent };
         self.dbs[db as usize].insert(key, entry);
         true
+    }
+
+    /// Some keys as they are, to be put back by `restore`.
+    pub(crate) fn save<'k>(&self, db: u32, keys: impl Iterator<Item = &'k [u8]>) -> Saved {
+        Saved(keys.map(|key| (db, key.into(), self.dbs[db as usize].get(key).cloned())).collect())
+    }
+
+    pub(crate) fn restore(&mut self, saved: Saved) {
+        for (db, key, entry) in saved.0 {
+            match entry {
+                Some(entry) => self.dbs[db as usize].insert(&key, entry),
+                None => drop(self.dbs[db as usize].remove(&key)),
+            }
+        }
+    }
+
+    /// As if it had never been there.
+    pub(crate) fn forget_key(&mut self, db: u32, key: &[u8]) {
+        self.dbs[db as usize].remove(key);
+    }
+
+    /// A key's value and expiry, without a trace of having looked; none: there is no such key now.
+    pub(crate) fn value(&self, now: i64, db: u32, key: &[u8]) -> Option<(&[u8], Option<i64>)> {
+        let entry = self.dbs[db as usize].get(key).filter(|entry| !entry.is_expired(now))?;
+        Some((&entry.value, (entry.expires != NEVER).then_some(entry.expires)))
     }
 
     pub(crate) fn counts(&self) -> Counts {
@@ -379,7 +419,7 @@ impl Engine {
             return Err("OOM command not allowed when used memory > 'maxmemory'.".into());
         }
         while self.weight() + bytes > self.max_bytes {
-            let Some((db, key)) = self.draw(now, kept) else {
+            let Some((db, key)) = self.evicts.then(|| self.draw(now, kept)).flatten() else {
                 self.counts.refused += 1;
                 return Err("OOM command not allowed when used memory > 'maxmemory'.".into());
             };

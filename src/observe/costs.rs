@@ -252,6 +252,13 @@ impl Costs {
         ledger.by_name(metrics)
     }
 
+    /// All that was spent and saved.
+    pub(super) fn total(&self, now: u64, metrics: &Metrics) -> Money {
+        let mut total = Money::default();
+        self.by_name(now, metrics).iter().for_each(|(_, money)| total.add(*money));
+        total
+    }
+
     pub(crate) fn snapshot(&self, now: u64, metrics: &Metrics) -> Snapshot {
         let mut ledger = self.ledger.lock();
         ledger.accrue(now, metrics);
@@ -259,7 +266,7 @@ impl Costs {
         rules.retain(|(name, money)| money.requests > 0 || name == REST);
         let mut total = Money::default();
         rules.iter().for_each(|(_, money)| total.add(*money));
-        let commands: u64 = metrics.all_durations().0.iter().sum();
+        let commands: u64 = metrics.durations_of(Took::All).count();
         let per = |money: f64| money / commands as f64 * 1000.0;
         Snapshot {
             currency: ledger.prices.currency.clone(),
@@ -325,7 +332,7 @@ impl Ledger {
         }
         let mut news = Money::default();
         let mut rows = (0, 0);
-        for (i, (_, row)) in metrics.patterns.iter().enumerate() {
+        for (i, _, row) in metrics.patterns.all() {
             if self.seen.len() <= i {
                 self.seen.push(Counts::default());
                 self.rows.push(Money::default());
@@ -391,7 +398,7 @@ impl Ledger {
     }
 
     fn by_name(&self, metrics: &Metrics) -> Vec<(String, Money)> {
-        let names = metrics.patterns.iter().map(|(name, _)| name.to_owned());
+        let names = metrics.patterns.all().map(|(_, name, _)| name.to_owned());
         names.zip(self.rows.iter().copied()).chain([(REST.to_owned(), self.rest)]).collect()
     }
 }
@@ -402,7 +409,7 @@ mod tests {
 
     /// A request is 1, a byte a quarter, a miss of the rule `r` 10.
     fn priced() -> Metrics {
-        let metrics = Metrics::with_workers(":", 10, 1);
+        let metrics = Metrics::with(&Setup { separators: ":", max_key_patterns: 10, hot_keys: 8, key_prefix: "", workers: 1 });
         let row = usize::from(metrics.patterns.of_rule("r").0);
         let mut per_miss = vec![0.0; row + 1];
         per_miss[row] = 10.0;

@@ -369,6 +369,7 @@ impl Reading {
     fn of(view: &View, now: u64) -> Reading {
         let metrics = &view.metrics;
         let decided = |decision| metrics.decided_of_all(decision) as f64;
+        let costs = metrics.costs.total(now, metrics);
         let counted = [
             metrics.operations().total as f64,
             metrics.hits() as f64,
@@ -379,17 +380,15 @@ impl Reading {
             metrics.bytes_in.get(Peer::Upstream) as f64,
             decided(Decision::Allowed),
             decided(Decision::Denied),
-            // Costs are not known here yet.
-            f64::NAN,
-            f64::NAN,
+            costs.spent,
+            costs.saved,
         ];
         let gauges = [
             metrics.clients.get() as f64,
             metrics.entries.get() as f64,
             metrics.bytes.get() as f64,
             process::resident_bytes() as f64,
-            // There is no write queue yet.
-            f64::NAN,
+            metrics.queue.depth.get() as f64,
         ];
         let totals = Totals { counted, cpu: clock::cpu(), at: now };
         Reading { totals, gauges, durations: durations(metrics) }

@@ -4,16 +4,18 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::arms::Arms;
+use super::clock;
 use super::costs::Costs;
-use super::counters::{Cells, Counter, Gauge, Histogram, Labeled, Named};
+use super::counters::{Counter, Gauge, Histogram, Labeled, Named};
 use super::durations::Durations;
 use super::history::Took;
 use super::hot_keys::HotKeys;
 use super::patterns::{PatternId, Patterns, Row, ShardRows};
 use super::policy::PolicyCounts;
 use super::reasons::{
-    Action, Again, Bypass, Class, Decision, Discard, Dropped, ErrorType, Evict, Flush, Method, Operation, Peer, Pin,
-    Reject, Reload, Reread, RolloutChange, Source, Tag, Timed, Touched, Warmed,
+    Action, Again, Bypass, Class, Decision, Discard, Dropped, ErrorType, Evict, Flush, JournalRefusal, Method,
+    NotQueued, Operation, Peer, Pin, Reject, Reload, Replayed, Reread, RolloutChange, Source, Tag, Timed, Touched,
+    Warmed,
 };
 use super::runs::Runs;
 use super::shadow::Shadow;
@@ -55,6 +57,73 @@ pub(crate) struct LocalEngine {
     pub(crate) evicted: Gauge,
     /// Writes for which there was no room.
     pub(crate) refused: Gauge,
+}
+
+/// The journal of the write queue. `refused` is the data thread's, all else the journal's own thread's.
+pub(crate) struct JournalCounts {
+    /// By `reasons::JournalState as usize`.
+    pub(crate) state: Gauge,
+    pub(crate) bytes: Gauge,
+    pub(crate) segments: Gauge,
+    /// Writes that it has.
+    pub(crate) appended: Counter,
+    /// Writes that it had taken, and could not write.
+    pub(crate) lost: Counter,
+    pub(crate) refused: Labeled<{ JournalRefusal::COUNT }>,
+    pub(crate) fsync: Histogram,
+}
+
+impl JournalCounts {
+    fn new() -> JournalCounts {
+        JournalCounts {
+            state: Gauge::default(),
+            bytes: Gauge::default(),
+            segments: Gauge::default(),
+            appended: Counter::default(),
+            lost: Counter::default(),
+            refused: Labeled::new(JournalRefusal::WORDS),
+            fsync: Histogram::default(),
+        }
+    }
+}
+
+/// Writes that are acknowledged and not done upstream.
+pub(crate) struct QueueCounts {
+    pub(crate) depth: Gauge,
+    pub(crate) bytes: Gauge,
+    /// When the oldest was acknowledged, by `clock`; 0: there is none.
+    pub(crate) oldest: Gauge,
+    pub(crate) queued: Counter,
+    pub(crate) replayed: Labeled<{ Replayed::COUNT }>,
+    pub(crate) refused: Labeled<{ NotQueued::COUNT }>,
+    /// Keys that were answered from it.
+    pub(crate) reads: Counter,
+    pub(crate) local_writes: Counter,
+    pub(crate) local_dropped: Counter,
+}
+
+impl QueueCounts {
+    /// Of the oldest that waits, in nanoseconds.
+    pub(crate) fn age(&self) -> u64 {
+        match self.oldest.get() {
+            0 => 0,
+            oldest => clock::now().saturating_sub(oldest),
+        }
+    }
+
+    fn new() -> QueueCounts {
+        QueueCounts {
+            depth: Gauge::default(),
+            bytes: Gauge::default(),
+            oldest: Gauge::default(),
+            queued: Counter::default(),
+            replayed: Labeled::new(Replayed::WORDS),
+            refused: Labeled::new(NotQueued::WORDS),
+            reads: Counter::default(),
+            local_writes: Counter::default(),
+            local_dropped: Counter::default(),
+        }
+    }
 }
 
 /// How much is kept, as the configuration says.
@@ -150,6 +219,8 @@ pub(crate) struct Metrics {
     /// When the configuration that runs was loaded, in milliseconds since 1970.
     pub(crate) reloaded_at: Gauge,
     pub(crate) local: LocalEngine,
+    pub(crate) journal: JournalCounts,
+    pub(crate) queue: QueueCounts,
 
     /// The keys that are asked for most, and the largest values.
     pub(crate) hot: HotKeys,
@@ -186,6 +257,8 @@ impl Metrics {
             hot: HotKeys::new(hot_keys, key_prefix, workers),
             slow: SlowLog::default(),
             max_bytes: Gauge::default(),
+            journal: JournalCounts::new(),
+            queue: QueueCounts::new(),
             patterns,
             errors: Labeled::new(ErrorType::WORDS),
             invalidated: Labeled::new(Tag::WORDS),

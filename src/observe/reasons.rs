@@ -37,6 +37,52 @@ words! {
 }
 
 words! {
+    /// What became of a queued write when upstream was back.
+    Replayed {
+        /// Upstream held what was known here.
+        Applied = "applied",
+        /// Somebody else had changed the key.
+        Overwritten = "conflict_overwritten",
+        Skipped = "conflict_skipped",
+        /// What upstream held before was not known here.
+        UnknownBase = "unknown_base",
+        /// Upstream refused it, or the profile.
+        Failed = "failed",
+    }
+}
+
+words! {
+    /// Why a write was not acknowledged while upstream was gone, although its keys' writes are.
+    NotQueued {
+        /// It has no meaning without an upstream.
+        Command = "command",
+        /// The value of a key is not known here.
+        Unknown = "unknown_key",
+        /// Its keys' rules do not agree.
+        Mixed = "mixed_rules",
+        /// Upstream has not let this user in.
+        Credential = "credential",
+        Full = "queue_max",
+        Bytes = "queue_max_bytes",
+        JournalFull = "journal_full",
+        JournalDisk = "journal_disk_full",
+        JournalBehind = "journal_behind",
+        JournalFailed = "journal_failed",
+    }
+}
+
+impl NotQueued {
+    pub(crate) fn of(why: JournalRefusal) -> NotQueued {
+        match why {
+            JournalRefusal::Full => NotQueued::JournalFull,
+            JournalRefusal::DiskFull => NotQueued::JournalDisk,
+            JournalRefusal::Behind => NotQueued::JournalBehind,
+            JournalRefusal::Failed => NotQueued::JournalFailed,
+        }
+    }
+}
+
+words! {
     /// How far a rule's rollout has come.
     RolloutState {
         /// The share is what it shall be.
@@ -293,6 +339,29 @@ words! {
 }
 
 words! {
+    /// The journal of the write queue: `state` of `nearside_journal_state`.
+    JournalState {
+        /// There is none.
+        Off = "off",
+        Working = "working",
+        /// The disk has no room.
+        DiskFull = "disk_full",
+        /// A write or a sync has failed: nothing is taken until the process starts again.
+        Failed = "failed",
+    }
+}
+
+words! {
+    /// Why the journal has not taken a write: `reason` of `nearside_journal_refused_total`.
+    JournalRefusal {
+        Full = "full",
+        DiskFull = "disk_full",
+        Behind = "behind",
+        Failed = "failed",
+    }
+}
+
+words! {
     /// `kind` of an event (`GET /api/v1/events/recent`).
     EventKind {
         /// The cache's mode was changed.
@@ -307,6 +376,8 @@ words! {
         Upstream = "upstream",
         /// An alert was raised, or is over.
         Alert = "alert",
+        /// Queued writes were done upstream, or could not be.
+        Queue = "queue",
     }
 }
 

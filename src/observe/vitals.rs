@@ -187,9 +187,9 @@ impl Sample {
     }
 }
 
-/// Writes that wait for an upstream that is gone. There is no such queue yet: the one that comes reads its depth here.
-fn queue_depth(_: &View) -> u64 {
-    0
+/// Writes that are acknowledged and not done upstream.
+fn queue_depth(view: &View) -> u64 {
+    view.metrics.queue.depth.get()
 }
 
 fn facts(view: &View, minute: Minute, limits: &Limits) -> Facts {

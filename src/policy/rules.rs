@@ -13,7 +13,7 @@ use foldhash::fast::RandomState;
 
 use super::assign;
 use crate::command::cacheable::KeptCommands;
-use crate::config::{self, OnWrite, RuleMode};
+use crate::config::{self, OnWrite, OutageWrites, RuleMode, WriteMode};
 use crate::observe::arms::ArmId;
 use crate::observe::patterns::{PatternId, Patterns};
 use crate::observe::reasons::{Bypass, Method};
@@ -57,6 +57,10 @@ pub(crate) struct Rules {
     implicit: bool,
     /// Any of them says `stale_if_error`.
     any_stale: bool,
+    /// Any of them says `outage_writes`.
+    any_writes: bool,
+    /// Any of them says `write: behind`.
+    any_behind: bool,
 }
 
 /// How the replies about one key are kept.
@@ -107,7 +111,19 @@ impl Rules {
         let refresh = serving.clone().any(|rule| rule.terms.on_write != OnWrite::Invalidate);
         let commands = serving.flat_map(|rule| rule.terms.commands.iter()).collect();
         let any_stale = list.iter().any(|rule| rule.terms.stale_if_error.is_some());
-        Rules { list, by_prefix, lengths: lengths.into(), commands, refresh, implicit, any_stale }
+        let any_behind = list.iter().any(|rule| rule.terms.write == WriteMode::Behind);
+        let any_writes = list.iter().any(|rule| rule.terms.outage_writes.is_some());
+        Rules {
+            list,
+            by_prefix,
+            lengths: lengths.into(),
+            commands,
+            refresh,
+            implicit,
+            any_stale,
+            any_writes,
+            any_behind,
+        }
     }
 
     /// What any rule keeps.
@@ -157,6 +173,29 @@ impl Rules {
             return None;
         }
         self.find(key)?.terms.stale_if_error
+    }
+
+    /// What its rule says instead of `outage.writes`.
+    pub(crate) fn outage_writes(&self, key: &[u8]) -> Option<OutageWrites> {
+        if !self.any_writes {
+            return None;
+        }
+        self.find(key)?.terms.outage_writes
+    }
+
+    /// Some rule's writes are answered before upstream has them.
+    pub(crate) fn any_behind(&self) -> bool {
+        self.any_behind
+    }
+
+    /// This key's are.
+    pub(crate) fn is_behind(&self, key: &[u8]) -> bool {
+        self.any_behind && self.find(key).is_some_and(|rule| rule.terms.write == WriteMode::Behind)
+    }
+
+    /// Some rule's keys are queued.
+    pub(crate) fn any_queues(&self) -> bool {
+        self.any_behind || self.list.iter().any(|rule| rule.terms.outage_writes == Some(OutageWrites::Queue))
     }
 
     /// The longest that any rule's entries are served so.

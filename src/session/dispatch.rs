@@ -770,7 +770,7 @@ impl Session {
         ctx: &Rc<Ctx>,
         b: &Batch,
         req: &Request<'_>,
-        spec: &Spec,
+        spec: &'static Spec,
         mute: bool,
     ) -> Result<Rc<Lane>, Option<Step>> {
         if let Some(stop) = self.lane_stop(ctx, b, req, spec, mute) {
@@ -803,10 +803,22 @@ impl Session {
         ctx: &Rc<Ctx>,
         b: &Batch,
         req: &Request<'_>,
-        spec: &Spec,
+        spec: &'static Spec,
         mute: bool,
     ) -> Option<Option<Step>> {
-        if b.lane.is_ready() {
+        let replaying = b.lane.replaying();
+        if let Some(last) = replaying
+            && let Some(stop) = self.while_replaying(ctx, b, req, spec, last, mute)
+        {
+            return Some(stop);
+        }
+        if ctx.may_be_behind()
+            && b.lane.is_ready()
+            && let Some(stop) = self.behind(ctx, b, req, spec, mute)
+        {
+            return Some(stop);
+        }
+        if b.lane.is_ready() || replaying.is_some() {
             // Upstream has stopped speaking RESP3 while this client does: it is upstream that tells it so.
             let foreign = self.proto() == Proto::Resp3 && b.lane.speaks_resp2();
             return foreign.then(|| Some(Step::Suspend(Work::Pinned(Why::NoLane, Owned::of(req)))));

@@ -4,6 +4,7 @@
 //! over.
 
 mod agent;
+mod behind;
 mod candidates;
 mod dispatch;
 mod embedded;
@@ -14,6 +15,7 @@ mod invalidate;
 mod local;
 mod nearside;
 mod outage;
+mod outage_writes;
 mod outbox;
 mod own_keys;
 mod own_names;
@@ -230,6 +232,12 @@ impl Session {
     /// `slot` is answered by what another request has asked for, or from before an outage: upstream is not asked for it.
     pub(crate) fn asks_nothing(&self, slot: u64) {
         self.outbox.borrow_mut().free(slot);
+    }
+
+    /// An answer of our own for `slot`, in the client's form.
+    pub(crate) fn complete_here(self: &Rc<Self>, ctx: &Ctx, slot: u64, bytes: &[u8]) {
+        let done = self.outbox.borrow_mut().complete_raw(slot, bytes);
+        self.completed(ctx, done, None);
     }
 
     /// `bytes`: of upstream's reply; none: it is an error of ours.

@@ -20,7 +20,7 @@ use crate::observe::arms::ArmId;
 use crate::observe::clock;
 use crate::observe::events::Actor;
 use crate::observe::latency::Window;
-use crate::observe::reasons::{Again, Bypass, Coherence, Decision, Limited, Method};
+use crate::observe::reasons::{Again, Bypass, Coherence, Decision, JournalState, Limited, Method};
 use crate::policy::Rule;
 use crate::policy::explain::explain;
 use crate::policy::tag::TagTemplate;
@@ -227,7 +227,7 @@ impl Session {
         let effect = spec.map_or(Effect::Opaque, |s| s.effect);
         let lane = self.lane(ctx);
         let tags = said.keys.first().map_or_else(Vec::new, |key| tags_of(ctx, key));
-        let fields = [
+        let mut fields = vec![
             ("command", name.to_owned()),
             ("route", edge.as_ref().map_or(route.as_str(), |(route, _)| route).to_owned()),
             ("reason", edge.map_or_else(|| route.reason().to_owned(), |(_, reason)| reason)),
@@ -240,6 +240,9 @@ impl Session {
             ("not_kept_because", said.not_kept_because),
             ("not_stored_because", lane.uncached().unwrap_or_default()),
         ];
+        if spec.is_some_and(|spec| self.names_held(ctx, &lane, &asked, spec)) {
+            fields.push(("waits_for_upstream", "a key was written here while upstream was gone".to_owned()));
+        }
         let proto = self.proto();
         self.answer(mute, |out| {
             build::map_or_array(out, proto, fields.len() + 2);
@@ -268,6 +271,12 @@ impl Session {
     fn entry(self: &Rc<Self>, ctx: &Rc<Ctx>, now: u64, key: &[u8], mute: bool) {
         let proto = self.proto();
         let lane = self.lane(ctx);
+        if let Some(fields) = self.held_entry(ctx, &lane, key) {
+            return self.answer(mute, |out| {
+                build::map_or_array(out, proto, fields.len());
+                pairs(out, &fields);
+            });
+        }
         let forms = ctx.l1.get(key).unwrap_or_default();
         let of_get = forms.entries.iter().find(|e| e.lane == lane.id);
         let others: Vec<&FormEntry> =
@@ -344,6 +353,7 @@ fn rule_fields(ctx: &Ctx, rule: &Rule) -> Vec<(&'static str, String)> {
         ("stale_while_revalidate_ms", ms(terms.stale_while_revalidate)),
         ("max_value_bytes", terms.max_value_bytes.to_string()),
         ("on_write", terms.on_write.as_str().to_owned()),
+        ("write", terms.write.as_str().to_owned()),
         ("rollout_percent", show_percent(rule.share)),
         ("rollout_state", state.to_owned()),
         ("rollout_reason", reason),
@@ -472,7 +482,19 @@ fn outage(ctx: &Ctx, now: u64) -> String {
         ("max_stale_ms".to_owned(), config.max_stale.as_millis().to_string()),
         ("stale_served".to_owned(), m.stale_served.get().to_string()),
         ("refills_waiting".to_owned(), m.refills_waiting.get().to_string()),
+        ("journal_state".to_owned(), JournalState::WORDS[m.journal.state.get() as usize].to_owned()),
+        ("journal_bytes".to_owned(), m.journal.bytes.get().to_string()),
+        ("journal_orphans".to_owned(), ctx.held.ledger().map_or(0, |ledger| ledger.orphans()).to_string()),
+        ("queue_depth".to_owned(), m.queue.depth.get().to_string()),
+        ("queue_bytes".to_owned(), m.queue.bytes.get().to_string()),
+        ("queue_age_ms".to_owned(), (m.queue.age() / 1_000_000).to_string()),
+        ("queue_conflict".to_owned(), config.queue_conflict.as_str().to_owned()),
+        ("queued_writes".to_owned(), m.queue.queued.get().to_string()),
+        ("local_writes".to_owned(), m.queue.local_writes.get().to_string()),
+        ("local_writes_dropped".to_owned(), m.queue.local_dropped.get().to_string()),
     ];
+    lines.extend(m.queue.replayed.iter().map(|(what, n)| (format!("queue_replayed_{what}"), n.to_string())));
+    lines.extend(m.queue.refused.iter().map(|(why, n)| (format!("queue_refused_{why}"), n.to_string())));
     lines.extend(m.outage_failed.iter().map(|(class, n)| (format!("outage_failed_{class}"), n.to_string())));
     lines.iter().map(|(name, value)| format!("{name}:{value}\r\n")).collect()
 }

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use bytes::BytesMut;
 
 use super::dispatch::{Batch, Owned, Step, Work};
+use super::outage_writes::Beside;
 use super::{Client, Session};
 use crate::cache::{Entry, FormId};
 use crate::coherence::{Lane, Place};
@@ -34,7 +35,7 @@ impl Session {
         ctx: &Rc<Ctx>,
         b: &Batch,
         req: &Request<'_>,
-        spec: &Spec,
+        spec: &'static Spec,
         mute: bool,
     ) -> Option<Step> {
         if spec.name == "ping" && req.argc() <= 2 && ctx.config.outage.reads != OutageReads::Fail {
@@ -45,18 +46,32 @@ impl Session {
             return None;
         }
         let lane = b.lane();
-        let stale = match self.may_be_told_old(ctx, spec, req) {
+        if spec.effect == Effect::Write {
+            return self.write_in_outage(ctx, lane, b.now, req, spec, mute);
+        }
+        if let Some(reply) = self.reads_held(ctx, lane, b.now, req, spec, Beside::Nothing) {
+            self.answer_safely(ctx, b.now, reply, mute);
+            return None;
+        }
+        let may_be_old = self.may_be_told_old(ctx, spec, req);
+        let stale = match may_be_old {
             true => self.with_stale(ctx, lane, b.now, req, spec, |frame, form| self.answer_kept(mute, frame, form)),
             false => None,
         };
-        match stale {
-            Some(()) => None,
+        let mixed = || self.reads_held(ctx, lane, b.now, req, spec, Beside::Cache).filter(|_| may_be_old);
+        match stale.map(|()| BytesMut::new()).or_else(mixed) {
+            Some(reply) => {
+                if !reply.is_empty() {
+                    self.answer_safely(ctx, b.now, reply, mute);
+                }
+                None
+            }
             None => self.refuse_gone(ctx, lane, b.now, class(spec), mute),
         }
     }
 
     /// R22, as for any hit: nothing outstanding may change the key, or be told later than this and be older.
-    fn may_be_told_old(&self, ctx: &Ctx, spec: &Spec, req: &Request<'_>) -> bool {
+    pub(super) fn may_be_told_old(&self, ctx: &Ctx, spec: &Spec, req: &Request<'_>) -> bool {
         self.blockers.get() == 0 && !(self.named.get() != 0 && self.names_any(ctx, spec, req))
     }
 
@@ -109,13 +124,17 @@ impl Session {
 
     /// Upstream is gone, and this is not answered from before.
     pub(super) fn refuse_gone(&self, ctx: &Ctx, lane: &Lane, now: u64, class: Class, mute: bool) -> Option<Step> {
+        self.refuse_with(ctx, class, mute, &outage_text(ctx, lane, now))
+    }
+
+    pub(super) fn refuse_with(&self, ctx: &Ctx, class: Class, mute: bool, text: &str) -> Option<Step> {
         ctx.metrics.outage_failed.inc(class);
         ctx.metrics.errors.inc(ErrorType::Upstream);
         ctx.metrics.failed.inc();
         if self.closes_in_outage(ctx) {
             return Some(Step::Close);
         }
-        self.answer_error(mute, &outage_text(ctx, lane, now));
+        self.answer_error(mute, text);
         ctx.metrics.request(refused_as(class), 0);
         None
     }
@@ -144,6 +163,11 @@ impl Session {
             {
                 return;
             }
+            if let Lookup::Known(spec) = table::lookup(&req)
+                && let Some(reply) = self.reads_held(ctx, lane, clock::now(), &req, spec, Beside::Cache)
+            {
+                return self.complete_safely(ctx, slot, reply);
+            }
         }
         self.refuse_slot(ctx, lane, slot, false);
     }
@@ -159,6 +183,28 @@ impl Session {
     }
 
     // ---- after it ----
+
+    /// Its lane is back, and does what was queued. `None`: the command may go there.
+    pub(super) fn while_replaying(
+        self: &Rc<Self>,
+        ctx: &Rc<Ctx>,
+        b: &Batch,
+        req: &Request<'_>,
+        spec: &'static Spec,
+        last: bool,
+        mute: bool,
+    ) -> Option<Option<Step>> {
+        let lane = b.lane();
+        // Which keys it reads has to be known.
+        let reads = spec.effect == Effect::Read && spec.keys != crate::command::Keys::None;
+        if reads && !self.names_held(ctx, lane, req, spec) {
+            return None;
+        }
+        match last {
+            true => Some(Some(Step::Suspend(Work::AwaitLane(Owned::of(req))))),
+            false => Some(self.in_outage(ctx, b, req, spec, mute)),
+        }
+    }
 
     /// The right to one fetch while the lane recovers (`cache.refills_max`): none is needed by who joins another fetch, or
     /// by what is not kept. `Err`: wait for one.
@@ -213,7 +259,7 @@ impl Client {
     }
 }
 
-fn outage_text(ctx: &Ctx, lane: &Lane, now: u64) -> String {
+pub(super) fn outage_text(ctx: &Ctx, lane: &Lane, now: u64) -> String {
     lane.outage_text(now).or_else(|| ctx.outage_text()).unwrap_or_else(|| UNAVAILABLE.to_owned())
 }
 

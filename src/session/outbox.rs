@@ -132,7 +132,7 @@ impl Outbox {
     pub(super) fn free(&mut self, number: u64) {
         let index = number.checked_sub(self.head).and_then(|i| usize::try_from(i).ok());
         if let Some(slot) = index.and_then(|i| self.slots.get_mut(i)) {
-            slot.asked.pattern = None;
+            slot.asked.payer = None;
         }
     }
 

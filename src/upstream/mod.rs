@@ -55,9 +55,10 @@ impl Profile {
     }
 
     pub(crate) fn user(&self) -> String {
-        match &self.credential {
-            Some(c) => String::from_utf8_lossy(&c.user).into_owned(),
-            None => "default".to_owned(),
-        }
+        String::from_utf8_lossy(self.user_bytes()).into_owned()
+    }
+
+    pub(crate) fn user_bytes(&self) -> &[u8] {
+        self.credential.as_ref().map_or(b"default", |credential| &credential.user)
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::Ctx;
-use crate::config::OutageReads;
+use crate::config::{OutageReads, OutageWrites};
 use crate::observe::clock;
 use crate::observe::events::Actor;
 use crate::observe::reasons::{Class, EventKind};
@@ -22,6 +22,8 @@ const ACCEPTED_MAX: usize = 1000;
 
 /// A database without a lane that may be selected while nobody can be asked: Redis's default of 16.
 const DATABASES: u32 = 16;
+
+const REPLAYING: &str = "NEARSIDE upstream unavailable: writes that were queued are not done yet";
 
 /// Why there is no connection for a session.
 pub(crate) struct NoConnection {
@@ -47,13 +49,26 @@ impl Ctx {
     }
 
     pub(crate) fn serves_stale(&self) -> bool {
-        self.config.outage.reads == OutageReads::Stale && self.cache_serves()
+        self.config.outage.reads != OutageReads::Fail && self.cache_serves()
     }
 
     /// How old the last proof of this key's entry may be to be served in an outage, in nanoseconds.
     pub(crate) fn max_stale(&self, key: &[u8]) -> u64 {
         let limit = self.rules.load().stale_if_error(self.own_name(key)).unwrap_or(self.config.outage.max_stale);
         u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// What becomes of a write to this key, by upstream's name of it.
+    pub(crate) fn outage_writes(&self, key: &[u8]) -> OutageWrites {
+        if self.is_behind(key) {
+            return OutageWrites::Queue;
+        }
+        self.rules.load().outage_writes(self.own_name(key)).unwrap_or(self.config.outage.writes)
+    }
+
+    /// Whether writes to this key, by upstream's name of it, are answered before upstream has them.
+    pub(crate) fn is_behind(&self, key: &[u8]) -> bool {
+        self.behind.get() && self.rules.load().is_behind(self.own_name(key))
     }
 
     /// An attempt to connect begins.
@@ -147,8 +162,13 @@ impl Ctx {
                     true => format!("stale reads for up to {:?}", self.config.outage.max_stale),
                     false => "reads fail".to_owned(),
                 };
-                tracing::warn!("upstream {upstream} is gone, trying again: {why}; {reads}, writes fail");
-                event("upstream gone", vec![("why", why.clone()), ("reads", reads)]);
+                let writes = match self.config.outage.writes {
+                    OutageWrites::Fail => "writes fail",
+                    OutageWrites::Queue => "writes are queued",
+                    OutageWrites::Local => "writes are kept here and forgotten afterwards",
+                };
+                tracing::warn!("upstream {upstream} is gone, trying again: {why}; {reads}, {writes}");
+                event("upstream gone", vec![("why", why.clone()), ("reads", reads), ("writes", writes.to_owned())]);
             }
             Turn::Back { after, open } => {
                 let server = self.server.borrow();
@@ -182,6 +202,10 @@ impl Ctx {
             self.metrics.outage_failed.inc(Class::Other);
             return Err(NoConnection { text, outage: true });
         }
+        if let Some(text) = self.before_replay(profile).await {
+            self.metrics.outage_failed.inc(Class::Other);
+            return Err(NoConnection { text, outage: true });
+        }
         let checkout = self.pool.checkout(profile, proto);
         let limit = self.config.upstream.request_timeout.unwrap_or(Duration::MAX);
         match timeout(limit, checkout).await {
@@ -192,6 +216,20 @@ impl Ctx {
                 Err(NoConnection { text, outage: false })
             }
         }
+    }
+
+    /// What a connection past the lane would read is older than what its client was told, while writes of its profile wait.
+    async fn before_replay(&self, profile: &Profile) -> Option<String> {
+        if !self.held.waits(profile) {
+            return None;
+        }
+        let lane = self.lanes.borrow().get(profile).cloned();
+        if let Some(lane) = &lane {
+            lane.drain_first();
+            self.await_lane(lane).await;
+        }
+        let text = || lane.and_then(|lane| lane.outage_text(clock::now())).unwrap_or_else(|| REPLAYING.to_owned());
+        self.held.waits(profile).then(text)
     }
 
     // ---- what upstream said before ----
@@ -206,6 +244,13 @@ impl Ctx {
             accepted.remove(0);
         }
         accepted.push(credential.clone());
+        drop(accepted);
+        self.adopt(credential);
+    }
+
+    /// Whether upstream has let this profile in before; one without a credential has nothing to be refused.
+    pub(crate) fn is_accepted(&self, profile: &Profile) -> bool {
+        profile.credential.as_ref().is_none_or(|own| self.accepted.borrow().iter().any(|known| known == own))
     }
 
     /// It does so no more.

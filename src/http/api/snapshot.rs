@@ -2,8 +2,10 @@
 //! on the stream of events once a second.
 
 use serde::Serialize;
-use serde_json::Value;
 
+use super::super::alerts::Alerts;
+use super::super::costs::Costs;
+use super::super::health::Vitals;
 use super::super::policy::Policy;
 use super::cache::Cache;
 use super::numbers::Numbers;
@@ -32,17 +34,14 @@ const DETAILS: [Detail; 3] = [
 
 #[derive(Serialize)]
 pub(in crate::http) struct Snapshot {
-    health: Section,
+    health: Vitals,
     metrics: Numbers,
     cache: Cache,
     policy: Policy,
-    costs: Section,
+    costs: Costs,
     runs: Runs,
-    alerts: Section,
+    alerts: Alerts,
 }
-
-/// A section that is built elsewhere; null until it is there.
-type Section = Option<Value>;
 
 /// The snapshot as `write` puts it into text, with as much detail as there is room for.
 pub(in crate::http) fn fitted(
@@ -64,28 +63,13 @@ pub(in crate::http) fn fitted(
 impl Snapshot {
     fn of(view: &View, config: &Config, detail: Detail) -> Snapshot {
         Snapshot {
-            health: health(view),
+            health: Vitals::of(view),
             metrics: Numbers::brief(view),
             cache: Cache::of(view, config, detail.lists),
             policy: Policy::without_recent(&view.metrics),
-            costs: costs(view, detail.lists),
+            costs: Costs::brief(&view.metrics, detail.lists),
             runs: Runs::of(&view.metrics.runs, detail.runs),
-            alerts: alerts(view, detail.alerts),
+            alerts: Alerts::of(view, detail.alerts),
         }
     }
-}
-
-/// As `/api/v1/dashboard/health`.
-fn health(_: &View) -> Section {
-    None
-}
-
-/// As `/api/v1/dashboard/costs`, without `sessions`, its trend cut to 15.
-fn costs(_: &View, _max: usize) -> Section {
-    None
-}
-
-/// As `/api/v1/alerts`.
-fn alerts(_: &View, _max: usize) -> Section {
-    None
 }

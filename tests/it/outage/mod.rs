@@ -3,18 +3,28 @@
 
 /// What looks like trouble and is an answer: a slow, busy, read-only, full server.
 mod answers;
+/// Writes that upstream gets behind their reply, by a rule.
+mod behind;
 /// Each cell of the table, as a client sees it.
 mod cells;
 /// How it is noticed that upstream is gone, and that it is back.
 mod detect;
+/// What outlives the process.
+mod journal;
 /// Clients that go on while upstream comes and goes; every reply is judged.
 mod load;
+/// Writes that wait for upstream.
+mod queue;
 /// Everything is read again, and nobody is overrun.
 mod recovery;
+/// Queued writes are done, in order and once.
+mod replay;
 /// Which reads are served, how long, and how that shows.
 mod stale;
 /// Starting and greeting clients without an upstream.
 mod start;
+/// Reads by writes, for each kind of trouble.
+mod table;
 
 use std::time::Duration;
 

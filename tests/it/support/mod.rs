@@ -11,7 +11,7 @@ pub(crate) mod redis;
 pub(crate) mod relay;
 pub(crate) mod version;
 
-pub(crate) use client::{Client, Reply, encode};
+pub(crate) use client::{Client, Reply, encode, shown};
 pub(crate) use fake::Fake;
 pub(crate) use proxy::Proxy;
 pub(crate) use redis::Redis;
