@@ -24,7 +24,7 @@ mod file;
 mod hist;
 mod stack;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher, Hasher};
 
 use foldhash::fast::RandomState as FastState;
@@ -295,15 +295,15 @@ impl Shadow {
     /// Would-be hits and misses of this process by family, for the metrics: at the TTL of five minutes, without bound of
     /// size.
     pub(crate) fn would_be(&self) -> Vec<(Box<str>, f64, f64)> {
-        let inner = self.inner.lock();
-        let mut families: Vec<(Box<str>, f64, f64)> = Vec::new();
-        for group in &inner.groups {
-            match families.iter_mut().find(|(name, ..)| *name == group.name) {
-                Some((_, hits, misses)) => (*hits, *misses) = (*hits + group.hits, *misses + group.misses),
-                None => families.push((group.name.clone(), group.hits, group.misses)),
-            }
+        let figures = |group: &Group| (group.name.clone(), group.hits, group.misses);
+        let groups: Vec<_> = self.inner.lock().groups.iter().map(figures).collect();
+        // Added up without the lock: the data thread may be waiting for it.
+        let mut families: BTreeMap<Box<str>, (f64, f64)> = BTreeMap::new();
+        for (name, hits, misses) in groups {
+            let family = families.entry(name).or_default();
+            (family.0, family.1) = (family.0 + hits, family.1 + misses);
         }
-        families
+        families.into_iter().map(|(name, (hits, misses))| (name, hits, misses)).collect()
     }
 
     /// What it takes.
