@@ -284,7 +284,7 @@ mod tests {
     fn what_is_judged_is_of_the_last_minute() {
         let view = view();
         let vitals = &view.status.vitals;
-        vitals.set_limits(health::tests::limits());
+        vitals.set_limits(Limits { memory: None, ..health::tests::limits() });
         let id = view.metrics.patterns.id(b"a:1");
         for second in 0..200 {
             clock::fake::set(1000 * SECOND + second * SECOND);
