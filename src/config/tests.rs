@@ -696,7 +696,6 @@ fn what_is_observed_is_checked() {
     let separators =
         "is not 1 to 8 separators; write ASCII characters that are no letters, digits or blanks, for example \":/\"";
     for (yaml, key, problem) in [
-        ("observe: {separators: ''}", "observe.separators", format!("\"\" {separators}")),
         ("observe: {separators: ':a'}", "observe.separators", format!("\":a\" {separators}")),
         ("observe: {separators: ': '}", "observe.separators", format!("\": \" {separators}")),
         ("observe: {separators: '·'}", "observe.separators", format!("\"·\" {separators}")),
