@@ -13,6 +13,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 
 use super::counters::Counter;
+use super::history::Took;
 use super::latency::MINUTE;
 use super::metrics::Metrics;
 use super::patterns::Row;
@@ -259,6 +260,12 @@ impl Costs {
         total
     }
 
+    /// What hits on the keys of one rule have saved.
+    pub(super) fn saved_by(&self, now: u64, metrics: &Metrics, rule: &str) -> f64 {
+        let all = self.by_name(now, metrics);
+        all.iter().find(|(name, _)| name == rule).map_or(0.0, |(_, money)| money.saved)
+    }
+
     pub(crate) fn snapshot(&self, now: u64, metrics: &Metrics) -> Snapshot {
         let mut ledger = self.ledger.lock();
         ledger.accrue(now, metrics);
@@ -405,11 +412,13 @@ impl Ledger {
 
 #[cfg(test)]
 mod tests {
+    use super::super::metrics::Setup;
     use super::*;
 
     /// A request is 1, a byte a quarter, a miss of the rule `r` 10.
     fn priced() -> Metrics {
-        let metrics = Metrics::with(&Setup { separators: ":", max_key_patterns: 10, hot_keys: 8, key_prefix: "", workers: 1 });
+        let metrics =
+            Metrics::with(&Setup { separators: ":", max_key_patterns: 10, hot_keys: 8, key_prefix: "", workers: 1 });
         let row = usize::from(metrics.patterns.of_rule("r").0);
         let mut per_miss = vec![0.0; row + 1];
         per_miss[row] = 10.0;

@@ -194,7 +194,7 @@ struct Minute {
 struct RuleTrack {
     name: String,
     rows: VecDeque<[f32; 3]>,
-    before: (u64, u64),
+    before: [f64; 3],
 }
 
 impl History {
@@ -436,9 +436,11 @@ impl Totals {
 }
 
 impl RuleTrack {
-    fn count(view: &View, name: &str) -> (u64, u64) {
+    /// Hits, misses, and what was saved.
+    fn count(view: &View, name: &str) -> [f64; 3] {
         let counts = view.metrics.counts_of(Some(view.metrics.patterns.of_rule(name)));
-        (counts.hits, counts.misses)
+        let saved = view.metrics.costs.saved_by(clock::now(), &view.metrics, name);
+        [counts.hits as f64, counts.misses as f64, saved]
     }
 
     fn take(&mut self, view: &View, steps: usize) {
@@ -446,9 +448,8 @@ impl RuleTrack {
             push(&mut self.rows, [f32::NAN; 3], MINUTES);
         }
         let now = RuleTrack::count(view, &self.name);
-        let mean = |now: u64, then: u64| (now.saturating_sub(then) as f64 / steps as f64) as f32;
-        // What it has saved is not known here yet.
-        push(&mut self.rows, [mean(now.0, self.before.0), mean(now.1, self.before.1), f32::NAN], MINUTES);
+        let means = std::array::from_fn(|i| ((now[i] - self.before[i]).max(0.0) / steps as f64) as f32);
+        push(&mut self.rows, means, MINUTES);
         self.before = now;
     }
 
