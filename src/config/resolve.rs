@@ -437,6 +437,7 @@ impl Resolver<'_> {
             ("commands.overrides", !commands.overrides.is_empty()),
             ("commands.rate", !commands.rate.is_empty()),
             ("warm.keys", !config.warm.keys.is_empty()),
+            ("outage.journal_dir", config.outage.journal_dir.is_some()),
             ("warm.patterns", !config.warm.patterns.is_empty()),
         ] {
             if given && config.upstream.backend == Backend::Local {

@@ -910,6 +910,7 @@ fn what_the_in_memory_engine_does_not_do_is_refused() {
         ("commands: {deny: [get]}", "commands.deny"),
         ("commands: {rate: [{per_second: 1}]}", "commands.rate"),
         ("warm: {keys: [a]}", "warm.keys"),
+        ("outage: {journal_dir: /tmp/j}", "outage.journal_dir"),
     ] {
         let error = Written::new(&format!("upstream: {{url: embedded}}\n{yaml}")).load(&[]).unwrap_err().to_string();
         assert!(error.contains(&format!("{key}: the in-memory engine has nothing of the kind")), "{error}");
