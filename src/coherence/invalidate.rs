@@ -120,6 +120,10 @@ const LOST: &str = "NEARSIDE upstream connection lost: outcome unknown";
 impl Asker {
     pub(crate) async fn new(ctx: &Rc<Ctx>, profile: &Profile) -> Result<Asker, String> {
         let lane = ctx.lane(profile);
+        if ctx.held.waits(profile) {
+            // What is asked here may be about keys of which something is queued.
+            lane.drain_first();
+        }
         ctx.await_lane(&lane).await;
         match lane.availability() {
             Availability::Ready => Ok(Asker::Lane(lane)),

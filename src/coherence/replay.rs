@@ -275,6 +275,8 @@ async fn replay(ctx: Rc<Ctx>, lane: Rc<Lane>, epoch: u64, mut behind: bool) {
     let mut means = Means { watch: !(behind && lane.publishes()), multi: true, again: 0 };
     let goal = ctx.held.of(&lane.profile).map_or(0, |held| held.borrow().queue.last());
     while lane.epoch() == epoch {
+        // It was silent meanwhile: now it ends as after an outage does.
+        behind &= lane.replaying() != Some(false);
         match batch(&ctx, &lane, &mut means).await {
             Went::Empty if behind => return lane.caught_up(&ctx),
             Went::Empty => return lane.replayed(&ctx, clock::now().saturating_sub(start)),

@@ -507,6 +507,7 @@ impl Resolver<'_> {
             ("cache.mode", config.cache.mode == CacheMode::Observe),
             ("observe.file", config.observe.file.is_some()),
             ("warm.keys", !config.warm.keys.is_empty()),
+            ("outage.journal_dir", config.outage.journal_dir.is_some()),
             ("warm.patterns", !config.warm.patterns.is_empty()),
         ] {
             if given && config.upstream.backend == Backend::Local {

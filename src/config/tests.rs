@@ -961,6 +961,7 @@ fn what_the_in_memory_engine_does_not_do_is_refused() {
         ("commands: {rate: [{per_second: 1}]}", "commands.rate"),
         ("warm: {keys: [a]}", "warm.keys"),
         ("warm: {from: last_run, last_run_file: /tmp/x}", "warm.from"),
+        ("outage: {journal_dir: /tmp/j}", "outage.journal_dir"),
     ] {
         let error = Written::new(&format!("upstream: {{url: embedded}}\n{yaml}")).load(&[]).unwrap_err().to_string();
         assert!(error.contains(&format!("{key}: the in-memory engine has nothing of the kind")), "{error}");

@@ -94,7 +94,7 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    fn new(ledger: Option<(Rc<Ledger>, Arc<Who>)>) -> Held {
+    fn new() -> Held {
         Held {
             queue: Queue::default(),
             engine: Engine::keeping(1),
@@ -102,7 +102,7 @@ impl Held {
             names: 0,
             local_writes: 0,
             replayed: [0; Replayed::COUNT],
-            ledger,
+            ledger: None,
         }
     }
 
@@ -360,7 +360,7 @@ impl AllHeld {
 
     pub(crate) fn begin(&self, profile: &Profile) -> Rc<RefCell<Held>> {
         let ledger = || self.ledger().map(|ledger| (ledger, who(profile)));
-        let fresh = || Rc::new(RefCell::new(Held::new(ledger())));
+        let fresh = || Rc::new(RefCell::new(Held { ledger: ledger(), ..Held::new() }));
         self.by_profile.borrow_mut().entry(profile.clone()).or_insert_with(fresh).clone()
     }
 
@@ -385,7 +385,7 @@ impl AllHeld {
 
     /// What answers reads of a profile that has written nothing.
     pub(crate) fn nobodys(&self) -> Rc<RefCell<Held>> {
-        self.empty.get_or_init(|| Rc::new(RefCell::new(Held::new(None)))).clone()
+        self.empty.get_or_init(|| Rc::new(RefCell::new(Held::new()))).clone()
     }
 
     /// Upstream has all of it, or it is given up.
