@@ -19,6 +19,7 @@ mod own_names;
 mod pinned;
 #[cfg(any(test, feature = "bench"))]
 mod probe;
+mod span;
 mod state;
 mod transaction;
 
@@ -51,6 +52,7 @@ pub(crate) use gate::InForce;
 pub(crate) use nearside::with_own_info;
 #[cfg(any(test, feature = "bench"))]
 pub(crate) use probe::Probe;
+pub(crate) use span::start;
 
 use dispatch::{Owned, Step};
 use local::Local;
@@ -379,11 +381,12 @@ struct Client {
 }
 
 /// The task of one client, from accept to close.
-pub(crate) async fn run(ctx: Rc<Ctx>, session: Rc<Session>, rd: ReadHalf) {
+async fn run(ctx: Rc<Ctx>, session: Rc<Session>, rd: ReadHalf) {
     let scanner = Scanner::new(limits::BULK_MAX, ctx.config.listen.query_limit);
     let mut client = Client { session: session.clone(), rd, rbuf: BytesMut::new(), scanner, eof: false, paced: None };
     client.serve(&ctx).await;
     session.leaves_embedded(&ctx);
+    span::closed(&session, if client.eof { "closed by the client" } else { "closed here" });
     ctx.sessions.borrow_mut().remove(&session.id);
     session.close();
     ctx.count_clients();

@@ -32,6 +32,8 @@ mod lifecycle;
 mod limits;
 /// Rules, mode and configuration change while clients are served.
 mod live;
+/// What is logged, how often, and what never is.
+mod logs;
 /// Byte for byte what Redis itself answers.
 mod oracle;
 /// Upstream gone, cell by cell of what is promised then, at start, in service and under load.
