@@ -79,7 +79,7 @@ pub(crate) fn serve(mut config: Config, warnings: Vec<String>, origin: Origin) -
     let backend = config.upstream.backend;
     let caches = config.cache.mode == CacheMode::Serve && backend == Backend::Upstream;
     let mode = if caches { Mode::Serve } else { Mode::Off };
-    let metrics = Arc::new(Metrics::with_workers(":", 100, config.workers - 1));
+    let metrics = Arc::new(Metrics::with(&worker::setup(&config)));
     let status = Arc::new(Status::new(backend.as_str(), mode));
     let view = Arc::new(View { metrics: metrics.clone(), status: status.clone() });
     let bounds = Bounds {
@@ -96,6 +96,7 @@ pub(crate) fn serve(mut config: Config, warnings: Vec<String>, origin: Origin) -
     let workers = start_workers(&ctx).map_err(AppError::Runtime)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(AppError::Runtime)?;
     let served = LocalSet::new().block_on(&runtime, run(ctx.clone(), workers, listeners, &http.addresses, inbox));
+    coherence::save_last_run(&ctx);
     if let Some(path) = &ctx.config.listen.unix {
         let _ = std::fs::remove_file(path);
     }
@@ -173,6 +174,7 @@ async fn begin_backend(ctx: &Rc<Ctx>) {
             tokio::task::spawn_local(worker::rollout::run(ctx.clone()));
             coherence::check_prefix(ctx);
             tokio::task::spawn_local(coherence::tell_what_is_hit(ctx.clone()));
+            coherence::begin_last_run(ctx);
             coherence::warm(ctx);
             let lane = ctx.lane(&ctx.default_profile);
             let _ = timeout(FIRST_CONTACT, ctx.await_lane(&lane)).await;

@@ -16,7 +16,7 @@ use crate::observe::reasons::Mode;
 use crate::observe::status::Status;
 use crate::resp::request::{Scan, Scanner};
 use crate::session::Probe;
-use crate::worker::Ctx;
+use crate::worker::{self, Ctx};
 
 /// One client, and the lane of the default profile.
 pub struct Sidecar {
@@ -83,7 +83,7 @@ impl Sidecar {
 fn ctx(env: &[(&str, &str)]) -> Rc<Ctx> {
     let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
     let (config, _) = config::load(&Overrides::default(), env).expect("a valid configuration");
-    let metrics = Arc::new(Metrics::with_workers(":", 100, config.workers - 1));
+    let metrics = Arc::new(Metrics::with(&worker::setup(&config)));
     let bounds = Bounds { max_bytes: config.cache.max_bytes, max_entries: config.cache.max_entries, lru: false };
     let l1 = Arc::new(L1::new(bounds, metrics.clone()));
     let mode = if config.cache.mode == CacheMode::Serve { Mode::Serve } else { Mode::Off };

@@ -15,7 +15,7 @@ use std::time::Duration;
 use dashmap::DashMap;
 
 use crate::cache::{L1, Large, Matcher};
-use crate::coherence::{Availability, Channel, Hold, Lane, Malformed, Samples, Touches};
+use crate::coherence::{Availability, Channel, Hold, Lane, LastRun, Malformed, Samples, Touches};
 use crate::command::Spec;
 use crate::command::cacheable::KeptCommands;
 use crate::command::categories::Categories;
@@ -26,7 +26,8 @@ use crate::live::Live;
 use crate::local::Engine;
 use crate::mutation::{self, Rule};
 use crate::observe::clock;
-use crate::observe::metrics::Metrics;
+use crate::observe::metrics::{Metrics, Setup};
+use crate::observe::patterns::PatternId;
 use crate::observe::reasons::{Coherence, Dropped, Flush, Method, Mode};
 use crate::observe::status::Status;
 use crate::outage::Breaker;
@@ -80,6 +81,8 @@ pub(crate) struct Ctx {
     pub(crate) samples: Samples,
     /// Keys that were hit here and of which upstream is to be told.
     pub(crate) touches: Touches,
+    /// What the process before this one was asked for most.
+    pub(crate) last_run: LastRun,
     pub(crate) scratch: RefCell<Vec<u8>>,
     pub(crate) draining: Cell<bool>,
     /// The clock as last read by whoever read a socket: good enough to measure with, never to decide with.
@@ -118,6 +121,18 @@ pub(crate) struct Ctx {
     malformed_logged: Cell<u64>,
     next: Cell<u64>,
     next_session: Cell<u64>,
+}
+
+/// What a process of this configuration counts, and how much of it.
+pub(crate) fn setup(config: &Config) -> Setup<'_> {
+    let observe = &config.observe;
+    Setup {
+        separators: &observe.separators,
+        max_key_patterns: observe.max_key_patterns,
+        hot_keys: observe.hot_keys,
+        key_prefix: &config.upstream.key_prefix,
+        workers: config.workers - 1,
+    }
 }
 
 impl Ctx {
@@ -173,6 +188,7 @@ impl Ctx {
             large: RefCell::default(),
             samples,
             touches,
+            last_run: LastRun::default(),
             scratch: RefCell::new(vec![0; SCRATCH]),
             draining: Cell::new(false),
             now: Cell::new(0),
@@ -190,7 +206,15 @@ impl Ctx {
             next_session: Cell::new(1),
         });
         ctx.set_policy(Arc::new(Policy::new(&ctx.config.commands)));
+        ctx.set_slow_log(&ctx.config);
+        ctx.metrics.max_bytes.set(ctx.config.cache.max_bytes);
         ctx
+    }
+
+    /// From how long on a command is a slow one.
+    pub(crate) fn set_slow_log(&self, config: &Config) {
+        let nanos = config.observe.slow_log.map(|limit| u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX - 1));
+        self.metrics.slow.set_threshold(nanos);
     }
 
     fn number(&self) -> u64 {
@@ -270,6 +294,11 @@ impl Ctx {
         self.rules.load().judge(&self.metrics.patterns, self.own_name(key), method)
     }
 
+    /// What `key` is counted under.
+    pub(crate) fn family(&self, key: &[u8]) -> PatternId {
+        self.rules.load().family(&self.metrics.patterns, self.own_name(key))
+    }
+
     /// Puts other rules into force. When this is done no entry is left that they forbid or would have kept otherwise;
     /// returns how many were dropped.
     ///
@@ -289,7 +318,9 @@ impl Ctx {
         let sweep = self.l1.sweep(vec![Matcher::Rules { old, next, prefix: self.prefix.clone() }]);
         self.lanes.borrow().values().for_each(|lane| lane.asks_for_field_expiry(self));
         let dropped = sweep.finish(&self.l1).await;
-        self.experiments.borrow().settle(&self.rules.load(), arms);
+        let rules = self.rules.load();
+        self.experiments.borrow().settle(&rules, arms);
+        keep_series(&self.metrics, &rules);
         dropped
     }
 
@@ -684,6 +715,14 @@ fn name_tags(metrics: &Metrics, rules: &Rules) {
         // Where there are too many, they count as `_tag`.
         let _ = metrics.templates.add(tag.text(), 0);
     }
+}
+
+/// Series of rules and tags that are no more end here.
+fn keep_series(metrics: &Metrics, rules: &Rules) {
+    let labels: Vec<PatternId> = rules.list().iter().filter_map(|rule| rule.label).collect();
+    metrics.patterns.keep_rules(&labels);
+    let names = |name: &str| rules.list().iter().any(|rule| rule.terms.tags.iter().any(|tag| tag.text() == name));
+    metrics.templates.keep_only(names);
 }
 
 /// What everybody may know of an error: its code, without names.

@@ -9,7 +9,7 @@ use super::lane::{Lane, MGET_POPULATE_MAX};
 use super::life::{Life, Terms};
 use super::mode::Why;
 use super::reader::nanos;
-use super::wait::{End, Fetch, MgetFetch, Part, Refresh, Refused, Relay};
+use super::wait::{End, Fetch, MgetFetch, Part, Refresh, Refused, Relay, Waiting};
 use crate::cache::{Due, Entry, FormEntry, FormId, Labels, ShareOf, Tag, Token, Value};
 use crate::command::cacheable::Shape;
 use crate::config::{Rule, WHOLE};
@@ -26,6 +26,7 @@ const MS: u64 = 1_000_000;
 impl Lane {
     pub(super) fn on_fetch(&self, ctx: &Rc<Ctx>, fetch: &Rc<Fetch>, frame: &[u8]) {
         self.inner.borrow_mut().land(fetch);
+        ctx.metrics.hot.value(&fetch.key, frame.len(), fetch.keep.pattern);
         *fetch.value.borrow_mut() = match &fetch.read.id {
             None => cacheable(ctx, &fetch.keep, frame),
             Some(id) => cacheable_form(ctx, &fetch.keep, id, frame),
@@ -34,6 +35,17 @@ impl Lane {
         ctx.metrics.upstream.observe(self.last_byte.get().saturating_sub(fetch.t_sent));
         for (session, slot) in fetch.waiters.borrow_mut().drain(..) {
             session.complete(ctx, slot, frame, fetch.read.form);
+        }
+    }
+
+    /// The frame at the front, which begins with `head`, is one that is never kept; its size is worth knowing.
+    pub(super) fn note_large_value(&self, ctx: &Ctx, head: &[u8]) {
+        let inner = self.inner.borrow();
+        let Some(Waiting::Fetch(fetch)) = inner.fifo.front().map(|waiting| &waiting.kind) else { return };
+        let digits = head.strip_prefix(b"$").and_then(|rest| rest.split(|b| *b == b'\r').next());
+        let bytes = digits.and_then(|digits| str::from_utf8(digits).ok()?.parse::<usize>().ok());
+        if let Some(bytes) = bytes {
+            ctx.metrics.hot.value(&fetch.key, bytes, fetch.keep.pattern);
         }
     }
 

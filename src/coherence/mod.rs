@@ -19,6 +19,7 @@ mod hold;
 mod invalidate;
 mod judge;
 mod lane;
+mod last_run;
 mod life;
 mod log;
 mod loss;
@@ -47,6 +48,7 @@ pub(crate) use invalidate::{
     Applied, Asker, NotDropped, apply, come_back, drop_all, drop_everywhere, publish, publish_flush,
 };
 pub(crate) use lane::{Availability, FetchRequest, Lane, MgetRequest};
+pub(crate) use last_run::{LastRun, begin_last_run, save_last_run};
 pub(crate) use loss::Redo;
 pub(crate) use payload::{Malformed, Message, Op, Wanted, parse};
 pub(crate) use prefix::{check_prefix, outside};

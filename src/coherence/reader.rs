@@ -373,6 +373,7 @@ impl Lane {
                     break Ok(());
                 }
                 Ok(Frame::Large) => {
+                    self.note_large_value(ctx, &s.rbuf[at..]);
                     s.discarding = self.reissue_front(ctx);
                     s.keeping = !s.discarding;
                 }

@@ -1,9 +1,9 @@
-//! What is loaded at start (`warm`): listed keys, and what SCAN finds for the listed globs, each by the GET and PTTL of a
+//! What is loaded at start (`warm`): listed keys, those of the last run (`last_run`), and what SCAN finds for the listed globs, each by the GET and PTTL of a
 //! miss, on the lane of the sidecar's own credential, under the rules. Runs once, from the lane's first connection on,
 //! beside everything else: at a rate, with few under way, and what is above a bound is left out. It ends early when the
 //! process drains and when the cache is nearly full, where each further key would push out one that was just loaded.
 //!
-//! What it does not do: it keeps no list over restarts, and does not begin again when the lane is lost, which voids what was
+//! What it does not do: it does not begin again when the lane is lost, which voids what was
 //! loaded before; the rest is loaded on the next connection.
 
 use std::cell::Cell;
@@ -224,6 +224,9 @@ impl Warming<'_> {
         for key in &config.keys {
             self.one(&self.ctx.upstream_name(key.as_bytes())).await?;
         }
+        for key in self.ctx.last_run.keys() {
+            self.one(&self.ctx.upstream_name(&key)).await?;
+        }
         for glob in &config.patterns {
             self.found_by(glob.as_bytes()).await?;
         }
@@ -320,7 +323,7 @@ impl Warming<'_> {
         self.logged = now;
         let config = &self.ctx.config.warm;
         let of = if config.patterns.is_empty() {
-            format!(" of {}", grouped(config.keys.len() as u64))
+            format!(" of {}", grouped((config.keys.len() + self.ctx.last_run.keys().len()) as u64))
         } else {
             String::new()
         };

@@ -14,6 +14,8 @@ pub(crate) const LIVE: &[&str] = &[
     "cache.negative_ttl",
     "cache.on_write",
     "rules",
+    "observe.keys",
+    "observe.slow_log",
     "commands.deny",
     "commands.allow",
     "commands.enforce",
@@ -35,6 +37,8 @@ impl Config {
         out.cache.negative_ttl = next.cache.negative_ttl;
         out.cache.on_write = next.cache.on_write;
         out.rules.clone_from(&next.rules);
+        out.observe.keys = next.observe.keys;
+        out.observe.slow_log = next.observe.slow_log;
         // Whether SHUTDOWN may pass is looked up where it is asked for, at any time of a connection.
         out.commands = Commands { shutdown: self.commands.shutdown, ..next.commands.clone() };
         out.http.allowed_hosts.clone_from(&next.http.allowed_hosts);
@@ -87,7 +91,9 @@ cache: {{mode: off, commands: [GET], max_bytes: 2MiB, max_entries: 5, max_value_
   negative_ttl: 1s, ttl_buffer: 1ms, eviction: lru, on_write: invalidate, update_max_bytes: 1KiB,
   refills_max: 1, touch_interval: 1s}}
 rules: [{{pattern: '*'}}]
-warm: {{keys: [k], patterns: [p], rate: 1, max_keys: 1, before_ready: true, timeout: 1s}}
+warm: {{from: last_run, keys: [k], patterns: [p], rate: 1, max_keys: 1, before_ready: true, timeout: 1s,
+  last_run_file: /tmp/l, last_run_keys: 3}}
+observe: {{separators: '/', max_key_patterns: 7, keys: hide, hot_keys: 9, slow_log: 1s}}
 local: {{max_bytes: 5MiB}}
 coherence: {{mode: ttl, max_staleness: 2s, fence: session, channel: c, sample_per_second: 2,
   ttl_cap: {{tracking: 1s, pubsub: 2s, ttl: 2s}}, pubsub_atomic: false, canary: off}}

@@ -9,6 +9,7 @@ mod keys;
 mod layers;
 mod live;
 mod memory;
+mod names;
 mod persist;
 mod print;
 mod resolve;
@@ -25,6 +26,7 @@ use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
 pub(crate) use layers::{Layers, look};
 pub(crate) use live::differing;
+pub(crate) use names::KeyNames;
 pub(crate) use print::{json, rule_json, yaml};
 pub(crate) use rollout::{AutoRollback, Ramp, Rollout, WHOLE};
 pub(crate) use rule_change::{Changed, Place, no_such_rule, put_rule, without_rule};
@@ -138,6 +140,7 @@ pub(crate) struct Config {
     pub(crate) warm: Warm,
     pub(crate) coherence: Coherence,
     pub(crate) outage: Outage,
+    pub(crate) observe: Observe,
     pub(crate) commands: Commands,
     pub(crate) http: Http,
     pub(crate) log: Log,
@@ -292,6 +295,7 @@ pub(crate) struct Cache {
 /// What is loaded at start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Warm {
+    pub(crate) from: WarmFrom,
     pub(crate) keys: Vec<String>,
     /// Globs, as SCAN takes them.
     pub(crate) patterns: Vec<String>,
@@ -302,12 +306,52 @@ pub(crate) struct Warm {
     /// Not ready before it is done, or `timeout` has passed.
     pub(crate) before_ready: bool,
     pub(crate) timeout: Duration,
+    /// Given where `from` is the last run.
+    pub(crate) last_run_file: Option<PathBuf>,
+    /// Keys that are kept in it.
+    pub(crate) last_run_keys: usize,
 }
 
 impl Warm {
     pub(crate) fn is_empty(&self) -> bool {
-        self.keys.is_empty() && self.patterns.is_empty()
+        self.keys.is_empty() && self.patterns.is_empty() && self.from == WarmFrom::Lists
     }
+
+    /// The file to be read and written, if there is to be one.
+    pub(crate) fn last_run(&self) -> Option<&PathBuf> {
+        self.last_run_file.as_ref().filter(|_| self.from == WarmFrom::LastRun)
+    }
+}
+
+/// Where the names of keys to be loaded come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WarmFrom {
+    /// The configuration.
+    Lists,
+    /// The same, and what the process before this one was asked for most.
+    LastRun,
+}
+
+impl WarmFrom {
+    /// The first word is the default.
+    pub(crate) const ALL: [(&str, WarmFrom); 2] = [("lists", WarmFrom::Lists), ("last_run", WarmFrom::LastRun)];
+
+    pub(crate) fn as_str(self) -> &'static str {
+        Self::ALL[self as usize].0
+    }
+}
+
+/// What is measured beside the bare counts, and what of it is shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Observe {
+    /// Each of its characters ends the name of a key's family.
+    pub(crate) separators: String,
+    pub(crate) max_key_patterns: usize,
+    pub(crate) keys: KeyNames,
+    /// Keys that are followed; 0: none.
+    pub(crate) hot_keys: usize,
+    /// From how long on a command is kept; none: never.
+    pub(crate) slow_log: Option<Duration>,
 }
 
 /// The local engine.

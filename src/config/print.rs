@@ -78,6 +78,7 @@ pub(super) fn entries(config: &Config) -> Vec<(&'static str, Shown)> {
         warm,
         coherence,
         outage,
+        observe,
         commands,
         http,
         log,
@@ -94,6 +95,7 @@ pub(super) fn entries(config: &Config) -> Vec<(&'static str, Shown)> {
     out.warm(warm);
     out.coherence(coherence);
     out.outage(outage);
+    out.observe(observe);
     out.commands(commands);
     out.list("http.listen", http.listen.iter().map(ToString::to_string));
     out.list("http.allowed_hosts", http.allowed_hosts.iter().cloned());
@@ -173,12 +175,23 @@ impl Entries {
     }
 
     fn warm(&mut self, warm: &super::Warm) {
+        self.value("warm.from", warm.from.as_str());
         self.list("warm.keys", warm.keys.iter().cloned());
         self.list("warm.patterns", warm.patterns.iter().cloned());
         self.value("warm.rate", warm.rate);
         self.value("warm.max_keys", warm.max_keys);
         self.value("warm.before_ready", warm.before_ready);
         self.value("warm.timeout", show_duration(warm.timeout));
+        self.path("warm.last_run_file", warm.last_run_file.as_deref());
+        self.value("warm.last_run_keys", warm.last_run_keys);
+    }
+
+    fn observe(&mut self, observe: &super::Observe) {
+        self.value("observe.separators", quoted(&observe.separators));
+        self.value("observe.max_key_patterns", observe.max_key_patterns);
+        self.value("observe.keys", observe.keys.as_str());
+        self.value("observe.hot_keys", observe.hot_keys);
+        self.value("observe.slow_log", show_duration(observe.slow_log.unwrap_or_default()));
     }
 
     fn coherence(&mut self, coherence: &super::Coherence) {

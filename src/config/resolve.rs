@@ -12,8 +12,8 @@ use std::{
 
 use super::{
     Admin, AdminResp, Backend, Cache, CacheMode, Canary, Coherence, CoherenceMode, Config, Environment, Eviction,
-    Fence, Http, Listen, Local, Log, LogFormat, OnWrite, Outage, OutageError, OutageReads, OutageWrites, Retry, Secret,
-    TtlCap, Upstream, Warm, cpu,
+    Fence, Http, KeyNames, Listen, Local, Log, LogFormat, Observe, OnWrite, Outage, OutageError, OutageReads,
+    OutageWrites, Retry, Secret, TtlCap, Upstream, Warm, WarmFrom, cpu,
     file::{Node, Value},
     settings::Settings,
     units::{self, DURATION_MAX, SIZE_MAX, shown},
@@ -91,6 +91,18 @@ const WARM_RATE_MAX: u32 = 100_000;
 /// Their names are remembered while it lasts, so that what SCAN returns twice is loaded once.
 const WARM_KEYS_MAX: u64 = 10_000_000;
 
+/// A process that begins with more of its last run's keys than this means a list or a glob.
+const LAST_RUN_KEYS_MAX: u64 = 1000;
+
+/// More would make of every key a family of its own.
+const SEPARATORS_MAX: usize = 8;
+
+/// Each family is a dozen series in every scrape.
+const KEY_PATTERNS_MAX: u64 = 1000;
+
+/// Each followed key takes up to 2 KiB, in three sketches.
+const HOT_KEYS_MAX: u64 = 10_000;
+
 pub(super) struct Resolver<'s> {
     pub(super) settings: &'s Settings,
     pub(super) problems: Vec<String>,
@@ -118,6 +130,7 @@ impl<'s> Resolver<'s> {
             warm: self.warm(),
             coherence: self.coherence(),
             outage: self.outage(),
+            observe: self.observe(),
             commands: self.commands(),
             http: self.http(),
             log: self.log(),
@@ -283,12 +296,26 @@ impl<'s> Resolver<'s> {
 
     fn warm(&mut self) -> Warm {
         Warm {
+            from: self.word("warm.from", &WarmFrom::ALL),
             keys: self.list("warm.keys", &[], key_name),
             patterns: self.list("warm.patterns", &[], key_name),
             rate: self.small("warm.rate", 1000, 1..=WARM_RATE_MAX),
             max_keys: self.count("warm.max_keys", 100_000, 1..=WARM_KEYS_MAX),
             before_ready: self.one("warm.before_ready", false, units::boolean),
             timeout: self.duration("warm.timeout", secs(60), millis(1)..=DURATION_MAX),
+            last_run_file: self.one("warm.last_run_file", None, file_path),
+            last_run_keys: self.count("warm.last_run_keys", 20, 1..=LAST_RUN_KEYS_MAX),
+        }
+    }
+
+    fn observe(&mut self) -> Observe {
+        let slow = self.duration("observe.slow_log", millis(10), Duration::ZERO..=DURATION_MAX);
+        Observe {
+            separators: self.one("observe.separators", ":".to_owned(), separators),
+            max_key_patterns: self.count("observe.max_key_patterns", 100, 1..=KEY_PATTERNS_MAX),
+            keys: self.word("observe.keys", &KeyNames::ALL),
+            hot_keys: self.count("observe.hot_keys", 512, 0..=HOT_KEYS_MAX),
+            slow_log: (!slow.is_zero()).then_some(slow),
         }
     }
 
@@ -360,6 +387,7 @@ impl Resolver<'_> {
         self.check_addresses(config);
         self.check_sizes(config, memory);
         self.check_pairs(config);
+        self.check_last_run(config);
         self.check_embedded(config);
         self.check_backend(config);
         self.check_rules(config);
@@ -417,6 +445,7 @@ impl Resolver<'_> {
             ("commands.allow", commands.allow.is_some()),
             ("commands.overrides", !commands.overrides.is_empty()),
             ("commands.rate", !commands.rate.is_empty()),
+            ("warm.from", config.warm.from == WarmFrom::LastRun),
             ("warm.keys", !config.warm.keys.is_empty()),
             ("warm.patterns", !config.warm.patterns.is_empty()),
         ] {
@@ -449,6 +478,32 @@ impl Resolver<'_> {
         }
         if upstream.pinned_idle > upstream.pinned_max {
             self.problem("upstream.pinned_idle", "is more than upstream.pinned_max");
+        }
+    }
+
+    fn check_last_run(&mut self, config: &Config) {
+        let (warm, followed) = (&config.warm, config.observe.hot_keys);
+        if warm.from == WarmFrom::Lists {
+            if warm.last_run_file.is_some() {
+                self.warnings.push(
+                    "warm.last_run_file is given and nothing is written to it: set warm.from to last_run".to_owned(),
+                );
+            }
+            return;
+        }
+        if warm.last_run_file.is_none() {
+            self.problem(
+                "warm.from",
+                "last_run needs a file; name one that outlives the process in warm.last_run_file",
+            );
+        }
+        if followed == 0 {
+            self.problem("warm.from", "last_run needs to know which keys are asked for most; observe.hot_keys is 0");
+        } else if warm.last_run_keys > followed {
+            self.problem(
+                "warm.last_run_keys",
+                &format!("is more than observe.hot_keys ({followed}), which are followed"),
+            );
         }
     }
 }
@@ -601,6 +656,25 @@ fn touch_interval(text: &str) -> Result<Option<Duration>, String> {
         return Err(format!("{} is less than 1s; use 0s to tell upstream nothing", shown(text)));
     }
     Ok((!interval.is_zero()).then_some(interval))
+}
+
+/// Letters and digits are what names are made of, and a blank is a slip.
+fn separators(text: &str) -> Result<String, String> {
+    let odd = text.chars().find(|c| !c.is_ascii_graphic() || c.is_ascii_alphanumeric());
+    if text.is_empty() || odd.is_some() || text.len() > SEPARATORS_MAX {
+        return Err(format!(
+            "{} is not 1 to {SEPARATORS_MAX} separators; write ASCII characters that are no letters, digits or blanks, for example \":/\"",
+            shown(text)
+        ));
+    }
+    Ok(text.to_owned())
+}
+
+fn file_path(text: &str) -> Result<Option<PathBuf>, String> {
+    if text.is_empty() || text.ends_with('/') {
+        return Err(format!("{} is not the path of a file", shown(text)));
+    }
+    Ok(Some(PathBuf::from(text)))
 }
 
 /// Any bytes are a key to Redis, also none; in a list here an empty one is a slip.

@@ -119,7 +119,7 @@ impl Batch<'_> {
     fn get(&mut self, key: &[u8], out: &mut BytesMut) -> bool {
         let Some(forms) = self.local.shared.l1.get(key) else { return false };
         let Some(entry) = self.usable(&forms) else { return false };
-        self.count(entry);
+        self.count(key, entry);
         self.arms.one(entry.arm);
         self.local.shared.metrics.patterns.candidate_in(&self.local.shard().rows, entry.pattern, Method::Get);
         self.write(entry, out);
@@ -132,12 +132,13 @@ impl Batch<'_> {
         let Some(found) = self.local.shared.l1.at_one_moment(keys, |forms| self.usable(forms).is_some()) else {
             return false;
         };
+        // As many as there are keys, or none of them.
         let entries: SmallVec<[&Entry; 16]> =
             found.iter().filter_map(|forms: &Arc<Forms>| self.usable(forms)).collect();
         build::array(out, entries.len());
         let mut common = Common::NoKey;
-        for entry in &entries {
-            self.count(entry);
+        for (arg, entry) in req.args[1..].iter().zip(&entries) {
+            self.count(&req.raw[arg.range()], entry);
             self.arms.key(entry.arm);
             common = common.and(entry.arm);
             self.write(entry, out);
@@ -155,9 +156,11 @@ impl Batch<'_> {
         entry.filter(|entry| !entry.is_due(self.now))
     }
 
-    fn count(&self, entry: &Entry) {
+    fn count(&self, key: &[u8], entry: &Entry) {
         self.local.shard().rows.hit(entry.pattern);
-        self.local.shared.metrics.patterns.note_read(entry.pattern);
+        let metrics = &self.local.shared.metrics;
+        metrics.hot.hit(self.local.index + 1, key, entry.value.wire_len(), entry.pattern);
+        metrics.patterns.note_read(entry.pattern);
     }
 
     fn write(&self, entry: &Entry, out: &mut BytesMut) {

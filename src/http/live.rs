@@ -98,7 +98,7 @@ impl Routes {
         let state = self.running.load();
         let patterns = &self.view.metrics.patterns;
         let counts = |rule: &config::Rule| {
-            let counts = self.view.metrics.counts_of(Some(patterns.of_rule(&rule.name)));
+            let counts = self.view.metrics.counts_of(Some(patterns.named(&rule.name)));
             (rule.name.clone(), Counts { hits: counts.hits, misses: counts.misses, stored: counts.sets })
         };
         let mut answer = json(
@@ -234,7 +234,7 @@ fn if_match(headers: &HeaderMap) -> Result<Option<u64>, Refusal> {
 }
 
 /// With `%41` as the byte that it stands for.
-fn decoded(text: &str) -> Option<String> {
+pub(super) fn decoded(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((first, behind)) = rest.split_first() {

@@ -4,6 +4,7 @@
 
 mod change;
 mod experiments;
+mod keys;
 mod live;
 mod policy;
 mod routes;

@@ -38,6 +38,7 @@ enum Page {
     Cache,
     Experiments,
     Policy,
+    Keys,
 }
 
 pub(super) struct Routes {
@@ -60,7 +61,8 @@ impl Routes {
         Self { production, view, running, orders }
     }
 
-    pub(super) async fn respond<B>(&self, peer: SocketAddr, request: Request<B>) -> Answer
+    /// `near`: over a loopback listener.
+    pub(super) async fn respond<B>(&self, peer: SocketAddr, near: bool, request: Request<B>) -> Answer
     where
         B: Body,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -71,7 +73,7 @@ impl Routes {
         } else if let Some(target) = Target::at(path) {
             self.live(target, peer, request).await
         } else {
-            self.page(&request).map_or_else(Refusal::answer, |page| self.show(page))
+            self.page(&request).and_then(|page| self.show(page, near, &request)).unwrap_or_else(Refusal::answer)
         };
         // Health and metrics of a second ago are of no use to anybody, nor is a guess at their type.
         let headers = answer.headers_mut();
@@ -100,6 +102,7 @@ impl Routes {
             "/health/startup" => Page::Startup,
             "/health" => Page::Health,
             "/api/v1/experiments" => Page::Experiments,
+            super::keys::PATH => Page::Keys,
             "/api/v1/dashboard/policy"
             | "/api/v1/dashboard/policy-stats"
             | "/api/m1/dashboard/policy"
@@ -143,9 +146,9 @@ impl Routes {
         self.running.load().config.http.allowed_hosts.iter().any(|host| host == name)
     }
 
-    fn show(&self, page: Page) -> Answer {
+    fn show<B>(&self, page: Page, near: bool, request: &Request<B>) -> Result<Answer, Refusal> {
         let status = &*self.view.status;
-        match page {
+        Ok(match page {
             Page::Metrics => self.metrics(),
             Page::Live => json(StatusCode::OK, Plain { status: "ok" }),
             Page::Ready => json(code(status.ready()), Ready::of(status)),
@@ -154,7 +157,8 @@ impl Routes {
             Page::Policy => json(StatusCode::OK, Policy::of(&self.view.metrics)),
             Page::Cache => json(StatusCode::OK, Cache::of(&self.view)),
             Page::Experiments => json(StatusCode::OK, Experiments::of(&self.view.metrics.arms)),
-        }
+            Page::Keys => self.keys(near, request)?,
+        })
     }
 
     fn metrics(&self) -> Answer {

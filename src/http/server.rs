@@ -107,6 +107,7 @@ fn builder(timeouts: Timeouts) -> http1::Builder {
 
 async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     let mut failing = false;
+    let near = listener.local_addr().is_ok_and(|at| at.ip().to_canonical().is_loopback());
     loop {
         let accepted = tokio::select! {
             () = shared.stop.cancelled() => return,
@@ -115,7 +116,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
         match accepted {
             Ok((stream, peer)) => {
                 failing = false;
-                admit(stream, peer, &shared);
+                admit(stream, peer, near, &shared);
             }
             Err(error) => {
                 // One line for each run of failures: without file descriptors there are twenty a second.
@@ -128,7 +129,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-fn admit(stream: TcpStream, peer: SocketAddr, shared: &Arc<Shared>) {
+fn admit(stream: TcpStream, peer: SocketAddr, near: bool, shared: &Arc<Shared>) {
     let Ok(permit) = shared.permits.clone().try_acquire_owned() else {
         // A fresh socket's buffer is empty: it takes this many bytes, or the peer is gone.
         let _ = stream.try_write(BUSY);
@@ -138,7 +139,7 @@ fn admit(stream: TcpStream, peer: SocketAddr, shared: &Arc<Shared>) {
         tracing::debug!(%error, "a connection to the side port was gone before it began");
         return;
     }
-    shared.tasks.spawn(connection(stream, peer, shared.clone(), permit));
+    shared.tasks.spawn(connection(stream, peer, near, shared.clone(), permit));
 }
 
 fn configure(stream: &TcpStream, timeouts: Timeouts) -> io::Result<()> {
@@ -146,10 +147,16 @@ fn configure(stream: &TcpStream, timeouts: Timeouts) -> io::Result<()> {
     SockRef::from(stream).set_tcp_user_timeout(Some(timeouts.write))
 }
 
-async fn connection(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>, _permit: OwnedSemaphorePermit) {
+async fn connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    near: bool,
+    shared: Arc<Shared>,
+    _permit: OwnedSemaphorePermit,
+) {
     let answer = service_fn(|request: Request<Incoming>| {
         let routes = &shared.routes;
-        async move { Ok::<Response<Full<Bytes>>, Infallible>(routes.respond(peer, request).await) }
+        async move { Ok::<Response<Full<Bytes>>, Infallible>(routes.respond(peer, near, request).await) }
     });
     let served = shared.http.serve_connection(TokioIo::new(stream), answer);
     tokio::pin!(served);

@@ -363,6 +363,7 @@ async fn put_in_force(ctx: &Rc<Ctx>, next: Config, filed: Arc<Config>) -> Done {
     {
         origin.level.set(next.log.level);
     }
+    ctx.set_slow_log(&next);
     if old.config.commands != next.commands {
         ctx.set_policy(Arc::new(Policy::new(&next.commands)));
     }

@@ -109,6 +109,11 @@ impl Named {
         free
     }
 
+    /// Drops all other names, and what was counted for them.
+    pub(crate) fn keep_only(&self, keeps: impl Fn(&str) -> bool) {
+        self.0.lock().retain(|name, _| keeps(name));
+    }
+
     pub(crate) fn list(&self) -> Vec<(Box<str>, u64)> {
         self.0.lock().iter().map(|(name, n)| (name.clone(), *n)).collect()
     }
@@ -206,6 +211,8 @@ mod tests {
         assert!(!named.add("one more", 1) && named.add("n7", 2));
         assert_eq!(named.list().len(), NAMES_MAX);
         assert!(named.list().contains(&("n7".into(), 3)));
+        named.keep_only(|name| name == "n7");
+        assert_eq!(named.list(), [("n7".into(), 3)]);
     }
 
     #[test]

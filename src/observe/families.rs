@@ -78,6 +78,8 @@ const FAMILIES: &[Family] = &[
         |v, out| out.push(&[], v.metrics.entries.get() as f64)),
     family!(Gauge "nearside_l1_bytes" [] "Bytes in the local cache, overhead included.",
         |v, out| out.push(&[], v.metrics.bytes.get() as f64)),
+    family!(Gauge "nearside_l1_max_bytes" [] "What the local cache may take (cache.max_bytes).",
+        |v, out| out.push(&[], v.metrics.max_bytes.get() as f64)),
     family!(Counter "nearside_coalesced_total" [] "Misses that joined a fetch of the same key under way.",
         |v, out| out.push(&[], v.metrics.coalesced.get() as f64)),
     family!(Counter "nearside_updates_total" [] "Writes that refreshed the local cache.",
@@ -114,6 +116,8 @@ const FAMILIES: &[Family] = &[
         |v, out| out.push(&[], v.metrics.audit_age.get() as f64 / 1e9)),
     family!(Histogram "nearside_request_duration_seconds" ["class", "result"] "From a request read to its reply ready to be written.",
         requests),
+    family!(Counter "nearside_slow_commands_total" ["class"] "Commands over the lane that took longer than observe.slow_log.",
+        |v, out| by_word(out, v.metrics.slow.counts())),
     family!(Counter "nearside_commands_total" ["kind"] "Commands of clients.",
         |v, out| by_word(out, &v.metrics.commands)),
     family!(Counter "nearside_policy_decisions_total" ["decision", "kind"] "Commands that the command policy judged, by what they do.",
@@ -183,16 +187,20 @@ const FAMILIES: &[Family] = &[
         |_, out| out.push(&[], process::resident_bytes() as f64)),
     family!(Gauge "process_open_fds" [] "Open file descriptors.",
         |_, out| out.push(&[], process::open_files() as f64)),
+    family!(Gauge "process_max_fds" [] "How many of them there may be.",
+        |_, out| out.push(&[], process::files_max())),
+    family!(Gauge "process_virtual_memory_bytes" [] "Virtual memory.",
+        |_, out| out.push(&[], process::virtual_bytes() as f64)),
 ];
 
 fn by_pattern(view: &View, out: &mut Series, read: impl Fn(&Row) -> u64) {
-    for (name, row) in view.metrics.patterns.iter() {
+    for (_, name, row) in view.metrics.patterns.iter() {
         out.push(&[L1, name], read(row) as f64);
     }
 }
 
 fn hits(view: &View, out: &mut Series) {
-    for (i, (name, row)) in view.metrics.patterns.iter().enumerate() {
+    for (i, name, row) in view.metrics.patterns.iter() {
         out.push(&[L1, name], view.metrics.hits_of(i, row) as f64);
     }
 }
@@ -240,7 +248,7 @@ fn enabled(view: &View, out: &mut Series) {
 
 /// A pair appears with its first request; those of `_other` and the commands cached by default are there from the start.
 fn candidates(view: &View, out: &mut Series) {
-    for (i, (name, row)) in view.metrics.patterns.iter().enumerate() {
+    for (i, name, row) in view.metrics.patterns.iter() {
         for method in Method::ALL {
             let count = view.metrics.candidates_of(i, row, *method as usize);
             if count > 0 || (i == 0 && matches!(method, Method::Get | Method::Mget)) {

@@ -5,12 +5,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::arms::Arms;
 use super::counters::{Counter, Gauge, Histogram, Labeled, Named};
+use super::hot_keys::HotKeys;
 use super::patterns::{PatternId, Patterns, Row, ShardRows};
 use super::policy::PolicyCounts;
 use super::reasons::{
     Action, Again, Bypass, Class, Decision, Discard, Dropped, ErrorType, Evict, Flush, Peer, Pin, Reject, Reload,
     Reread, RolloutChange, Source, Tag, Timed, Touched, Warmed,
 };
+use super::slow_log::SlowLog;
 
 /// What a worker other than the data thread counts: hits, which are all it answers. Cells of its own, so that each keeps one
 /// writer; added up when somebody asks.
@@ -41,6 +43,17 @@ pub(crate) struct LocalEngine {
     pub(crate) evicted: Gauge,
     /// Writes for which there was no room.
     pub(crate) refused: Gauge,
+}
+
+/// How much is kept, as the configuration says.
+pub(crate) struct Setup<'c> {
+    /// `observe.separators`, `observe.max_key_patterns`, `observe.hot_keys`, `upstream.key_prefix`.
+    pub(crate) separators: &'c str,
+    pub(crate) max_key_patterns: usize,
+    pub(crate) hot_keys: usize,
+    pub(crate) key_prefix: &'c str,
+    /// How many threads count beside the data thread.
+    pub(crate) workers: usize,
 }
 
 pub(crate) struct Metrics {
@@ -116,6 +129,12 @@ pub(crate) struct Metrics {
     pub(crate) reloaded_at: Gauge,
     pub(crate) local: LocalEngine,
 
+    /// The keys that are asked for most, and the largest values.
+    pub(crate) hot: HotKeys,
+    pub(crate) slow: SlowLog,
+    /// `cache.max_bytes`.
+    pub(crate) max_bytes: Gauge,
+
     /// One for each worker beside the data thread.
     pub(crate) shards: Box<[Shard]>,
 
@@ -126,12 +145,11 @@ pub(crate) struct Metrics {
 impl Metrics {
     #[cfg(test)]
     pub(crate) fn new(separators: &str, max_key_patterns: usize) -> Self {
-        Self::with_workers(separators, max_key_patterns, 0)
+        Self::with(&Setup { separators, max_key_patterns, hot_keys: 64, key_prefix: "", workers: 0 })
     }
 
-    /// `separators` and `max_key_patterns` as in `observe` of the configuration; `workers`: how many count beside the data
-    /// thread.
-    pub(crate) fn with_workers(separators: &str, max_key_patterns: usize, workers: usize) -> Self {
+    pub(crate) fn with(setup: &Setup<'_>) -> Self {
+        let Setup { separators, max_key_patterns, hot_keys, key_prefix, workers } = *setup;
         let patterns = Patterns::new(separators, max_key_patterns);
         let shard = |_| Shard {
             rows: patterns.shard(),
@@ -143,6 +161,9 @@ impl Metrics {
         Self {
             shards: (0..workers).map(shard).collect(),
             local: LocalEngine::default(),
+            hot: HotKeys::new(hot_keys, key_prefix, workers),
+            slow: SlowLog::default(),
+            max_bytes: Gauge::default(),
             patterns,
             errors: Labeled::new(ErrorType::WORDS),
             invalidated: Labeled::new(Tag::WORDS),
@@ -203,12 +224,12 @@ impl Metrics {
     }
 
     pub(crate) fn hits(&self) -> u64 {
-        self.patterns.iter().enumerate().map(|(i, (_, row))| self.hits_of(i, row)).sum()
+        self.patterns.all().map(|(i, _, row)| self.hits_of(i, row)).sum()
     }
 
     /// By worker, the data thread first.
     pub(crate) fn hits_by_worker(&self) -> Vec<u64> {
-        let own = self.patterns.iter().map(|(_, row)| row.hits.get()).sum();
+        let own = self.patterns.all().map(|(_, _, row)| row.hits.get()).sum();
         std::iter::once(own).chain(self.shards.iter().map(|shard| shard.rows.hits())).collect()
     }
 
@@ -259,6 +280,6 @@ impl Metrics {
     }
 
     pub(crate) fn misses(&self) -> u64 {
-        self.patterns.iter().map(|(_, row)| row.misses.get()).sum()
+        self.patterns.all().map(|(_, _, row)| row.misses.get()).sum()
     }
 }

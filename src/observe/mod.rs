@@ -1,5 +1,5 @@
 //! What the data path tells the world about itself: counters (`counters`, `metrics`, `patterns`), the words for every
-//! reason (`reasons`), the state of links and start (`status`), what was changed and by whom (`events`), the clock of leases
+//! reason (`reasons`), keys, values and commands that stand out (`hot_keys`, `slow_log`), the state of links and start (`status`), what was changed and by whom (`events`), the clock of leases
 //! and fences (`clock`), how much is logged (`log`). Written by the
 //! data path all the time, read by the side port's thread when somebody asks. Decides nothing and imports nothing from
 //! above; the text that Prometheus scrapes is built in `families`, at scrape time only.
@@ -9,6 +9,7 @@ pub(crate) mod clock;
 pub(crate) mod counters;
 pub(crate) mod events;
 pub(crate) mod families;
+pub(crate) mod hot_keys;
 pub(crate) mod interval;
 pub(crate) mod latency;
 pub(crate) mod log;
@@ -17,6 +18,7 @@ pub(crate) mod patterns;
 pub(crate) mod policy;
 mod process;
 pub(crate) mod reasons;
+pub(crate) mod slow_log;
 pub(crate) mod stamp;
 pub(crate) mod status;
 

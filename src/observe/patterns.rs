@@ -4,11 +4,16 @@
 //! requests, so that a scan over unheard-of keys cannot use up all of them. Measured: 17 ns for a known family, 50 for a
 //! number, 120 in a flood of new names. A rule's keys are counted under its
 //! name, which comes from above and takes its place before any key is seen.
+//!
+//! **A rule that is gone** (`keep_rules`) hides its row: it is in no scrape, and its place is free for others. Its number is
+//! not given to anybody else, because somebody may hold it still; asked for again, by a rule or by keys of that name, it
+//! is there again with its old counts. Twice as many names as there are places can ever have had a row; what comes
+//! later counts as `_other`.
 
 use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 use foldhash::fast::RandomState;
 use parking_lot::Mutex;
@@ -54,6 +59,10 @@ pub(crate) struct Patterns {
     rows: Box<[Row]>,
     /// Rows that have a name. Released after the name is in its place.
     len: AtomicUsize,
+    /// How many of them may be shown at once, the reserved ones included.
+    shown_max: usize,
+    /// How many are not. Written with the lock on `newcomers`.
+    hidden: AtomicUsize,
     newcomers: Mutex<HashMap<Box<[u8]>, u32, RandomState>>,
     /// (route, method) pairs with a count of their own, those of `_other` included.
     pairs: AtomicUsize,
@@ -62,6 +71,10 @@ pub(crate) struct Patterns {
 /// What is counted for one family.
 pub(crate) struct Row {
     name: OnceLock<Box<str>>,
+    /// Some rule in force has this name. Written with the lock on `newcomers`, as the next one.
+    of_rule: AtomicBool,
+    /// It was a rule's, and nobody has asked for it since.
+    hidden: AtomicBool,
     pub(crate) hits: Counter,
     pub(crate) misses: Counter,
     pub(crate) sets: Counter,
@@ -74,10 +87,10 @@ pub(crate) struct Row {
 
 impl Default for Row {
     fn default() -> Row {
-        let (name, hits, misses, sets, dels, updates_since_read) = Default::default();
+        let (name, of_rule, hidden, hits, misses, sets, dels, updates_since_read) = Default::default();
         let candidates = std::array::from_fn(|_| Counter::default());
         let pairs = std::array::from_fn(|_| OnceLock::new());
-        Row { name, hits, misses, sets, dels, candidates, pairs, updates_since_read }
+        Row { name, of_rule, hidden, hits, misses, sets, dels, candidates, pairs, updates_since_read }
     }
 }
 
@@ -116,9 +129,11 @@ impl Patterns {
         let this = Self {
             separators: separators.as_bytes().into(),
             hasher: RandomState::default(),
-            table: (0..(2 * max).next_power_of_two()).map(|_| OnceLock::new()).collect(),
-            rows: (0..max + RESERVED.len()).map(|_| Row::default()).collect(),
+            table: (0..(4 * max).next_power_of_two()).map(|_| OnceLock::new()).collect(),
+            rows: (0..2 * max + RESERVED.len()).map(|_| Row::default()).collect(),
             len: AtomicUsize::new(RESERVED.len()),
+            shown_max: max + RESERVED.len(),
+            hidden: AtomicUsize::new(0),
             newcomers: Mutex::default(),
             pairs: AtomicUsize::new(Method::COUNT),
         };
@@ -139,7 +154,8 @@ impl Patterns {
         }
         let hash = self.hasher.hash_one(text);
         match self.find(hash, text) {
-            Some(id) => id,
+            Some(id) if !self.row(id).hidden.load(Ordering::Relaxed) => id,
+            Some(id) => self.bring_back(id),
             None if is_name(text) => self.newcomer(hash, text),
             None => PatternId::OTHER,
         }
@@ -152,11 +168,33 @@ impl Patterns {
         }
         let hash = self.hasher.hash_one(name.as_bytes());
         let _alone = self.newcomers.lock();
-        let free = self.len.load(Ordering::Relaxed) < self.rows.len();
-        match self.find(hash, name.as_bytes()) {
-            Some(id) => id,
-            None if free => self.add(hash, name.as_bytes()),
+        let id = match self.find(hash, name.as_bytes()) {
+            Some(id) => self.show(id),
+            None if self.has_room() => self.add(hash, name.as_bytes()),
             None => PatternId::OTHER,
+        };
+        if id != PatternId::OTHER {
+            self.row(id).of_rule.store(true, Ordering::Relaxed);
+        }
+        id
+    }
+
+    /// The same without giving a place to one that has none.
+    pub(crate) fn named(&self, name: &str) -> PatternId {
+        self.find(self.hasher.hash_one(name.as_bytes()), name.as_bytes()).unwrap_or(PatternId::OTHER)
+    }
+
+    /// These are the rules in force: rows of others that were rules' are hidden.
+    pub(crate) fn keep_rules(&self, in_force: &[PatternId]) {
+        let _alone = self.newcomers.lock();
+        let len = self.len.load(Ordering::Relaxed);
+        for (i, row) in self.rows[..len].iter().enumerate() {
+            let gone = row.of_rule.load(Ordering::Relaxed) && !in_force.contains(&PatternId(i as u16));
+            if gone {
+                row.of_rule.store(false, Ordering::Relaxed);
+                row.hidden.store(true, Ordering::Relaxed);
+                self.hidden.fetch_add(1, Ordering::Relaxed);
+            }
         }
     }
 
@@ -219,10 +257,15 @@ impl Patterns {
         self.row(id).name.get().map_or(RESERVED[0], |name| name)
     }
 
-    /// Every family seen so far with what was counted for it.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &Row)> {
+    /// Every family that is shown, by its number, with what was counted for it.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (usize, &str, &Row)> {
+        self.all().filter(|(_, _, row)| !row.hidden.load(Ordering::Relaxed))
+    }
+
+    /// With those that are not: sums must not shrink.
+    pub(super) fn all(&self) -> impl Iterator<Item = (usize, &str, &Row)> {
         let named = &self.rows[..self.len.load(Ordering::Acquire)];
-        named.iter().filter_map(|row| Some((&**row.name.get()?, row)))
+        named.iter().enumerate().filter_map(|(i, row)| Some((i, &**row.name.get()?, row)))
     }
 
     /// An id of another process, or a made-up one, counts as `_other`.
@@ -261,18 +304,48 @@ impl Patterns {
         if let Some(id) = self.find(hash, text) {
             return id;
         }
-        let max = self.rows.len() - RESERVED.len();
-        let taken = self.len.load(Ordering::Relaxed) - RESERVED.len();
-        if taken < max.div_ceil(2) {
+        let max = self.shown_max - RESERVED.len();
+        let taken = self.shown() - RESERVED.len();
+        let room = self.has_room();
+        if room && taken < max.div_ceil(2) {
             return self.add(hash, text);
         }
-        if taken == max || !promoted(&mut newcomers, text) {
+        if !room || !promoted(&mut newcomers, text) {
             return PatternId::OTHER;
         }
         if taken + 1 == max {
             *newcomers = HashMap::default();
         }
         self.add(hash, text)
+    }
+
+    fn shown(&self) -> usize {
+        self.len.load(Ordering::Relaxed) - self.hidden.load(Ordering::Relaxed)
+    }
+
+    /// For one more name. With the lock on `newcomers`.
+    fn has_room(&self) -> bool {
+        self.shown() < self.shown_max && self.len.load(Ordering::Relaxed) < self.rows.len()
+    }
+
+    /// Keys of a family ask for it again.
+    #[cold]
+    fn bring_back(&self, id: PatternId) -> PatternId {
+        let _alone = self.newcomers.lock();
+        self.show(id)
+    }
+
+    /// With the lock on `newcomers`. `_other` where there is no room.
+    fn show(&self, id: PatternId) -> PatternId {
+        let row = self.row(id);
+        if row.hidden.load(Ordering::Relaxed) {
+            if self.shown() == self.shown_max {
+                return PatternId::OTHER;
+            }
+            row.hidden.store(false, Ordering::Relaxed);
+            self.hidden.fetch_sub(1, Ordering::Relaxed);
+        }
+        id
     }
 
     /// Gives `text` the next place. Only with the lock on `newcomers`, and only where a place is free.
@@ -443,7 +516,7 @@ mod tests {
         let patterns = Patterns::new(":", 0);
         assert_eq!(patterns.id(b"a:1"), PatternId::OTHER);
         assert_eq!(patterns.id(b"a"), PatternId::PLAIN);
-        assert_eq!(patterns.iter().map(|(name, _)| name).collect::<Vec<_>>(), ["_other", "_plain"]);
+        assert_eq!(patterns.iter().map(|(_, name, _)| name).collect::<Vec<_>>(), ["_other", "_plain"]);
     }
 
     #[test]
@@ -453,9 +526,9 @@ mod tests {
             let id = patterns.id(format!("f{i}:x").as_bytes());
             patterns.candidate(id, Method::Get);
         }
-        let routes = patterns.iter().filter(|(_, row)| row.candidates[0].get() > 0).count();
+        let routes = patterns.iter().filter(|(_, _, row)| row.candidates[0].get() > 0).count();
         assert_eq!(routes, PAIRS_MAX - Method::COUNT + 1);
-        let total: u64 = patterns.iter().map(|(_, row)| row.candidates[0].get()).sum();
+        let total: u64 = patterns.iter().map(|(_, _, row)| row.candidates[0].get()).sum();
         assert_eq!(total, 400);
     }
 
@@ -468,6 +541,46 @@ mod tests {
         patterns.note_read(id);
         assert_eq!(patterns.updates_since_read(id), 0);
         assert_eq!(patterns.note_update(id), 1);
+    }
+
+    fn shown(patterns: &Patterns) -> Vec<&str> {
+        patterns.iter().map(|(_, name, _)| name).collect()
+    }
+
+    #[test]
+    fn a_rule_that_is_gone_is_hidden_and_comes_back_with_its_counts() {
+        let patterns = Patterns::new(":", 4);
+        let (a, b) = (patterns.of_rule("a"), patterns.of_rule("b"));
+        patterns.hit(a);
+        patterns.keep_rules(&[b]);
+        assert_eq!(shown(&patterns), ["_other", "_plain", "b"]);
+        assert_eq!(patterns.all().map(|(_, _, row)| row.hits.get()).sum::<u64>(), 1);
+        assert_eq!(patterns.named("a"), a);
+        assert_eq!(shown(&patterns), ["_other", "_plain", "b"], "looking is not asking");
+        assert_eq!(patterns.of_rule("a"), a);
+        assert_eq!((shown(&patterns).len(), patterns.row(a).hits.get()), (4, 1));
+        patterns.keep_rules(&[]);
+        assert_eq!(patterns.id(b"b:1"), b, "a family of keys from now on");
+        patterns.keep_rules(&[]);
+        assert_eq!(shown(&patterns), ["_other", "_plain", "b"]);
+    }
+
+    #[test]
+    fn rules_that_come_and_go_give_their_places_back() {
+        let patterns = Patterns::new(":", 4);
+        for round in 0..2 {
+            let ids: Vec<PatternId> = (0..4).map(|i| patterns.of_rule(&format!("r{round}.{i}"))).collect();
+            assert!(ids.iter().all(|id| *id != PatternId::OTHER), "round {round}");
+            assert_eq!(patterns.of_rule("one more"), PatternId::OTHER);
+            assert_eq!(patterns.id(b"key:1"), PatternId::OTHER);
+            patterns.keep_rules(&[]);
+        }
+        // Twice as many names have had a row now.
+        assert_eq!(patterns.of_rule("new"), PatternId::OTHER);
+        assert_ne!(patterns.of_rule("r0.1"), PatternId::OTHER);
+        assert_eq!(shown(&patterns), ["_other", "_plain", "r0.1"]);
+        (0..3).for_each(|i| assert_ne!(patterns.of_rule(&format!("r1.{i}")), PatternId::OTHER));
+        assert_eq!(patterns.id(b"r1.3:1"), PatternId::OTHER, "no room");
     }
 
     #[test]

@@ -5,14 +5,23 @@ use std::fs;
 
 /// Resident memory in bytes.
 pub(super) fn resident_bytes() -> u64 {
-    fs::read_to_string("/proc/self/status").map_or(0, |text| vm_rss(&text))
+    own_status("VmRSS:")
+}
+
+/// Virtual memory in bytes.
+pub(super) fn virtual_bytes() -> u64 {
+    own_status("VmSize:")
+}
+
+fn own_status(line: &str) -> u64 {
+    fs::read_to_string("/proc/self/status").map_or(0, |text| kib_of(&text, line))
 }
 
 /// `VmRSS:     1234 kB` of /proc/self/status.
-fn vm_rss(status: &str) -> u64 {
+fn kib_of(status: &str, name: &str) -> u64 {
     status
         .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .find_map(|line| line.strip_prefix(name))
         .and_then(|rest| rest.trim().strip_suffix("kB")?.trim().parse::<u64>().ok())
         .map_or(0, |kib| kib * 1024)
 }
@@ -27,20 +36,26 @@ pub(super) fn open_files() -> u64 {
     }
 }
 
+/// The soft limit of open files.
+pub(super) fn files_max() -> f64 {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).current.map_or(f64::INFINITY, |limit| limit as f64)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn vm_rss_is_in_kib() {
-        assert_eq!(vm_rss("Name:\tx\nVmRSS:\t    5120 kB\nThreads:\t1\n"), 5120 * 1024);
-        assert_eq!(vm_rss("Name:\tx\n"), 0);
-        assert_eq!(vm_rss("VmRSS:\tmany kB\n"), 0);
+        assert_eq!(kib_of("Name:\tx\nVmRSS:\t    5120 kB\nThreads:\t1\n", "VmRSS:"), 5120 * 1024);
+        assert_eq!(kib_of("Name:\tx\n", "VmRSS:"), 0);
+        assert_eq!(kib_of("VmRSS:\tmany kB\n", "VmRSS:"), 0);
     }
 
     #[test]
     fn this_process_has_memory_and_files() {
         assert!(resident_bytes() > 100 * 1024);
-        assert!(open_files() >= 3);
+        assert!(virtual_bytes() >= resident_bytes());
+        assert!(open_files() >= 3 && files_max() >= open_files() as f64);
     }
 }

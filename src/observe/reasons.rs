@@ -423,6 +423,15 @@ impl Timed {
         ("other", "ok"),
         ("other", "error"),
     ];
+
+    pub(crate) fn class(self) -> Class {
+        match self {
+            Timed::ReadHit | Timed::ReadMiss | Timed::ReadBypass | Timed::ReadError => Class::Read,
+            Timed::WriteOk | Timed::WriteError => Class::Write,
+            Timed::LocalOk => Class::Local,
+            Timed::OtherOk | Timed::OtherError => Class::Other,
+        }
+    }
 }
 
 words! {

@@ -19,6 +19,11 @@ pub(crate) fn unix_ms() -> u64 {
     since_1970(SystemTime::now())
 }
 
+/// That moment, in milliseconds since 1970, as text.
+pub(crate) fn at_ms(unix_ms: u64) -> String {
+    format(unix_ms)
+}
+
 fn since_1970(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
 }

@@ -177,6 +177,11 @@ impl Rules {
         Judged { pattern, arm, keep }
     }
 
+    /// What `key` is counted under.
+    pub(crate) fn family(&self, patterns: &Patterns, key: &[u8]) -> PatternId {
+        self.find(key).and_then(|rule| rule.label).unwrap_or_else(|| patterns.id(key))
+    }
+
     fn place(&self, key: &[u8]) -> Option<Place<'_>> {
         let rule = self.find(key)?;
         Some(Place { rule, arm: rule.arm(key) })

@@ -20,6 +20,7 @@ use crate::config::{Fence, OnWrite};
 use crate::net::drop_front;
 use crate::observe::arms::{ArmId, Common, Hits};
 use crate::observe::clock;
+use crate::observe::patterns::PatternId;
 use crate::observe::reasons::{Action, Bypass, Class, Coherence, Dropped, Flush, Method, Peer, Source, Timed};
 use crate::policy::{Judged, Keep};
 use crate::resp::Proto;
@@ -143,7 +144,9 @@ impl Batch {
     }
 
     fn after_mget_hit(&self, ctx: &Ctx, key: &[u8], entry: Option<&cache::Entry>) {
-        if let Some(entry) = entry.filter(|entry| entry.is_due(self.now)) {
+        let Some(entry) = entry else { return };
+        ctx.metrics.hot.hit(0, key, entry.value.wire_len(), entry.pattern);
+        if entry.is_due(self.now) {
             self.lane.after_hit(ctx, self.now, key, entry, || Question::Get(Method::Mget));
         }
     }
@@ -526,6 +529,7 @@ impl Session {
             ctx.metrics.patterns.hit(entry.pattern);
             ctx.metrics.patterns.note_read(entry.pattern);
             ctx.metrics.patterns.candidate(entry.pattern, Method::Get);
+            ctx.metrics.hot.hit(0, key, entry.value.wire_len(), entry.pattern);
             self.answer_hit(mute, &entry.value);
             if entry.is_due(b.now) {
                 b.lane.after_hit(ctx, b.now, key, entry, || Question::Get(Method::Get));
@@ -541,8 +545,8 @@ impl Session {
             Ok(place) => place,
             Err(stop) => return stop,
         };
-        let Judged { arm, keep, .. } = self.note_lookup(ctx, b, key, Method::Get, epoch);
-        let slot = self.slot(mute, self.on_spare.get(), asked(b, epoch).of(arm));
+        let Judged { pattern, arm, keep } = self.note_lookup(ctx, b, key, Method::Get, epoch);
+        let slot = self.slot(mute, self.on_spare.get(), asked(b, epoch).of(arm).about(spec.name, pattern));
         let get = FetchRequest { raw: req.raw, read: FetchRead::GET, keep: keep.ok(), may_join, place };
         b.lane.note_read(b.now);
         lane.fetch(ctx, b.now, self, slot, key, get);
@@ -581,6 +585,7 @@ impl Session {
             Some(why) => ctx.metrics.bypass.inc(why),
             None => {
                 ctx.metrics.patterns.miss(pattern);
+                ctx.metrics.hot.miss(key, pattern);
                 ctx.metrics.arms.looked_up(arm, b.now, 0, 1);
             }
         }
@@ -629,9 +634,11 @@ impl Session {
             Ok(place) => place,
             Err(stop) => return stop,
         };
-        ctx.metrics.patterns.candidate(family(), Method::Mget);
+        let family = family();
+        ctx.metrics.patterns.candidate(family, Method::Mget);
+        let asked = asked(b, epoch).about(spec.name, family);
         if lane.is_spare() {
-            let slot = self.slot(mute, true, asked(b, epoch));
+            let slot = self.slot(mute, true, asked);
             lane.relay(ctx, b.now, req.raw, Relay::plain(self.clone(), slot, keys::form(spec, req), spec.resend));
             return None;
         }
@@ -663,8 +670,7 @@ impl Session {
                 parts.push(Part::Miss);
             }
         }
-        let asked = asked(b, epoch).of(common.arm());
-        let slot = self.outbox.borrow_mut().reserve(self.proto(), mute, false, asked);
+        let slot = self.outbox.borrow_mut().reserve(self.proto(), mute, false, asked.of(common.arm()));
         b.lane.note_read(b.now);
         let request = MgetRequest { slot, raw: req.raw.into(), parts, misses, epoch: b.lane.epoch(), place };
         lane.mget(ctx, b.now, self, request);
@@ -770,6 +776,7 @@ impl Session {
             Effect::Read => Asked::read(b.now, Timed::ReadBypass),
             _ => Asked::write(b.now),
         };
+        let asked = asked.about(spec.name, family(ctx, spec, req));
         let blocks = matches!(effect, Some(Effect::Opaque | Effect::SwapDb | Effect::Flush)) || self.on_spare.get();
         let slot = self.slot(mute, blocks, asked);
         if ctx.prefix.is_some() {
@@ -931,6 +938,15 @@ impl Session {
 
 pub(super) fn asked(b: &Batch, epoch: Result<u64, Bypass>) -> Asked {
     Asked::read(b.now, if epoch.is_ok() { Timed::ReadMiss } else { Timed::ReadBypass })
+}
+
+/// What the first key is counted under, for the slow log.
+fn family(ctx: &Ctx, spec: &Spec, req: &Request<'_>) -> PatternId {
+    let mut found = None;
+    if spec.keys != Keys::None && ctx.metrics.slow.threshold().is_some() {
+        keys::for_each(spec, req, |key| found = found.or_else(|| Some(ctx.family(key))));
+    }
+    found.unwrap_or(PatternId::OTHER)
 }
 
 pub(super) fn announces(ctx: &Ctx, spec: &Spec, req: &Request<'_>) -> bool {

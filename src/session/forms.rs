@@ -83,6 +83,7 @@ impl Session {
             ctx.metrics.patterns.hit(entry.pattern);
             ctx.metrics.patterns.note_read(entry.pattern);
             ctx.metrics.patterns.candidate(entry.pattern, method);
+            ctx.metrics.hot.hit(0, key, entry.value.wire_len(), entry.pattern);
             self.answer_kept(mute, entry.value.frame(), keys::form(spec, req));
             if entry.is_due(b.now) {
                 let question = || Question::Form { method, raw: req.raw, read: read_of(kept, req, spec) };
@@ -104,8 +105,8 @@ impl Session {
             Ok(place) => place,
             Err(stop) => return stop,
         };
-        let Judged { arm, keep, .. } = self.note_lookup(ctx, b, key, method, epoch);
-        let slot = self.slot(mute, self.on_spare.get(), asked(b, epoch).of(arm));
+        let Judged { pattern, arm, keep } = self.note_lookup(ctx, b, key, method, epoch);
+        let slot = self.slot(mute, self.on_spare.get(), asked(b, epoch).of(arm).about(spec.name, pattern));
         b.lane().note_read(b.now);
         let fetch = FetchRequest { raw: req.raw, read, keep: keep.ok(), may_join, place };
         lane.fetch(ctx, b.now, self, slot, key, fetch);

@@ -11,6 +11,7 @@ use super::transaction::Greeting;
 use super::{Session, inspect};
 use crate::command::{Kind, Request, Spec};
 use crate::observe::clock;
+use crate::observe::patterns::PatternId;
 use crate::observe::reasons::{Class, Dropped, Timed};
 use crate::resp::reply;
 use crate::resp::{Proto, build};
@@ -462,7 +463,8 @@ impl Session {
         }
         let mut raw = BytesMut::new();
         build::command(&mut raw, &words);
-        let slot = self.outbox.borrow_mut().reserve(self.proto(), mute, false, super::outbox::Asked::other(now));
+        let asked = super::outbox::Asked::other(now).about("client|unblock", PatternId::OTHER);
+        let slot = self.outbox.borrow_mut().reserve(self.proto(), mute, false, asked);
         let form = crate::resp::downgrade::Form::Same;
         lane.relay(ctx, now, &raw, crate::coherence::Relay::plain(self.clone(), slot, form, false));
         Now::Done

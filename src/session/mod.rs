@@ -21,6 +21,7 @@ mod pinned;
 mod probe;
 mod span;
 mod state;
+mod top;
 mod transaction;
 
 use std::cell::{Cell, RefCell};
@@ -39,7 +40,9 @@ use crate::front::Link;
 use crate::limits;
 use crate::net::{ReadHalf, Stream, WriteHalf, read_some};
 use crate::observe::clock;
-use crate::observe::reasons::{Dropped, Peer};
+use crate::observe::reasons::{Dropped, ErrorType, Peer};
+use crate::observe::slow_log::Slow;
+use crate::observe::stamp;
 use crate::resp::Proto;
 use crate::resp::build;
 use crate::resp::downgrade::Form;
@@ -56,7 +59,7 @@ pub(crate) use span::start;
 
 use dispatch::{Owned, Step};
 use local::Local;
-use outbox::Outbox;
+use outbox::{Asked, Outbox};
 use pinned::First;
 use state::State;
 
@@ -181,6 +184,9 @@ impl Session {
         let own = self.own_reply(ctx, slot, frame);
         let frame = own.as_deref().unwrap_or(frame);
         let done = self.outbox.borrow_mut().complete(slot, frame, form);
+        if done.as_ref().is_some_and(|done| done.failed) && frame.starts_with(b"-OOM") {
+            ctx.metrics.errors.inc(ErrorType::Oom);
+        }
         self.completed(ctx, done);
     }
 
@@ -209,6 +215,11 @@ impl Session {
         let now = ctx.now.get();
         let took = now.saturating_sub(done.asked.at);
         ctx.metrics.request(timed, took);
+        if ctx.metrics.slow.is_slow(took) {
+            let (class, at) = (timed.class(), stamp::unix_ms());
+            let Asked { command, pattern, .. } = done.asked;
+            ctx.metrics.slow.note(Slow { at, class, command, pattern, nanos: took });
+        }
         if done.asked.arm.is_some() {
             ctx.metrics.arms.answered(done.asked.arm, now, took, done.failed);
         }

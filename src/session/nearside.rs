@@ -55,8 +55,12 @@ const HELP: &[&str] = &[
     "    Print the cache's mode, or change it until the configuration is read again.",
     "RULES",
     "    The rules in force, in the order in which they are asked, each with its settings and counts.",
+    "SLOWLOG [<n>]",
+    "    The last commands that took longer than observe.slow_log, without keys and values, and how many there were.",
     "STATS",
     "    The dozen figures one looks at first.",
+    "TOP [<n>] [BY hits|misses|bytes]",
+    "    The keys that are asked for most, and the largest values. Counts are sampled; error_bound is what one may lack.",
 ];
 
 /// Who may change the sidecar over RESP.
@@ -85,6 +89,8 @@ impl Session {
             (b"mode", 2) => self.answer(mute, |out| build::bulk(out, ctx.mode_word().as_bytes())),
             (b"explain", 3..) => self.explain(ctx, req, mute),
             (b"entry", 3) => self.entry(ctx, now, &ctx.upstream_name(req.arg(2)), mute),
+            (b"top", 2..=5) => self.top(ctx, req, mute),
+            (b"slowlog", 2 | 3) => self.slow_log(ctx, req, mute),
             (b"auth", 3) => self.nearside_auth(ctx, req.arg(2), mute),
             (b"mode", 3) => match self.may_change(ctx) {
                 Ok(()) => self.change_mode(ctx, req.arg(2), mute),
@@ -379,7 +385,7 @@ fn names<N: AsRef<[u8]>>(out: &mut BytesMut, field: &str, names: &[N]) {
     names.iter().for_each(|name| build::bulk(out, name.as_ref()));
 }
 
-fn pairs(out: &mut BytesMut, fields: &[(&str, String)]) {
+pub(super) fn pairs(out: &mut BytesMut, fields: &[(&str, String)]) {
     for (name, value) in fields {
         build::bulk(out, name.as_bytes());
         build::bulk(out, value.as_bytes());

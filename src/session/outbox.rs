@@ -7,6 +7,7 @@ use bytes::BytesMut;
 
 use crate::command::strip::Strip;
 use crate::observe::arms::ArmId;
+use crate::observe::patterns::PatternId;
 use crate::observe::reasons::Timed;
 use crate::resp::Proto;
 use crate::resp::downgrade::{self, Form};
@@ -44,23 +45,35 @@ pub(super) struct Asked {
     pub(super) failed: Timed,
     /// Of which part of an experiment.
     pub(super) arm: ArmId,
+    /// For the slow log.
+    pub(super) command: &'static str,
+    pub(super) pattern: PatternId,
 }
 
 impl Asked {
+    fn new(at: u64, ok: Timed, failed: Timed) -> Asked {
+        Asked { at, ok, failed, arm: ArmId::NONE, command: "", pattern: PatternId::OTHER }
+    }
+
     pub(super) fn read(at: u64, ok: Timed) -> Asked {
-        Asked { at, ok, failed: Timed::ReadError, arm: ArmId::NONE }
+        Asked::new(at, ok, Timed::ReadError)
     }
 
     pub(super) fn write(at: u64) -> Asked {
-        Asked { at, ok: Timed::WriteOk, failed: Timed::WriteError, arm: ArmId::NONE }
+        Asked::new(at, Timed::WriteOk, Timed::WriteError)
     }
 
     pub(super) fn other(at: u64) -> Asked {
-        Asked { at, ok: Timed::OtherOk, failed: Timed::OtherError, arm: ArmId::NONE }
+        Asked::new(at, Timed::OtherOk, Timed::OtherError)
     }
 
     pub(super) fn of(self, arm: ArmId) -> Asked {
         Asked { arm, ..self }
+    }
+
+    /// What it is called and what its first key is counted under.
+    pub(super) fn about(self, command: &'static str, pattern: PatternId) -> Asked {
+        Asked { command, pattern, ..self }
     }
 }
 
