@@ -18,6 +18,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, fmt, reload};
 
+use super::reasons::Class;
 use repeats::Repeats;
 
 /// Sets what is logged from now on.
@@ -64,6 +65,14 @@ pub(crate) fn name(bytes: &[u8]) -> String {
     const NAME_MAX: usize = 64;
     let text = String::from_utf8_lossy(&bytes[..bytes.len().min(4 * NAME_MAX)]);
     text.chars().take(NAME_MAX).map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
+/// A command took longer than `observe.slow_log`. The pattern is that of its first key, as metrics show it; the text has the
+/// command, so that repeats are held back for each by itself.
+#[cold]
+pub(crate) fn slow(class: Class, command: &str, pattern: &str, nanos: u64) {
+    let duration_ms = nanos / 1_000_000;
+    tracing::warn!(class = class.as_str(), pattern, duration_ms, "slow command: {command}");
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use bytes::BytesMut;
 use super::dispatch::{Owned, Step, Work};
 use super::state::{Replies, is_plain};
 use super::transaction::Greeting;
-use super::{Session, inspect};
+use super::{Session, inspect, span};
 use crate::command::{Kind, Request, Spec};
 use crate::observe::clock;
 use crate::observe::patterns::PatternId;

@@ -40,6 +40,7 @@ use crate::front::Link;
 use crate::limits;
 use crate::net::{ReadHalf, Stream, WriteHalf, read_some};
 use crate::observe::clock;
+use crate::observe::log;
 use crate::observe::reasons::{Dropped, ErrorType, Peer};
 use crate::observe::slow_log::Slow;
 use crate::observe::stamp;
@@ -218,6 +219,7 @@ impl Session {
         if ctx.metrics.slow.is_slow(took) {
             let (class, at) = (timed.class(), stamp::unix_ms());
             let Asked { command, pattern, .. } = done.asked;
+            log::slow(class, command, ctx.metrics.patterns.name(pattern), took);
             ctx.metrics.slow.note(Slow { at, class, command, pattern, nanos: took });
         }
         if done.asked.arm.is_some() {

@@ -93,12 +93,12 @@ fn no_value_key_or_password_is_logged_at_any_level() {
     identities(&proxy);
     // A command that takes long, which the slow log has; and upstream going away under reads and writes.
     let mut slow = proxy.client();
-    slow.cmd(&["EVAL", "local t = 0; for i = 1, 3000000 do t = t + i end; return ARGV[1]", "1", "k3y-s3cret", "v4lue-s3cret"]);
+    slow.cmd(&["EVAL", "local t = 0; for i = 1, 3000000 do t = t + i end; return ARGV[1]", "1", "user:k3y-s3cret", "v4lue-s3cret"]);
     proxy.wait_logged("slow command: eval");
     redis.stop();
     eventually(PATIENCE, "upstream to be gone", || ordinary(&mut proxy.client()));
     redis.restart();
-    eventually(PATIENCE, "it to be back", || proxy.client().cmd(&["SET", "k3y-s3cret", "v4lue-s3cret"]) == Reply::ok());
+    eventually(PATIENCE, "it to be back", || proxy.client().cmd(&["SET", "user:k3y-s3cret", "v4lue-s3cret"]) == Reply::ok());
     let lines = proxy.lines_logged("");
     assert!(lines.len() > 30 && proxy.logged("client disconnected"), "{} lines", lines.len());
     for (secret, line) in SECRETS.iter().flat_map(|secret| lines.iter().map(move |line| (secret, line))) {
@@ -109,16 +109,16 @@ fn no_value_key_or_password_is_logged_at_any_level() {
 /// True where upstream was gone.
 fn ordinary(client: &mut Client) -> bool {
     let replies = [
-        client.cmd(&["SET", "k3y-s3cret", "v4lue-s3cret"]),
-        client.cmd(&["GET", "k3y-s3cret"]),
-        client.cmd(&["GET", "k3y-s3cret"]),
-        client.cmd(&["MGET", "k3y-s3cret", "k3y-s3cret:2"]),
-        client.cmd(&["MSET", "k3y-s3cret:2", "v4lue-s3cret", "k3y-s3cret:3", "v4lue-s3cret"]),
-        client.cmd(&["EVAL", "return redis.call('get', KEYS[1]) .. ARGV[1]", "1", "k3y-s3cret", "v4lue-s3cret"]),
-        client.cmd(&["NEARSIDE", "EXPLAIN", "GET", "k3y-s3cret"]),
-        client.cmd(&["NEARSIDE", "ENTRY", "k3y-s3cret"]),
+        client.cmd(&["SET", "user:k3y-s3cret", "v4lue-s3cret"]),
+        client.cmd(&["GET", "user:k3y-s3cret"]),
+        client.cmd(&["GET", "user:k3y-s3cret"]),
+        client.cmd(&["MGET", "user:k3y-s3cret", "user:k3y-s3cret:2"]),
+        client.cmd(&["MSET", "user:k3y-s3cret:2", "v4lue-s3cret", "user:k3y-s3cret:3", "v4lue-s3cret"]),
+        client.cmd(&["EVAL", "return redis.call('get', KEYS[1]) .. ARGV[1]", "1", "user:k3y-s3cret", "v4lue-s3cret"]),
+        client.cmd(&["NEARSIDE", "EXPLAIN", "GET", "user:k3y-s3cret"]),
+        client.cmd(&["NEARSIDE", "ENTRY", "user:k3y-s3cret"]),
     ];
-    client.send(b"SET k3y-s3cret v4lue-s3cret\r\n");
+    client.send(b"SET user:k3y-s3cret v4lue-s3cret\r\n");
     client.reply();
     replies.iter().any(|reply| reply.is_error() && reply.text().starts_with("NEARSIDE upstream unavailable"))
 }
@@ -126,36 +126,36 @@ fn ordinary(client: &mut Client) -> bool {
 /// What is answered with an error, and what ends a connection.
 fn mistaken(client: &mut Client) {
     for words in [
-        &["LPUSH", "k3y-s3cret", "v4lue-s3cret"][..],
-        &["GET", "k3y-s3cret", "v4lue-s3cret"],
-        &["NOSUCHCOMMAND", "k3y-s3cret", "v4lue-s3cret"],
-        &["EVAL", "error('v4lue-s3cret')", "1", "k3y-s3cret"],
-        &["KEYS", "k3y-s3cret*"],
+        &["LPUSH", "user:k3y-s3cret", "v4lue-s3cret"][..],
+        &["GET", "user:k3y-s3cret", "v4lue-s3cret"],
+        &["NOSUCHCOMMAND", "user:k3y-s3cret", "v4lue-s3cret"],
+        &["EVAL", "error('v4lue-s3cret')", "1", "user:k3y-s3cret"],
+        &["KEYS", "user:k3y-s3cret*"],
         &["AUTH", "passw0rd-s3cret-wrong"],
         &["AUTH", "nobody", "passw0rd-s3cret-wrong"],
         &["HELLO", "3", "AUTH", "nobody", "passw0rd-s3cret-wrong"],
         &["NEARSIDE", "AUTH", "passw0rd-s3cret-wrong"],
-        &["NEARSIDE", "NOSUCH", "k3y-s3cret"],
-        &["NEARSIDE", "INVALIDATE", "REGEX", "(k3y-s3cret"],
+        &["NEARSIDE", "NOSUCH", "user:k3y-s3cret"],
+        &["NEARSIDE", "INVALIDATE", "REGEX", "(user:k3y-s3cret"],
     ] {
         assert!(client.cmd(words).is_error(), "{words:?}");
     }
-    client.send(b"*2\r\n$3\r\nGET\r\n!k3y-s3cret v4lue-s3cret\r\n");
+    client.send(b"*2\r\n$3\r\nGET\r\n!user:k3y-s3cret v4lue-s3cret\r\n");
     client.expect_closed();
 }
 
 fn pinned(proxy: &Proxy) {
     let mut client = proxy.client3();
     client.cmd(&["MULTI"]);
-    client.cmd(&["SET", "k3y-s3cret", "v4lue-s3cret"]);
+    client.cmd(&["SET", "user:k3y-s3cret", "v4lue-s3cret"]);
     client.cmd(&["NOSUCHCOMMAND", "v4lue-s3cret"]);
     assert!(client.cmd(&["EXEC"]).is_error());
-    client.cmd(&["WATCH", "k3y-s3cret"]);
+    client.cmd(&["WATCH", "user:k3y-s3cret"]);
     client.cmd(&["UNWATCH"]);
-    client.cmd(&["BLPOP", "k3y-s3cret:list", "0.01"]);
+    client.cmd(&["BLPOP", "user:k3y-s3cret:list", "0.01"]);
     let large = "v4lue-s3cret".repeat(200_000);
-    assert_eq!(client.cmd(&["SET", "k3y-s3cret:large", &large]), Reply::ok());
-    assert_eq!(client.cmd(&["GET", "k3y-s3cret:large"]).text().len(), large.len());
+    assert_eq!(client.cmd(&["SET", "user:k3y-s3cret:large", &large]), Reply::ok());
+    assert_eq!(client.cmd(&["GET", "user:k3y-s3cret:large"]).text().len(), large.len());
     client.send_cmd(&["SUBSCRIBE", "ch4nnel-s3cret"]);
     client.frame();
     proxy.client().cmd(&["PUBLISH", "ch4nnel-s3cret", "v4lue-s3cret"]);
@@ -166,11 +166,11 @@ fn invalidations(redis: &Redis, proxy: &Proxy) {
     const CHANNEL: &str = "nearside:invalidate";
     eventually(PATIENCE, "the subscription", || proxy.stats()["channel"] == "up");
     for payload in [
-        "key k3y-s3cret",
-        "v4lue-s3cret k3y-s3cret",
-        r#"{"v":1,"op":["v4lue-s3cret"],"args":["k3y-s3cret"]}"#,
+        "key user:k3y-s3cret",
+        "v4lue-s3cret user:k3y-s3cret",
+        r#"{"v":1,"op":["v4lue-s3cret"],"args":["user:k3y-s3cret"]}"#,
         r#"{"v":"v4lue-s3cret"}"#,
-        "regex (k3y-s3cret",
+        "regex (user:k3y-s3cret",
     ] {
         redis.cmd(&["PUBLISH", CHANNEL, payload]);
         proxy.client().cmd(&["PUBLISH", CHANNEL, payload]);
@@ -179,15 +179,15 @@ fn invalidations(redis: &Redis, proxy: &Proxy) {
     let mut client = proxy.client();
     assert_eq!(client.cmd(&["NEARSIDE", "AUTH", "passw0rd-s3cret-admin"]), Reply::ok());
     for words in [
-        &["NEARSIDE", "INVALIDATE", "KEY", "k3y-s3cret"][..],
-        &["NEARSIDE", "INVALIDATE", "PATTERN", "k3y-s3cret*"],
-        &["NEARSIDE", "INVALIDATE", "TAG", "k3y-s3cret"],
-        &["NEARSIDE", "DELETE", "PATTERN", "k3y-s3cret:*"],
+        &["NEARSIDE", "INVALIDATE", "KEY", "user:k3y-s3cret"][..],
+        &["NEARSIDE", "INVALIDATE", "PATTERN", "user:k3y-s3cret*"],
+        &["NEARSIDE", "INVALIDATE", "TAG", "user:k3y-s3cret"],
+        &["NEARSIDE", "DELETE", "PATTERN", "user:k3y-s3cret:*"],
     ] {
         assert!(!client.cmd(words).is_error(), "{words:?}");
     }
     proxy.wait_logged("NEARSIDE DELETE is over");
-    let body = r#"{"op":"key","args":["k3y-s3cret"]}"#;
+    let body = r#"{"op":"key","args":["user:k3y-s3cret"]}"#;
     for token in [Some("passw0rd-s3cret-http"), Some("passw0rd-s3cret-wrong"), None] {
         http::post(proxy.http_address(), "/api/v1/invalidate", token, body);
     }
@@ -200,6 +200,6 @@ fn identities(proxy: &Proxy) {
     ordinary(&mut client);
     let mut client = proxy.client();
     assert_eq!(client.cmd(&["AUTH", "poor", "passw0rd-s3cret"]), Reply::ok());
-    let refused = || client.cmd(&["GET", "k3y-s3cret"]).is_error().then_some(());
+    let refused = || client.cmd(&["GET", "user:k3y-s3cret"]).is_error().then_some(());
     poll(PATIENCE, refused).expect("upstream refuses the key to this user");
 }
