@@ -19,6 +19,9 @@ use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers
 
 use super::health::Target;
 use board::Board;
+
+pub(super) use board::clean;
+pub(super) use view::span;
 use feed::{Feed, News};
 
 /// How long a key is waited for before the frame is looked at again: soon enough that a resize does not look broken.
@@ -26,6 +29,9 @@ const TICK: Duration = Duration::from_millis(200);
 
 /// A frame as text, where the terminal's size is not known.
 const TEXT_SIZE: (u16, u16) = (100, 48);
+
+/// Narrower frames say nothing.
+pub(super) const NARROWEST: u16 = 20;
 
 #[derive(Args)]
 pub(super) struct TopArgs {

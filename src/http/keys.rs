@@ -7,7 +7,7 @@ use hyper::{Request, StatusCode};
 use serde::Serialize;
 
 use super::change::{malformed, refusal};
-use super::live::decoded;
+use super::query::decoded;
 use super::routes::{Answer, Refusal, Routes, json};
 use crate::config::KeyNames;
 use crate::observe::hot_keys::{Big, By, Hot};

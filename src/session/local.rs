@@ -8,7 +8,7 @@ use bytes::BytesMut;
 use super::dispatch::{Owned, Step, Work};
 use super::state::{Replies, is_plain};
 use super::transaction::Greeting;
-use super::{Session, inspect, span};
+use super::{Session, inspect};
 use crate::command::{Kind, Request, Spec};
 use crate::observe::clock;
 use crate::observe::patterns::PatternId;
@@ -58,7 +58,7 @@ impl Session {
             Now::Done => {
                 ctx.metrics.request(Timed::LocalOk, clock::now().saturating_sub(now));
                 if matches!(spec.kind, Kind::Hello | Kind::Auth | Kind::Client | Kind::Reset) {
-                    span::introduce(self);
+                    self.introduce();
                 }
                 None
             }

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use tracing::field::Empty;
 use tracing::instrument::Instrument;
 
+use super::state::State;
 use super::{Session, run};
 use crate::net::ReadHalf;
 use crate::observe::clock;
@@ -25,11 +26,11 @@ pub(crate) fn start(ctx: Rc<Ctx>, session: Rc<Session>, rd: ReadHalf) {
 }
 
 /// Name or user may have changed. Called in the client's own task, whose span is the current one.
-pub(super) fn introduce(session: &Session) {
+pub(super) fn introduce(state: &State) {
     if !tracing::enabled!(tracing::Level::DEBUG) {
         return;
     }
-    let (span, state) = (tracing::Span::current(), session.state.borrow());
+    let span = tracing::Span::current();
     if !state.name.is_empty() {
         span.record("name", log::name(&state.name));
     }

@@ -34,6 +34,8 @@ mod limits;
 mod live;
 /// What is logged, how often, and what never is.
 mod logs;
+/// The dashboard and the alert rules are about what is exported.
+mod monitoring;
 /// Byte for byte what Redis itself answers.
 mod oracle;
 /// Upstream gone, cell by cell of what is promised then, at start, in service and under load.
@@ -61,5 +63,7 @@ mod tidy;
 mod touch;
 /// What is loaded at start, how fast, and when it is done.
 mod warm;
+/// `nearside top` and `nearside health` beside a running sidecar.
+mod top;
 /// Several threads serve as one does.
 mod workers;

@@ -145,6 +145,6 @@ fn percent(part: f64, whole: f64) -> f64 {
 }
 
 /// Names come from clients: nothing in them may speak to the terminal.
-pub(super) fn clean(text: &str) -> String {
+pub(in crate::cli) fn clean(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }

@@ -18,9 +18,6 @@ const WIDE: u16 = 90;
 /// Below this the sparklines stand below each other.
 const SPARKS_SIDE_BY_SIDE: u16 = 60;
 
-/// Lines of a list with its border.
-const LIST: u16 = 8;
-
 pub(super) fn draw(frame: &mut Frame, board: &Board) {
     let wide = frame.area().width >= WIDE;
     let sparks = if frame.area().width >= SPARKS_SIDE_BY_SIDE { 5 } else { 12 };
@@ -164,22 +161,18 @@ fn latencies(board: &Board) -> Vec<Line<'static>> {
 
 /// What is in trouble stands above what is merely hot.
 fn draw_lists(frame: &mut Frame, area: Rect, board: &Board, wide: bool) {
-    let (left, right) = if wide {
-        let [left, right] = Layout::horizontal([Constraint::Ratio(1, 2); 2]).spacing(2).areas(area);
-        (left, right)
-    } else {
-        let [upper, lower] = Layout::vertical([Constraint::Length(4 * LIST), Constraint::Min(0)]).areas(area);
-        (upper, lower)
-    };
-    let width = left.width.into();
-    let first = [("alerts", alerts(board)), ("patterns", groups(board, "patterns", "pattern", width))];
-    let second = [("rules", groups(board, "rules", "rule", width)), ("top keys", keys(board, width)), ("events", events(board))];
+    let [left, right] = Layout::horizontal([Constraint::Ratio(1, 2); 2]).spacing(2).areas(area);
+    let width = usize::from(if wide { left.width } else { area.width });
+    let alerts = ("alerts", alerts(board));
+    let rules = ("rules", groups(board, "rules", "rule", width));
+    let patterns = ("patterns", groups(board, "patterns", "pattern", width));
+    let keys = ("top keys", keys(board, width));
+    let events = ("events", events(board));
     if wide {
-        draw_stack(frame, left, [first[0].clone(), second[0].clone(), first[1].clone()].to_vec());
-        draw_stack(frame, right, [second[1].clone(), second[2].clone()].to_vec());
+        draw_stack(frame, left, vec![alerts, rules, patterns]);
+        draw_stack(frame, right, vec![keys, events]);
     } else {
-        draw_stack(frame, left, first.into_iter().chain(second[..2].iter().cloned()).collect());
-        draw_stack(frame, right, vec![second[2].clone()]);
+        draw_stack(frame, area, vec![alerts, rules, patterns, keys, events]);
     }
 }
 

@@ -192,7 +192,7 @@ impl Client {
                     }
                     let mute = self.session.state.borrow_mut().mute();
                     let done = self.local_slow(ctx, spec, &req, mute).await;
-                    super::span::introduce(&self.session);
+                    self.session.introduce();
                     match done {
                         Local::Done => None,
                         Local::Close => {
