@@ -11,9 +11,10 @@ use crate::cache::{Bounds, L1};
 use crate::coherence::LaneProbe;
 use crate::config::{self, CacheMode, Overrides};
 use crate::limits;
-use crate::observe::metrics::Metrics;
-use crate::observe::reasons::Mode;
+use crate::observe::metrics::{Metrics, Setup};
+use crate::observe::reasons::{Method, Mode};
 use crate::observe::status::Status;
+use crate::observe::{View, families};
 use crate::resp::request::{Scan, Scanner};
 use crate::session::Probe;
 use crate::worker::{self, Ctx};
@@ -89,6 +90,31 @@ fn ctx(env: &[(&str, &str)]) -> Rc<Ctx> {
     let mode = if config.cache.mode == CacheMode::Serve { Mode::Serve } else { Mode::Off };
     let status = Arc::new(Status::new("upstream", mode));
     Ctx::new(Arc::new(config), l1, metrics, status)
+}
+
+/// The largest scrape there can be.
+pub struct Scrape(View);
+
+impl Default for Scrape {
+    /// All places of patterns taken, all pairs of route and method, all tags.
+    fn default() -> Scrape {
+        let setup = Setup { separators: ":", max_key_patterns: 1000, hot_keys: 0, key_prefix: "", workers: 1 };
+        let metrics = Metrics::with(&setup);
+        for i in 0..1000 {
+            let id = metrics.patterns.of_rule(&format!("pattern-{i:05}"));
+            metrics.patterns.hit(id);
+            metrics.patterns.candidate(id, Method::Get);
+            let _ = metrics.templates.add(&format!("tag:{i:05}:{{key}}"), i);
+        }
+        Scrape(View { metrics: Arc::new(metrics), status: Arc::new(Status::new("upstream", Mode::Serve)) })
+    }
+}
+
+impl Scrape {
+    /// The text that Prometheus is sent.
+    pub fn text(&self) -> String {
+        families::render(&self.0).expect("a scrape")
+    }
 }
 
 /// The request scanner of one client.

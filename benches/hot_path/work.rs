@@ -1,12 +1,17 @@
 //! What is counted: scenarios that know every byte in and out, and the process that plays one of them.
 
-use nearside::bench::{Requests, Sidecar};
+use std::time::Instant;
+
+use nearside::bench::{Requests, Scrape, Sidecar};
 
 /// Keys that every scenario finds in the L1, as redis-benchmark names them.
 const KEYS: usize = 1000;
 
 /// Keys that one scenario asks for: enough for moka's housekeeping, which comes with every 64th read, to count in full.
 const ASKED: usize = 6400;
+
+/// Scrapes that are counted: each takes as long as thousands of hits.
+const SCRAPES: usize = 20;
 
 /// Keys of an MGET.
 const MGET: usize = 10;
@@ -25,7 +30,11 @@ pub(crate) struct Scenario {
 impl Scenario {
     /// How many requests are counted.
     pub(crate) fn requests(&self) -> usize {
-        if self.name.starts_with("mget") { ASKED / MGET } else { ASKED }
+        match self.name {
+            "scrape" => SCRAPES,
+            name if name.starts_with("mget") => ASKED / MGET,
+            _ => ASKED,
+        }
     }
 }
 
@@ -33,6 +42,9 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "hit_1", what: "GET from the L1", pipeline: 1, env: &[], rules: 0, round: hits },
     Scenario { name: "hit_64", what: "the same, 64 in one read", pipeline: 64, env: &[], rules: 0, round: hits },
     Scenario { name: "mget_10", what: "MGET of 10 keys, all in the L1", pipeline: 1, env: &[], rules: 0, round: mget },
+    Scenario { name: "hit_1_off", what: "hit_1, nothing observed", pipeline: 1, env: OFF, rules: 0, round: hits },
+    Scenario { name: "hit_64_off", what: "hit_64, nothing observed", pipeline: 64, env: OFF, rules: 0, round: hits },
+    Scenario { name: "mget_off", what: "mget_10, nothing observed", pipeline: 1, env: OFF, rules: 0, round: mget },
     Scenario { name: "relay_1", what: "EXISTS and its reply", pipeline: 1, env: &[], rules: 0, round: relay },
     Scenario { name: "relay_64", what: "the same, 64 in one read", pipeline: 64, env: &[], rules: 0, round: relay },
     Scenario {
@@ -62,7 +74,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         rules: 0,
         round: hits,
     },
+    Scenario { name: "scrape", what: "the largest scrape of /metrics", pipeline: 1, env: &[], rules: 0, round: hits },
 ];
+
+/// No key is followed, no command is slow.
+const OFF: &[(&str, &str)] = &[("NEARSIDE_OBSERVE__HOT_KEYS", "0"), ("NEARSIDE_OBSERVE__SLOW_LOG", "0s")];
 
 const INVALIDATE: &[(&str, &str)] = &[("NEARSIDE_CACHE__ON_WRITE", "invalidate")];
 
@@ -192,6 +208,9 @@ pub(crate) fn measure(scenario: &Scenario) {
     if scenario.name == "scan_64" {
         return scan(rounds, &mut draw);
     }
+    if scenario.name == "scrape" {
+        return scrape(rounds);
+    }
     // What is answered stays vouched for while valgrind takes its time.
     let env = [
         ("NEARSIDE_UPSTREAM__URL", "redis://127.0.0.1:1"),
@@ -236,6 +255,20 @@ fn turn(sidecar: &mut Sidecar, round: &Round) {
     if !round.answer.is_empty() {
         sidecar.answer(&round.answer);
     }
+}
+
+/// Says how long one takes too: on its own that is a time, under valgrind it is none.
+fn scrape(rounds: usize) {
+    let scrape = Scrape::default();
+    let text = scrape.text();
+    let series = text.lines().filter(|line| !line.starts_with('#')).count();
+    assert!(series > 6000, "{series}");
+    let began = Instant::now();
+    for _ in 0..rounds {
+        assert_eq!(measured(|| scrape.text()).len(), text.len());
+    }
+    let each = began.elapsed() / u32::try_from(rounds).expect("few");
+    println!("{series} series, {} bytes, {each:?} each", text.len());
 }
 
 fn scan(rounds: usize, draw: &mut Draw) {

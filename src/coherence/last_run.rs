@@ -5,7 +5,7 @@
 //!
 //! **The file** is an array of RESP: a word that says what it is, the names, and a word at the end. It is written beside its
 //! place and renamed, so there is the old one or the new one, never a half. What is not such a file is a warning: a cold
-//! start is no reason not to start. Names of keys may tell something, so the file is for its owner only (0600).
+//! start is better than none. Names of keys may tell something, so the file is for its owner only (0600).
 //!
 //! What this process was not asked for is kept behind what it was, from the file it read: a process that ends after a
 //! second must not leave its successor with one key.
@@ -157,10 +157,12 @@ fn names(bytes: &[u8]) -> Option<Vec<Vec<u8>>> {
         return None;
     }
     let mut scanner = Scanner::new(bytes.len(), bytes.len());
-    let whole = matches!(scanner.scan(bytes), Scan::Request { len } if len == bytes.len());
+    let Scan::Request { len } = scanner.scan(bytes) else { return None };
     let words: Vec<&[u8]> = scanner.args().iter().map(|arg| &bytes[arg.range()]).collect();
     match words.as_slice() {
-        [MAGIC, keys @ .., END] if whole && keys.iter().all(|key| !key.is_empty() && key.len() <= KEY_MAX) => {
+        [MAGIC, keys @ .., END]
+            if len == bytes.len() && keys.iter().all(|key| !key.is_empty() && key.len() <= KEY_MAX) =>
+        {
             Some(keys.iter().map(|key| key.to_vec()).collect())
         }
         _ => None,

@@ -94,7 +94,6 @@ rules: [{{pattern: '*'}}]
 warm: {{from: last_run, keys: [k], patterns: [p], rate: 1, max_keys: 1, before_ready: true, timeout: 1s,
   last_run_file: /tmp/l, last_run_keys: 3}}
 observe: {{separators: '/', max_key_patterns: 7, keys: hide, hot_keys: 9, slow_log: 1s}}
-local: {{max_bytes: 5MiB}}
 coherence: {{mode: ttl, max_staleness: 2s, fence: session, channel: c, sample_per_second: 2,
   ttl_cap: {{tracking: 1s, pubsub: 2s, ttl: 2s}}, pubsub_atomic: false, canary: off}}
 outage: {{reads: fail, max_stale: 1s, error: close}}

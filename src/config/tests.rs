@@ -689,6 +689,57 @@ fn what_is_loaded_and_told_is_checked() {
 }
 
 #[test]
+fn what_is_observed_is_checked() {
+    let separators =
+        "is not 1 to 8 separators; write ASCII characters that are no letters, digits or blanks, for example \":/\"";
+    for (yaml, key, problem) in [
+        ("observe: {separators: ''}", "observe.separators", format!("\"\" {separators}")),
+        ("observe: {separators: ':a'}", "observe.separators", format!("\":a\" {separators}")),
+        ("observe: {separators: ': '}", "observe.separators", format!("\": \" {separators}")),
+        ("observe: {separators: '·'}", "observe.separators", format!("\"·\" {separators}")),
+        ("observe: {separators: ':/|.,;_-+'}", "observe.separators", format!("\":/|.,;_-+\" {separators}")),
+        (
+            "warm: {from: last_run}",
+            "warm.from",
+            "last_run needs a file; name one that outlives the process in warm.last_run_file".to_owned(),
+        ),
+        (
+            "warm: {from: last_run, last_run_file: /tmp/x, last_run_keys: 600}",
+            "warm.last_run_keys",
+            "is more than observe.hot_keys (512), which are followed".to_owned(),
+        ),
+        ("warm: {last_run_file: /tmp/}", "warm.last_run_file", "\"/tmp/\" is not the path of a file".to_owned()),
+    ] {
+        assert_eq!(problems(yaml), [format!("x.yaml:1: {key}: {problem}")], "{yaml}");
+    }
+    for yaml in [
+        "observe: {slow_log: fast}",
+        "observe: {slow_log: -1ms}",
+        "observe: {keys: all}",
+        "observe: {hot_keys: 10001}",
+        "observe: {max_key_patterns: 0}",
+        "observe: {max_key_patterns: 1001}",
+        "observe: {separator: ':'}",
+    ] {
+        let problems = problems(yaml);
+        assert!(problems.len() == 1 && problems[0].starts_with("x.yaml:1: observe."), "{problems:?}");
+    }
+    let two = "observe: {hot_keys: 0}\nwarm: {from: last_run, last_run_file: /tmp/x}";
+    assert_eq!(
+        problems(two),
+        ["x.yaml:2: warm.from: last_run needs to know which keys are asked for most; observe.hot_keys is 0"]
+    );
+    let observe = loaded("observe: {separators: ':/', slow_log: 0s, hot_keys: 0, keys: hide}").observe;
+    assert_eq!((observe.separators.as_str(), observe.slow_log, observe.hot_keys), (":/", None, 0));
+    assert_eq!(loaded("workers: 1").observe.slow_log, Some(Duration::from_millis(10)));
+    let (_, warnings) = Written::new("warm: {last_run_file: /tmp/x}").load(&[UPSTREAM]).unwrap();
+    assert!(
+        warnings.iter().any(|w| w.starts_with("warm.last_run_file is given and nothing is written")),
+        "{warnings:?}"
+    );
+}
+
+#[test]
 fn the_memory_limit_halves_and_warns() {
     let none = Overrides::default();
     let auto = |limit| load_within(&none, env(&[UPSTREAM]), limit).unwrap().0.cache.max_bytes;
@@ -900,6 +951,7 @@ fn what_the_in_memory_engine_does_not_do_is_refused() {
         ("commands: {deny: [get]}", "commands.deny"),
         ("commands: {rate: [{per_second: 1}]}", "commands.rate"),
         ("warm: {keys: [a]}", "warm.keys"),
+        ("warm: {from: last_run, last_run_file: /tmp/x}", "warm.from"),
     ] {
         let error = Written::new(&format!("upstream: {{url: embedded}}\n{yaml}")).load(&[]).unwrap_err().to_string();
         assert!(error.contains(&format!("{key}: the in-memory engine has nothing of the kind")), "{error}");

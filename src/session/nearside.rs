@@ -550,6 +550,7 @@ pub(super) fn own_section(ctx: &Ctx, now: u64) -> String {
     line("rate_limit_waits", m.policy.limited.get(Limited::Wait));
     line("rate_limit_waited_ms", m.policy.waited.get() / 1_000_000);
     line("rate_limit_errors", m.policy.limited.get(Limited::Error));
+    line("slow_commands", m.slow.last(0).1);
     line("pinned_connections", ctx.pool.open() as u64);
     line("upstream_reconnects", m.reconnects.get());
     line("channel_epoch", ctx.channel.epoch());

@@ -24,6 +24,8 @@ mod faults;
 mod harness;
 /// No old value is served: the hazards of the coherence protocol, one by one.
 mod hazards;
+/// Keys, values and commands that stand out, and what is kept of them for the next process.
+mod hot_keys;
 /// The side port follows what happens on the others.
 mod http;
 /// Sockets, signals, draining, exit codes.
@@ -34,6 +36,8 @@ mod limits;
 mod live;
 /// What is logged, how often, and what never is.
 mod logs;
+/// What Prometheus reads, by promtool and a real one.
+mod metrics;
 /// The dashboard and the alert rules are about what is exported.
 mod monitoring;
 /// Byte for byte what Redis itself answers.
