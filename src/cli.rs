@@ -222,7 +222,8 @@ fn ask_health(args: &HealthArgs) -> u8 {
 
 /// The state with all its checks.
 fn tell_checks(target: &health::Target) -> u8 {
-    let told = health::ask(&target.path(checks::PATH)).map_err(|e| e.to_string()).and_then(|answer| checks::read(&answer));
+    let told =
+        health::ask(&target.path(checks::PATH)).map_err(|e| e.to_string()).and_then(|answer| checks::read(&answer));
     match told {
         Ok(checks) => {
             let printed = say(&checks.lines());

@@ -34,7 +34,9 @@ struct Check {
 pub(super) fn read(answer: &Answer) -> Result<Checks, String> {
     match answer.status {
         200 => serde_json::from_str(&answer.body).map_err(|e| format!("not the answer of Nearside: {e}")),
-        404 => Err("this version has no such page; nearside health without --checks asks whether it is ready".to_owned()),
+        404 => {
+            Err("this version has no such page; nearside health without --checks asks whether it is ready".to_owned())
+        }
         status => Err(format!("status {status}")),
     }
 }
@@ -55,9 +57,12 @@ impl Check {
     /// `degraded   hit_rate         0.41 (0.6 ratio): below 60 %`
     fn line(&self) -> String {
         let unit = self.unit.as_deref().map_or_else(String::new, |unit| format!(" {}", clean(unit)));
-        let limit = if self.threshold.is_null() { String::new() } else { format!(" ({}{unit})", plain(&self.threshold)) };
-        let message = self.message.as_deref().filter(|m| !m.is_empty()).map_or_else(String::new, |m| format!(": {}", clean(m)));
-        let line = format!("{:<10} {:<16} {}{limit}{message}", clean(&self.status), clean(&self.name), plain(&self.value));
+        let limit =
+            if self.threshold.is_null() { String::new() } else { format!(" ({}{unit})", plain(&self.threshold)) };
+        let message =
+            self.message.as_deref().filter(|m| !m.is_empty()).map_or_else(String::new, |m| format!(": {}", clean(m)));
+        let line =
+            format!("{:<10} {:<16} {}{limit}{message}", clean(&self.status), clean(&self.name), plain(&self.value));
         line.trim_end().to_owned() + "\n"
     }
 }

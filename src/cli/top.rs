@@ -21,8 +21,8 @@ use super::health::Target;
 use board::Board;
 
 pub(super) use board::clean;
-pub(super) use view::span;
 use feed::{Feed, News};
+pub(super) use view::span;
 
 /// How long a key is waited for before the frame is looked at again: soon enough that a resize does not look broken.
 const TICK: Duration = Duration::from_millis(200);

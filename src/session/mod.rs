@@ -4,6 +4,7 @@
 //! over.
 
 mod agent;
+mod counts;
 mod dispatch;
 mod embedded;
 mod forms;

@@ -91,12 +91,20 @@ fn no_value_key_or_password_is_logged_at_any_level() {
     identities(&proxy);
     // A command that takes long, which the slow log has; and upstream going away under reads and writes.
     let mut slow = proxy.client();
-    slow.cmd(&["EVAL", "local t = 0; for i = 1, 3000000 do t = t + i end; return ARGV[1]", "1", "user:k3y-s3cret", "v4lue-s3cret"]);
+    slow.cmd(&[
+        "EVAL",
+        "local t = 0; for i = 1, 3000000 do t = t + i end; return ARGV[1]",
+        "1",
+        "user:k3y-s3cret",
+        "v4lue-s3cret",
+    ]);
     proxy.wait_logged("slow command: eval");
     redis.stop();
     eventually(PATIENCE, "upstream to be gone", || ordinary(&mut proxy.client()));
     redis.restart();
-    eventually(PATIENCE, "it to be back", || proxy.client().cmd(&["SET", "user:k3y-s3cret", "v4lue-s3cret"]) == Reply::ok());
+    eventually(PATIENCE, "it to be back", || {
+        proxy.client().cmd(&["SET", "user:k3y-s3cret", "v4lue-s3cret"]) == Reply::ok()
+    });
     let lines = proxy.lines_logged("");
     assert!(lines.len() > 30 && proxy.logged("client disconnected"), "{} lines", lines.len());
     for (secret, line) in SECRETS.iter().flat_map(|secret| lines.iter().map(move |line| (secret, line))) {

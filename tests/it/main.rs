@@ -63,11 +63,11 @@ mod support;
 mod tags;
 /// The rules of layout and layering hold because they are a test.
 mod tidy;
+/// `nearside top` and `nearside health` beside a running sidecar.
+mod top;
 /// Upstream is told which keys are hit here.
 mod touch;
 /// What is loaded at start, how fast, and when it is done.
 mod warm;
-/// `nearside top` and `nearside health` beside a running sidecar.
-mod top;
 /// Several threads serve as one does.
 mod workers;

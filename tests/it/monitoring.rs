@@ -54,7 +54,10 @@ fn every_alert_has_a_test_and_a_page() {
         assert!(tests.contains(&format!("- alertname: {name}\n")), "no unit test of {name}");
         let anchor = name.to_lowercase();
         assert!(rules.contains(&format!("runbook_url: docs/monitoring.md#{anchor}\n")), "no runbook of {name}");
-        assert!(page.lines().any(|line| line.trim_start_matches('#').trim() == name && line.starts_with('#')), "{name}");
+        assert!(
+            page.lines().any(|line| line.trim_start_matches('#').trim() == name && line.starts_with('#')),
+            "{name}"
+        );
     }
 }
 
@@ -71,9 +74,11 @@ fn every_expression_has_data_from_a_sidecar_at_work() {
         .start();
     let load = Load::on(&proxy);
     let prometheus = Prometheus::scraping(&proxy, &Path::new(ROOT).join(ALERTS));
-    eventually(LOADED, "a rate over three scrapes", || {
-        matches!(prometheus.query("count_over_time(nearside_build_info[1h]) > 3"), Some(Answer::Series(s)) if !s.is_empty())
-    });
+    eventually(
+        LOADED,
+        "a rate over three scrapes",
+        || matches!(prometheus.query("count_over_time(nearside_build_info[1h]) > 3"), Some(Answer::Series(s)) if !s.is_empty()),
+    );
     let exported: BTreeSet<String> = names(&prometheus);
     for family in NOT_YET {
         assert!(!exported.contains(family), "{family} is exported now: take it off the list");
@@ -134,7 +139,8 @@ fn names(prometheus: &Prometheus) -> BTreeSet<String> {
 
 /// The metrics that an expression names: what selects series, and what reads like one of ours.
 fn metrics(expression: &str) -> BTreeSet<String> {
-    let named = Regex::new(r"([a-zA-Z_:][a-zA-Z0-9_:]*)\s*\{|\b((?:cache|nearside|process)_[a-z0-9_]+|up)\b").expect("a pattern");
+    let named = Regex::new(r"([a-zA-Z_:][a-zA-Z0-9_:]*)\s*\{|\b((?:cache|nearside|process)_[a-z0-9_]+|up)\b")
+        .expect("a pattern");
     let found = named.captures_iter(expression).filter_map(|found| found.get(1).or(found.get(2)));
     found.map(|name| name.as_str().to_owned()).collect()
 }

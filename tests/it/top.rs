@@ -25,7 +25,9 @@ fn once_prints_a_frame_of_what_runs() {
     let mut client = proxy.client();
     client.cmd(&["SET", "user:1", "v"]);
     let seen = poll(PATIENCE, || {
-        client.cmd(&["GET", "user:1"]);
+        // Hot keys are found by sampling.
+        let get: &[&str] = &["GET", "user:1"];
+        client.pipeline(&[get; 200]);
         let output = nearside(&["top", "--once", "--url", &url]);
         assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
         let frame = text(&output.stdout);
@@ -33,7 +35,9 @@ fn once_prints_a_frame_of_what_runs() {
         (frame.contains("coherence tracking") && frame.matches("user").count() >= 2).then_some(frame)
     });
     let frame = seen.expect("a frame with what was asked for");
-    for part in ["mode serve", "backend upstream", "upstream redis", " up  clients ", "requests ", "latency, ms", "top keys"] {
+    for part in
+        ["mode serve", "backend upstream", "upstream redis", " up  clients ", "requests ", "latency, ms", "top keys"]
+    {
         assert!(frame.contains(part), "no {part:?} in\n{frame}");
     }
     assert!(!frame.contains('\u{1b}'), "plain text");
@@ -114,7 +118,8 @@ fn the_live_view_follows_a_sidecar_that_goes_and_leaves_the_terminal_as_it_was()
     }
     let redis = Redis::start();
     let mut proxy = Proxy::start(&redis);
-    let command = |proxy: &Proxy| format!("stty cols 100 rows 40; {NEARSIDE} top --url http://{}", proxy.http_address());
+    let command =
+        |proxy: &Proxy| format!("stty cols 100 rows 40; {NEARSIDE} top --url http://{}", proxy.http_address());
     let mut tty = Tty::running(&command(&proxy));
     eventually(PATIENCE, "a frame", || tty.has("latency, ms") && tty.has("serve"));
     assert!(!tty.has(BACK));

@@ -9,7 +9,8 @@ use super::text;
 fn dashboard() -> Value {
     let q = |p50: f64| json!({"count": 12345, "avg_ms": p50, "p50_ms": p50, "p95_ms": 2.0 * p50, "p99_ms": 4.0 * p50});
     let durations = json!({"all": q(0.1), "hit": q(0.02), "miss": q(0.5), "upstream": q(0.4)});
-    let counts = |name: &str, of: &str| json!({name: of, "hits": 900, "misses": 100, "hit_rate": 0.9, "sets": 90, "dels": 3});
+    let counts =
+        |name: &str, of: &str| json!({name: of, "hits": 900, "misses": 100, "hit_rate": 0.9, "sets": 90, "dels": 3});
     json!({
         "version": "0.1.0", "at": "2026-11-28T20:00:00.000Z",
         "health": {"status": "degraded", "uptime_ms": 3_723_000, "rss_bytes": 50_331_648, "cpu_share": 0.07, "checks": []},
@@ -63,7 +64,13 @@ fn a_wide_frame_has_everything() {
     has(&frame, &["nearside 0.1.0  mode serve  backend upstream  coherence tracking  up 1 h 2 min"]);
     has(&frame, &["degraded  upstream redis 7.0.15 up  clients 42  memory 48.0 MiB  cpu 7 %"]);
     has(&frame, &["requests 1234/s", "upstream 99.5/s", "hit rate 90.0 %, 1 min 75.0 %"]);
-    has(&frame, &["hit           0.020    0.040    0.080    12.3k   0.020 / 0.080", "errors    7 in all, 1.0 % of the last minute"]);
+    has(
+        &frame,
+        &[
+            "hit           0.020    0.040    0.080    12.3k   0.020 / 0.080",
+            "errors    7 in all, 1.0 % of the last minute",
+        ],
+    );
     has(&frame, &["sessions", "user", "900", "100", "90.0 %", "user:1", "2.0 KiB", "(session)"]);
     has(&frame, &["warning: hit_rate since 19:59:00: below 60 %", "19:58:01 reload: read again", "q quit"]);
     assert!(!frame.contains("long ago"), "an alert that is resolved is no news\n{frame}");
@@ -114,13 +121,19 @@ fn the_hit_rate_of_a_second_is_of_what_came_in_it() {
         look(seen)
     };
     // The first look has nothing to compare with; a sidecar that was started again counts from 0.
-    [(900, 100), (930, 110), (930, 110), (5, 5), (6, 5)].map(|(hits, misses)| board.hear(with(hits, misses)));
+    for (hits, misses) in [(900, 100), (930, 110), (930, 110), (5, 5), (6, 5)] {
+        board.hear(with(hits, misses));
+    }
     assert_eq!(board.hit_rate.last(10), [75, 0, 100]);
 }
 
 #[test]
 fn what_a_sidecar_does_not_have_is_unknown() {
     let mut board = Board::new(String::new());
-    board.hear(News::Snapshot(Box::new(Look { dashboard: json!({"version": "9"}), keys: Value::Null, events: Value::Null })));
+    board.hear(News::Snapshot(Box::new(Look {
+        dashboard: json!({"version": "9"}),
+        keys: Value::Null,
+        events: Value::Null,
+    })));
     has(&text(&board, 120, 40), &["nearside 9  mode ?", "hit rate -", "clients ?", "none"]);
 }

@@ -71,7 +71,8 @@ fn condition(board: &Board) -> Line<'static> {
     };
     let clients = board.number("/runs/active").map_or_else(|| "?".to_owned(), count);
     let memory = board.number("/health/rss_bytes").map_or_else(|| "?".to_owned(), size);
-    let cpu = board.number("/health/cpu_share").map_or_else(|| "?".to_owned(), |share| format!("{:.0} %", 100.0 * share));
+    let cpu =
+        board.number("/health/cpu_share").map_or_else(|| "?".to_owned(), |share| format!("{:.0} %", 100.0 * share));
     Line::from(vec![
         Span::styled(status.clone(), colour(&status)),
         Span::raw(format!("  upstream {upstream} ")),
@@ -107,8 +108,11 @@ fn colour(status: &str) -> Style {
 fn draw_rates(frame: &mut Frame, area: Rect, board: &Board) {
     let three = [Constraint::Ratio(1, 3); 3];
     let side_by_side = area.width >= SPARKS_SIDE_BY_SIDE;
-    let places: [Rect; 3] =
-        if side_by_side { Layout::horizontal(three).spacing(1).areas(area) } else { Layout::vertical(three).areas(area) };
+    let places: [Rect; 3] = if side_by_side {
+        Layout::horizontal(three).spacing(1).areas(area)
+    } else {
+        Layout::vertical(three).areas(area)
+    };
     let per_second = |path: &str| board.number(path).map_or_else(|| "?".to_owned(), |n| format!("{}/s", count(n)));
     let overall = share(board.number("/cache/hit_rate"));
     let minute = share(board.number("/metrics/windows/1m/hit_rate"));
@@ -222,7 +226,8 @@ fn alerts(board: &Board) -> Vec<Line<'static>> {
     let firing = board.list("/alerts/items").iter().filter(|item| item["state"] == "firing");
     let row = |item: &Value| {
         let severity = text(item, "severity");
-        let line = format!("{severity}: {} since {}: {}", text(item, "name"), clock(item, "since"), text(item, "message"));
+        let line =
+            format!("{severity}: {} since {}: {}", text(item, "name"), clock(item, "since"), text(item, "message"));
         Line::styled(line, colour(&severity))
     };
     let lines: Vec<Line> = firing.map(row).collect();
@@ -230,7 +235,8 @@ fn alerts(board: &Board) -> Vec<Line<'static>> {
 }
 
 fn events(board: &Board) -> Vec<Line<'static>> {
-    let row = |item: &Value| Line::from(format!("{} {}: {}", clock(item, "at"), text(item, "kind"), text(item, "message")));
+    let row =
+        |item: &Value| Line::from(format!("{} {}: {}", clock(item, "at"), text(item, "kind"), text(item, "message")));
     let lines: Vec<Line> = board.events().iter().map(row).collect();
     if lines.is_empty() { vec![Line::from("none").dim()] } else { lines }
 }

@@ -27,7 +27,8 @@ pub(crate) enum Answer {
 
 /// Whether both programs of Debian's package `prometheus` are there.
 pub(crate) fn installed() -> bool {
-    let has = |program: &str| Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success());
+    let has =
+        |program: &str| Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success());
     holds(has("prometheus") && has("promtool"), "needs prometheus and promtool, which are not installed")
 }
 
