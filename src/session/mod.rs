@@ -375,8 +375,9 @@ impl Session {
     /// Who it is may have changed.
     fn introduce(&self) {
         let state = self.state.borrow();
+        let before = self.run.who();
         self.run.call(Some(&state.name), state.authenticated.then(|| state.user()));
-        span::introduce(&state);
+        span::introduce(&before, &self.run.who());
     }
 
     fn proto(&self) -> Proto {

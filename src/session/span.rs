@@ -7,11 +7,11 @@ use std::rc::Rc;
 use tracing::field::Empty;
 use tracing::instrument::Instrument;
 
-use super::state::State;
 use super::{Session, run};
 use crate::net::ReadHalf;
 use crate::observe::clock;
 use crate::observe::log;
+use crate::observe::runs::Who;
 use crate::worker::Ctx;
 
 /// Begins the task of one client.
@@ -25,16 +25,18 @@ pub(crate) fn start(ctx: Rc<Ctx>, session: Rc<Session>, rd: ReadHalf) {
     tokio::task::spawn_local(run(ctx, session, rd).instrument(span));
 }
 
-/// Name or user may have changed. Called in the client's own task, whose span is the current one.
-pub(super) fn introduce(state: &State) {
+/// What it is called has changed. Called in the client's own task, whose span is the current one. What is recorded twice
+/// would be shown twice.
+pub(super) fn introduce(before: &Who, now: &Who) {
     if !tracing::enabled!(tracing::Level::DEBUG) {
         return;
     }
     let span = tracing::Span::current();
-    if !state.name.is_empty() {
-        span.record("name", log::name(&state.name));
+    for (field, before, now) in [("name", &before.name, &now.name), ("user", &before.user, &now.user)] {
+        if let Some(now) = now.as_ref().filter(|now| before.as_ref() != Some(now)) {
+            span.record(field, log::name(now.as_bytes()));
+        }
     }
-    span.record("user", log::name(state.user()));
 }
 
 /// The last line of a client.

@@ -14,7 +14,7 @@ fn at_debug_a_client_is_a_span_with_its_name_and_its_end() {
     client.cmd(&["HELLO", "3", "SETNAME", "web-1"]);
     assert_eq!(client.cmd(&["QUIT"]), Reply::ok());
     let socket = proxy.socket().display();
-    let span = format!("addr={socket}:0 name=\"web-1\" user=\"default\"}}: client disconnected why=\"closed\" for_ms=");
+    let span = format!("addr={socket}:0 name=\"web-1\"}}: client disconnected why=\"closed\" for_ms=");
     proxy.wait_logged(&span);
     let connected = proxy.lines_logged("client connected").pop().expect("the line");
     assert!(connected.contains(&format!("DEBUG client{{id=")) && connected.contains("laddr="), "{connected}");
