@@ -26,6 +26,7 @@ use crate::live::{self, Origin};
 use crate::net::Stream;
 use crate::observe::View;
 use crate::observe::events::Actor;
+use crate::observe::log::TOLD_EVERY;
 use crate::observe::metrics::Metrics;
 use crate::observe::reasons::{Coherence, Mode, Reject, Replayed, Source};
 use crate::observe::stamp;
@@ -188,6 +189,7 @@ async fn run(
     ctx.status.set_started();
     tokio::task::spawn_local(reload_on(ctx.clone(), hangup));
     tokio::task::spawn_local(live::watch(ctx.clone()));
+    tokio::task::spawn_local(tell_repeats(ctx.clone()));
     let http: Vec<String> = http.iter().map(SocketAddr::to_string).collect();
     let http = if http.is_empty() { "off".to_owned() } else { http.join(", ") };
     let phase = if ctx.status.ready() { "ready" } else { "serving, not ready: warming first" };
@@ -202,6 +204,7 @@ async fn run(
     }
     ctx.keep_observed();
     end_queues(&ctx);
+    ctx.live.tell_repeats(true);
     Ok(())
 }
 
@@ -272,6 +275,14 @@ async fn reload_on(ctx: Rc<Ctx>, mut hangup: Signal) {
     while hangup.recv().await.is_some() {
         // What is wrong with it has been logged.
         let _ = live::reload(&ctx, &Actor::Sighup).await;
+    }
+}
+
+/// Which lines of the log were held back because they said the same.
+async fn tell_repeats(ctx: Rc<Ctx>) {
+    loop {
+        sleep(TOLD_EVERY).await;
+        ctx.live.tell_repeats(false);
     }
 }
 
@@ -441,7 +452,7 @@ fn admit(ctx: &Rc<Ctx>, workers: &Workers, stream: Stream, mut peering: Peering)
     // Before its task has run once: of those that come in one go each counts for the next.
     ctx.sessions.borrow_mut().insert(session.id, session.clone());
     ctx.count_clients();
-    tokio::task::spawn_local(session::run(ctx.clone(), session, rd));
+    session::start(ctx.clone(), session, rd);
 }
 
 /// Raises the soft limit of open files to what `max_clients` needs, or lowers `max_clients` to what the hard limit allows.

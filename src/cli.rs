@@ -2,9 +2,11 @@
 //! to do and how it ends; serving is `app`'s, what a setting means is `config`'s.
 
 mod audit;
+mod checks;
 mod explain;
 mod health;
 mod preflight;
+mod top;
 
 use std::{ffi::OsString, io::Write as _, process::ExitCode};
 
@@ -43,6 +45,7 @@ fn run(args: impl Iterator<Item = OsString>) -> u8 {
     };
     match cli.command {
         Some(Command::Health(args)) => ask_health(&args),
+        Some(Command::Top(args)) => watch(&args),
         Some(Command::Explain(args)) => explain(&args),
         Some(Command::Preflight(args)) => preflight(&args.overrides()),
         Some(Command::Audit(args)) => match args.options() {
@@ -66,6 +69,8 @@ Examples:
   nearside --config config/nearside.yaml --check-config
   NEARSIDE_UPSTREAM__URL=redis://cache:6379 NEARSIDE_CACHE__MAX_BYTES=64MiB nearside
   nearside health --url http://127.0.0.1:9380
+  nearside health --checks
+  nearside top
   nearside explain GET session:7:abc
   nearside explain --config config/session-store.yaml GET session:7:abc
   nearside preflight --config config/nearside.yaml
@@ -94,6 +99,8 @@ enum Command {
     Serve(ServeArgs),
     /// Ask a running process whether it is ready, for probes and people
     Health(HealthArgs),
+    /// Watch a running process in this terminal: rates, latencies, hot keys, rules, alerts; q quits
+    Top(top::TopArgs),
     /// Say what a running process, or a configuration file, makes of a command: which rule decides, and why
     Explain(explain::ExplainArgs),
     /// Ask upstream what a sidecar with this configuration would meet; exit 1 where a check fails
@@ -143,6 +150,9 @@ struct HealthArgs {
     /// Configuration file that names http.listen [env: NEARSIDE_CONFIG]
     #[arg(long, value_name = "FILE")]
     config: Option<String>,
+    /// Ask for every check instead, and print a line for each, for people; exit 1 where the state is critical
+    #[arg(long)]
+    checks: bool,
 }
 
 impl ServeArgs {
@@ -198,12 +208,48 @@ fn ask_health(args: &HealthArgs) -> u8 {
         Ok(target) => target,
         Err(error) => return complain(&error, WRONG_CONFIGURATION),
     };
+    if args.checks {
+        return tell_checks(&target);
+    }
     match health::ask(&target) {
         Ok(answer) => {
             let printed = say(&format!("{}\n", answer.body.trim_end()));
             if answer.status == 200 { printed } else { RUNTIME_FAILURE }
         }
         Err(error) => complain(&format!("{target}: {error}"), RUNTIME_FAILURE),
+    }
+}
+
+/// The state with all its checks.
+fn tell_checks(target: &health::Target) -> u8 {
+    let told =
+        health::ask(&target.path(checks::PATH)).map_err(|e| e.to_string()).and_then(|answer| checks::read(&answer));
+    match told {
+        Ok(checks) => {
+            let printed = say(&checks.lines());
+            if checks.is_critical() { RUNTIME_FAILURE } else { printed }
+        }
+        Err(why) => complain(&format!("{}{}: {why}", target.place(), checks::PATH), RUNTIME_FAILURE),
+    }
+}
+
+fn watch(args: &top::TopArgs) -> u8 {
+    let asked = HealthArgs { url: args.url.clone(), config: args.config.clone(), checks: false };
+    let target = match health_target(&asked) {
+        Ok(target) => target,
+        Err(error) => return complain(&error, WRONG_CONFIGURATION),
+    };
+    if args.once {
+        let columns = std::env::var("COLUMNS").ok().and_then(|text| text.parse().ok()).filter(|n| *n >= top::NARROWEST);
+        return match top::once(&target, columns) {
+            Ok(frame) => say(&frame),
+            Err(error) => complain(&error, RUNTIME_FAILURE),
+        };
+    }
+    match top::live(target) {
+        Ok(()) => 0,
+        Err(error @ top::TopError::NoTerminal) => complain(&error, WRONG_CONFIGURATION),
+        Err(error) => complain(&error, RUNTIME_FAILURE),
     }
 }
 
@@ -214,7 +260,7 @@ fn explain(args: &explain::ExplainArgs) -> u8 {
             Err(what) => complain(&what, WRONG_CONFIGURATION),
         };
     }
-    let target = match health_target(&HealthArgs { url: args.url.clone(), config: None }) {
+    let target = match health_target(&HealthArgs { url: args.url.clone(), config: None, checks: false }) {
         Ok(target) => target.at("/api/v1/config"),
         Err(error) => return complain(&error, WRONG_CONFIGURATION),
     };

@@ -54,9 +54,6 @@ const REFUSED_FOR: u64 = 5_000_000_000;
 
 const SECOND: u64 = 1_000_000_000;
 
-/// Bytes of a malformed message that are logged.
-const SAMPLE_MAX: usize = 100;
-
 pub(crate) struct Ctx {
     /// As at start. What of it can change, and how it is now, is in `live`.
     pub(crate) config: Arc<Config>,
@@ -569,11 +566,12 @@ impl Ctx {
             return;
         }
         self.malformed_logged.set(now);
-        let sample = payload[..payload.len().min(SAMPLE_MAX)].escape_ascii();
-        let rest = if payload.len() > SAMPLE_MAX { "..." } else { "" };
+        // Neither the message nor a part of it: it may have a key, or whatever somebody took this channel for.
         tracing::warn!(
-            "a message on the channel {} has no effect: {why}: \"{sample}{rest}\"",
-            self.config.coherence.channel
+            bytes = payload.len(),
+            "a message on the channel {} has no effect: {}",
+            self.config.coherence.channel,
+            why.kind()
         );
     }
 

@@ -56,6 +56,16 @@ impl Target {
         Target { host: ip.to_string(), port: address.port(), path: DEFAULT_PATH.to_owned() }
     }
 
+    /// A question to the same process, whatever this one is.
+    pub(super) fn path(&self, path: &str) -> Target {
+        Target { host: self.host.clone(), port: self.port, path: path.to_owned() }
+    }
+
+    /// Where it is asked, without what.
+    pub(super) fn place(&self) -> String {
+        format!("http://{}", self.authority())
+    }
+
     /// Another question to the same process.
     pub(super) fn at(self, path: &str) -> Target {
         Target { path: path.to_owned(), ..self }

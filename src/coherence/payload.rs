@@ -77,6 +77,17 @@ pub(crate) enum Malformed {
     Regex(String),
 }
 
+impl Malformed {
+    /// Without anything of the message itself, as the log may have it.
+    pub(crate) fn kind(&self) -> String {
+        match self {
+            Malformed::Json(_) => "not valid JSON of the known form".to_owned(),
+            Malformed::Regex(_) => "no regular expression".to_owned(),
+            other => other.to_string(),
+        }
+    }
+}
+
 /// The JSON form. Unknown fields are left for later versions to mean something by.
 #[derive(Deserialize)]
 struct Wire {

@@ -119,6 +119,13 @@ impl Live {
         let _ = self.origin.set(origin);
     }
 
+    /// Says which lines of the log were held back because they said the same.
+    pub(crate) fn tell_repeats(&self, all: bool) {
+        if let Some(origin) = self.origin.get() {
+            origin.level.tell_repeats(all);
+        }
+    }
+
     /// What runs, for other threads too.
     pub(crate) fn running(&self) -> &Arc<Running> {
         &self.running

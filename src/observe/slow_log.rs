@@ -73,7 +73,7 @@ impl SlowLog {
         (last.iter().rev().take(n).cloned().collect(), self.counts.sum())
     }
 
-    pub(super) fn counts(&self) -> &Labeled<{ Class::COUNT }> {
+    pub(crate) fn counts(&self) -> &Labeled<{ Class::COUNT }> {
         &self.counts
     }
 }

@@ -17,6 +17,7 @@ use crate::command::categories::Categories;
 use crate::command::table::{self, Lookup};
 use crate::command::{Keys, Kind, Request, Spec};
 use crate::observe::clock;
+use crate::observe::log;
 use crate::observe::policy::Refusal;
 use crate::observe::reasons::{Action, Decision, ErrorType, Limited};
 use crate::policy::commands::{
@@ -121,7 +122,7 @@ impl InForce {
         let unsaid = self.unsaid.replace(0);
         let what = if decision == Decision::Denied { "denied" } else { "would be denied" };
         let state = session.state.borrow();
-        let (own, user) = (String::from_utf8_lossy(&state.name), String::from_utf8_lossy(state.user()));
+        let (own, user) = (log::name(&state.name), log::name(state.user()));
         tracing::warn!(client = %session.addr, name = %own, user = %user, unsaid,
             "command policy: {name} {what} by {}", denial.by);
     }

@@ -6,6 +6,7 @@
 mod agent;
 mod behind;
 mod candidates;
+mod counts;
 mod dispatch;
 mod embedded;
 mod forms;
@@ -22,6 +23,7 @@ mod own_names;
 mod pinned;
 #[cfg(any(test, feature = "bench"))]
 mod probe;
+mod span;
 mod state;
 mod top;
 mod transaction;
@@ -43,6 +45,7 @@ use crate::limits;
 use crate::net::{ReadHalf, Stream, WriteHalf, read_some};
 use crate::observe::clock;
 use crate::observe::costs::Meter;
+use crate::observe::log;
 use crate::observe::reasons::{Dropped, ErrorType, Operation, Peer, RunEnd, Timed};
 use crate::observe::runs::{End, Run};
 use crate::observe::slow_log::Slow;
@@ -59,6 +62,7 @@ pub(crate) use gate::InForce;
 pub(crate) use nearside::with_own_info;
 #[cfg(any(test, feature = "bench"))]
 pub(crate) use probe::Probe;
+pub(crate) use span::start;
 
 use dispatch::{Owned, Step};
 use local::Local;
@@ -255,6 +259,7 @@ impl Session {
         if ctx.metrics.slow.is_slow(took) {
             let (class, at) = (timed.class(), stamp::unix_ms());
             let Asked { command, pattern, .. } = done.asked;
+            log::slow(class, command, ctx.metrics.patterns.name(pattern), took);
             ctx.metrics.slow.note(Slow { at, class, command, pattern, nanos: took });
         }
         if done.failed {
@@ -401,7 +406,9 @@ impl Session {
     /// Who it is may have changed.
     fn introduce(&self) {
         let state = self.state.borrow();
+        let before = self.run.who();
         self.run.call(Some(&state.name), state.authenticated.then(|| state.user()));
+        span::introduce(&before, &self.run.who());
     }
 
     fn proto(&self) -> Proto {
@@ -458,7 +465,7 @@ struct Client {
 }
 
 /// The task of one client, from accept to close.
-pub(crate) async fn run(ctx: Rc<Ctx>, session: Rc<Session>, rd: ReadHalf) {
+async fn run(ctx: Rc<Ctx>, session: Rc<Session>, rd: ReadHalf) {
     let scanner = Scanner::new(limits::BULK_MAX, ctx.config.listen.query_limit);
     let mut client = Client { session: session.clone(), rd, rbuf: BytesMut::new(), scanner, eof: false, paced: None };
     client.serve(&ctx).await;
@@ -466,7 +473,10 @@ pub(crate) async fn run(ctx: Rc<Ctx>, session: Rc<Session>, rd: ReadHalf) {
     session.introduce();
     let drained = ctx.draining.get() && !client.eof;
     session.ends(if drained { End::Here(Dropped::Drain) } else { End::Client(RunEnd::Closed) });
-    session.end.get().iter().for_each(|end| ctx.metrics.runs.end(&session.run, *end));
+    if let Some(end) = session.end.get() {
+        span::closed(&session, end.as_str());
+        ctx.metrics.runs.end(&session.run, end);
+    }
     ctx.sessions.borrow_mut().remove(&session.id);
     session.close();
     ctx.count_clients();

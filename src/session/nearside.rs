@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 
-use super::Session;
 use super::dispatch::{Batch, STRANGER};
 use super::own_names::{self, Named};
+use super::{Session, counts};
 use crate::cache::{Entry, FormEntry, Value};
 use crate::coherence;
 use crate::command::prefix::{self, Outcome, Words};
@@ -585,30 +585,8 @@ pub(super) fn own_section(ctx: &Ctx, now: u64) -> String {
     line("lanes", ctx.lanes.borrow().len() as u64);
     line("lane_epoch", ctx.home_lane().map_or(0, |l| l.epoch()));
     line("in_flight", ctx.lanes.borrow().values().map(|l| l.in_flight() as u64).sum());
-    for (reason, n) in m.bypass.iter() {
-        line(&format!("bypass_{reason}"), n);
-    }
-    for (reason, n) in m.discarded.iter() {
-        line(&format!("fills_discarded_{reason}"), n);
-    }
-    for (source, n) in m.invalidations.iter() {
-        line(&format!("invalidations_{source}"), n);
-    }
-    for (reason, n) in m.flushes.iter() {
-        line(&format!("flushes_{reason}"), n);
-    }
-    for (cause, counters) in Again::WORDS.iter().zip(&m.rereads) {
-        counters.iter().for_each(|(result, n)| line(&format!("refreshes_{cause}_{result}"), n));
-    }
-    for (result, n) in m.touches.iter() {
-        line(&format!("touches_{result}"), n);
-    }
-    for (result, n) in m.warmed.iter() {
-        line(&format!("warmed_{result}"), n);
-    }
-    for (why, n) in m.pinned.iter() {
-        line(&format!("pinned_{why}"), n);
-    }
+    text.push_str(&counts::of_process(ctx, now));
+    text.push_str(&counts::by_word(ctx));
     text
 }
 

@@ -51,6 +51,58 @@ fn names(reply: &Reply) -> Vec<String> {
     lines.map(|line| line.split_once(':').unwrap_or_else(|| panic!("{line:?}")).0.to_string()).collect()
 }
 
+/// Each counter of `/metrics` is a line of INFO, with the same number.
+#[test]
+fn info_has_the_counters_that_metrics_has() {
+    let redis = Redis::start();
+    let proxy = Proxy::to(&redis).set("coherence.max_staleness", "60s").start();
+    let mut client = proxy.client();
+    for line in ["SET k v", "GET k", "GET k", "LPUSH k x", "FLUSHALL"] {
+        run(&mut client, line);
+    }
+    client.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+    client.expect_closed();
+    let (scrape, info) = (proxy.get("/metrics").body, proxy.stats());
+    let series = |family: &str| {
+        let lines = scrape.lines().filter(|line| line.starts_with(&format!("nearside_{family}_total{{")));
+        lines.map(|line| line.split('"').nth(1).expect("a word").to_owned()).collect::<Vec<_>>()
+    };
+    let families = [
+        ("bypass", "bypass"),
+        ("evictions", "evictions"),
+        ("fills_discarded", "fills_discarded"),
+        ("flushes", "flushes"),
+        ("invalidations", "invalidations"),
+        ("pinned", "pinned"),
+        ("touches", "touches"),
+        ("warmed_keys", "warmed"),
+        ("rollout_changes", "rollout_changes"),
+        ("slow_commands", "slow_commands"),
+        ("clients_rejected", "clients_rejected"),
+        ("clients_dropped", "clients_dropped"),
+        ("config_reloads", "config_reloads"),
+    ];
+    for (family, name) in families {
+        let words = series(family);
+        assert!(!words.is_empty(), "no series of {family}");
+        for word in words {
+            assert!(info.contains_key(&format!("{name}_{word}")), "no {name}_{word} in INFO");
+        }
+    }
+    // What does not move meanwhile has the same number in both.
+    let pairs = [
+        ("nearside_flushes_total{reason=\"flushall\"}", "flushes_flushall"),
+        ("nearside_commands_total{kind=\"write\"}", "commands_write"),
+        ("nearside_evictions_total{cause=\"invalidated\"}", "evictions_invalidated"),
+    ];
+    for (series, line) in pairs {
+        assert_eq!(proxy.metric(series), proxy.stat(line), "{line}");
+    }
+    assert!(
+        proxy.stat("flushes_flushall") >= 1.0 && proxy.stat("uptime_ms") > 0.0 && proxy.stat("bytes_client_in") > 0.0
+    );
+}
+
 #[test]
 fn help_stats_info_and_mode_have_one_shape_in_both_protocols() {
     let redis = Redis::start();

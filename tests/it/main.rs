@@ -36,8 +36,12 @@ mod lifecycle;
 mod limits;
 /// Rules, mode and configuration change while clients are served.
 mod live;
+/// What is logged, how often, and what never is.
+mod logs;
 /// What Prometheus reads, by promtool and a real one.
 mod metrics;
+/// The dashboard and the alert rules are about what is exported.
+mod monitoring;
 /// Byte for byte what Redis itself answers.
 /// What is only observed goes upstream as if nobody were between, and what is learned of it is true.
 mod observe;
@@ -63,6 +67,8 @@ mod support;
 mod tags;
 /// The rules of layout and layering hold because they are a test.
 mod tidy;
+/// `nearside top` and `nearside health` beside a running sidecar.
+mod top;
 /// Upstream is told which keys are hit here.
 mod touch;
 /// Health, alerts and costs follow what happens, and an idle pod does not cry.

@@ -6,6 +6,7 @@
 pub(crate) mod client;
 pub(crate) mod fake;
 pub(crate) mod http;
+pub(crate) mod prometheus;
 pub(crate) mod proxy;
 pub(crate) mod redis;
 pub(crate) mod relay;

@@ -268,6 +268,11 @@ impl Proxy {
         self.lines.lock().iter().any(|line| line.contains(text))
     }
 
+    /// The lines with `text` among the last `LINES_KEPT`, oldest first.
+    pub(crate) fn lines_logged(&self, text: &str) -> Vec<String> {
+        self.lines.lock().iter().filter(|line| line.contains(text)).cloned().collect()
+    }
+
     /// How many lines with `text` have been logged, among the last `LINES_KEPT`.
     pub(crate) fn count_logged(&self, text: &str) -> usize {
         self.lines.lock().iter().filter(|line| line.contains(text)).count()
