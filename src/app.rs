@@ -80,7 +80,7 @@ pub(crate) fn serve(mut config: Config, warnings: Vec<String>, origin: Origin) -
     let mode = if caches { Mode::Serve } else { Mode::Off };
     let metrics = Arc::new(Metrics::with_workers(":", 100, config.workers - 1));
     let status = Arc::new(Status::new(backend.as_str(), mode));
-    let view = Arc::new(View { metrics: metrics.clone(), status: status.clone() });
+    let view = Arc::new(View::new(metrics.clone(), status.clone()));
     let bounds = Bounds {
         max_bytes: config.cache.max_bytes,
         max_entries: config.cache.max_entries,

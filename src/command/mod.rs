@@ -5,6 +5,7 @@
 pub(crate) mod cacheable;
 pub(crate) mod categories;
 pub(crate) mod keys;
+mod operation;
 pub(crate) mod prefix;
 pub(crate) mod strip;
 pub(crate) mod table;

@@ -171,12 +171,15 @@ impl Batch<'_> {
         let shard = self.local.shard();
         shard.bytes_in.add(read as u64);
         shard.bytes_out.add(written as u64);
+        link.tally.bytes_in.add(read as u64);
+        link.tally.bytes_out.add(written as u64);
         let Some(hits) = std::num::NonZeroU64::new(self.hits) else { return };
         if self.grant.judged {
             shard.judged.add(self.hits);
         }
         self.grant.facts.note_read(self.now);
         link.note_hit(self.now, self.mget);
+        link.tally.hits.add(self.hits);
         let each = clock::now().saturating_sub(self.now) / hits;
         shard.read_hits.observe_n(each, self.hits);
         self.arms.count(&self.local.shared.metrics.arms, self.now, each);

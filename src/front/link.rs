@@ -21,6 +21,7 @@ use parking_lot::Mutex;
 use crate::coherence::LaneFacts;
 use crate::net::Stream;
 use crate::net::pipe::{self, Pipe};
+use crate::observe::runs::Tally;
 use crate::resp::Proto;
 
 /// The right of a front to answer hits.
@@ -50,6 +51,8 @@ pub(crate) struct Link {
     /// For CLIENT LIST and the idle timeout: when the front last answered, and whether an MGET.
     last_hit: AtomicU64,
     was_mget: AtomicBool,
+    /// What the front has answered.
+    pub(crate) tally: Arc<Tally>,
 }
 
 /// The front's end of both pipes.
@@ -71,6 +74,7 @@ impl Link {
             held: AtomicUsize::new(0),
             last_hit: AtomicU64::new(0),
             was_mget: AtomicBool::new(false),
+            tally: Arc::default(),
         };
         (Arc::new(link), Stream::Piped(requests, replies), Ends { up, down })
     }

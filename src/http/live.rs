@@ -10,6 +10,7 @@ use hyper::{Method, Request, StatusCode};
 use serde::{Deserialize, Serialize};
 
 use super::change::{Order, body, malformed, refusal};
+use super::query::{decoded, query};
 use super::routes::{Answer, Refusal, Routes, json, readable};
 use crate::config::{self, Place};
 use crate::live::{Change, Refused, Wish};
@@ -199,26 +200,6 @@ where
     config::cache_mode(&asked.mode).map(Change::Mode).map_err(|what| malformed(format!("mode: {what}")))
 }
 
-/// The pairs behind `?`, decoded; one that is not `known` is refused, because its wish would not be granted.
-fn query<B>(request: &Request<B>, known: &[&str]) -> Result<Vec<(String, String)>, Refusal> {
-    let mut found: Vec<(String, String)> = Vec::new();
-    for pair in request.uri().query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
-        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let Some((key, value)) = decoded(key).zip(decoded(value)) else {
-            return Err(malformed("what stands behind ? is no text in UTF-8".to_owned()));
-        };
-        if !known.contains(&key.as_str()) {
-            let known = if known.is_empty() { "nothing".to_owned() } else { known.join(", ") };
-            return Err(malformed(format!("{key:?} is not known behind ?; known here: {known}")));
-        }
-        if found.iter().any(|(other, _)| *other == key) {
-            return Err(malformed(format!("{key} is given twice")));
-        }
-        found.push((key, value));
-    }
-    Ok(found)
-}
-
 /// `If-Match: "7"`: only if the rules are of generation 7 still. `*` is any, as there always is one.
 fn if_match(headers: &HeaderMap) -> Result<Option<u64>, Refusal> {
     let Some(value) = headers.get(header::IF_MATCH) else { return Ok(None) };
@@ -231,25 +212,6 @@ fn if_match(headers: &HeaderMap) -> Result<Option<u64>, Refusal> {
         malformed("If-Match is no generation of the rules; GET /api/v1/rules says which one they have".to_owned())
     })?;
     Ok(Some(generation))
-}
-
-/// With `%41` as the byte that it stands for.
-fn decoded(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((first, behind)) = rest.split_first() {
-        let (byte, behind) = if *first == b'%' {
-            let (digits, behind) = behind.split_at_checked(2)?;
-            let plain = digits.iter().all(u8::is_ascii_hexdigit);
-            let digits = std::str::from_utf8(digits).ok().filter(|_| plain)?;
-            (u8::from_str_radix(digits, 16).ok()?, behind)
-        } else {
-            (*first, behind)
-        };
-        bytes.push(byte);
-        rest = behind;
-    }
-    String::from_utf8(bytes).ok()
 }
 
 fn not_there() -> Refusal {
@@ -336,7 +298,7 @@ struct Events {
 }
 
 #[derive(Serialize)]
-struct Told {
+pub(super) struct Told {
     id: u64,
     at: String,
     kind: &'static str,
@@ -346,7 +308,7 @@ struct Told {
 }
 
 impl Told {
-    fn of(event: Event) -> Told {
+    pub(super) fn of(event: Event) -> Told {
         let Event { id, at, kind, actor, message, detail } = event;
         Told { id, at: stamp::at(at), kind: kind.as_str(), actor, message, detail: detail.into_iter().collect() }
     }
@@ -355,15 +317,6 @@ impl Told {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_are_decoded_once() {
-        assert_eq!(decoded("session%3A*").as_deref(), Some("session:*"));
-        assert_eq!(decoded("a%2525%2F").as_deref(), Some("a%25/"));
-        for broken in ["%", "%4", "%+1", "%zz", "%ff"] {
-            assert_eq!(decoded(broken), None, "{broken}");
-        }
-    }
 
     #[test]
     fn a_rule_is_one_step_below_the_rules() {

@@ -2,10 +2,13 @@
 //! reply. It reads what `observe` and `live` hold; the changes it takes are handed to the data thread (`change`: what is to be
 //! dropped; `live`: rules, mode, reload). No TLS.
 
+mod api;
+mod body;
 mod change;
 mod experiments;
 mod live;
 mod policy;
+mod query;
 mod routes;
 mod server;
 

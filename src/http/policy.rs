@@ -1,10 +1,12 @@
-//! `GET /api/v1/dashboard/policy`: what the command policy has decided since the process started. Also under
-//! `/api/v1/dashboard/policy-stats`, and both under `/api/m1`.
+//! `GET /api/v1/dashboard/policy`: what the command policy has decided since the process started.
 
 use serde::Serialize;
 
+use super::api::{List, cut};
 use crate::observe::metrics::Metrics;
+use crate::observe::policy::Refusal;
 use crate::observe::reasons::{Action, Decision, Limited};
+use crate::observe::stamp;
 
 #[derive(Serialize)]
 pub(super) struct Policy {
@@ -18,6 +20,19 @@ pub(super) struct Policy {
     denied_commands: usize,
     breakdown: Breakdown,
     rate: Rate,
+    /// The last denials, newest first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    recent: Option<List<Recent>>,
+}
+
+#[derive(Serialize)]
+struct Recent {
+    at: String,
+    command: &'static str,
+    action: &'static str,
+    /// The place of the policy that forbids it; never what the command was given.
+    why: String,
+    client: String,
 }
 
 #[derive(Serialize)]
@@ -57,6 +72,13 @@ struct Rate {
 
 impl Policy {
     pub(super) fn of(metrics: &Metrics) -> Policy {
+        let denied = metrics.decided_of_all(Decision::Denied);
+        let items = metrics.policy.recent().into_iter().map(Recent::of).collect();
+        Policy { recent: Some(List { total: denied, items }), ..Policy::without_recent(metrics) }
+    }
+
+    /// As the whole snapshot has it.
+    pub(super) fn without_recent(metrics: &Metrics) -> Policy {
         let counts = &metrics.policy;
         let (top, denied_commands) = counts.top();
         let of = |action| Counts::of(|decision| metrics.decided(action, decision));
@@ -79,7 +101,15 @@ impl Policy {
                 waited_ms: counts.waited.get() as f64 / 1e6,
                 refused: counts.limited.get(Limited::Error),
             },
+            recent: None,
         }
+    }
+}
+
+impl Recent {
+    fn of(refusal: Refusal) -> Recent {
+        let Refusal { at, command, action, why, client } = refusal;
+        Recent { at: stamp::at(at), command, action: action.as_str(), why: cut(&why), client: cut(&client) }
     }
 }
 

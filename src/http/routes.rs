@@ -5,7 +5,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http_body_util::Full;
 use hyper::body::Body;
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
@@ -13,22 +12,27 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 
 use super::HttpConfig;
+use super::api::Section;
+use super::api::events::{Hub, Stream};
+use super::body::{Payload, gzip, takes_gzip};
 use super::change::{Change, Order, POST_ONLY};
 use super::experiments::Experiments;
 use super::live::Target;
 use super::policy::Policy;
+use super::query::query;
 use crate::live::Running;
 use crate::observe::status::{LaneStatus, Status};
 use crate::observe::{View, families, stamp};
 
+const EVENT_STREAM: HeaderValue = HeaderValue::from_static("text/event-stream");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const ALLOW: HeaderValue = HeaderValue::from_static("GET, HEAD");
 const ALLOW_POST: HeaderValue = HeaderValue::from_static("POST");
 
-pub(super) type Answer = Response<Full<Bytes>>;
+pub(super) type Answer = Response<Payload>;
 
 /// What there is to ask for.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Page {
     Metrics,
     Live,
@@ -38,6 +42,45 @@ enum Page {
     Cache,
     Experiments,
     Policy,
+    Api(Section),
+}
+
+/// Every path that is only read. Those of probes and scrapers take whatever stands behind `?`; what is added here is added to
+/// openapi.json.
+const PAGES: &[(&str, Page)] = &[
+    ("/metrics", Page::Metrics),
+    ("/metrics/prom", Page::Metrics),
+    ("/health", Page::Health),
+    ("/health/live", Page::Live),
+    ("/health/ready", Page::Ready),
+    ("/health/startup", Page::Startup),
+    ("/internal/cache", Page::Cache),
+    ("/api/v1/experiments", Page::Experiments),
+    ("/api/v1/dashboard", Page::Api(Section::Snapshot)),
+    ("/api/v1/dashboard/metrics", Page::Api(Section::Numbers)),
+    ("/api/v1/dashboard/cache", Page::Api(Section::Cache)),
+    ("/api/v1/dashboard/cache-stats", Page::Api(Section::Cache)),
+    ("/api/v1/metrics/cache", Page::Api(Section::Cache)),
+    ("/api/v1/dashboard/policy", Page::Policy),
+    ("/api/v1/dashboard/policy-stats", Page::Policy),
+    ("/api/v1/dashboard/runs", Page::Api(Section::Runs)),
+    ("/api/v1/dashboard/recent-runs", Page::Api(Section::Runs)),
+    ("/api/v1/history", Page::Api(Section::History)),
+    ("/api/v1/events", Page::Api(Section::Events)),
+    ("/api/v1/openapi.json", Page::Api(Section::OpenApi)),
+];
+
+/// What answers under `DASHBOARD` answers here too, for the dashboards that exist already.
+const DASHBOARD_ALIAS: &str = "/api/m1/dashboard";
+const DASHBOARD: &str = "/api/v1/dashboard";
+
+/// Whether `path` is `known`, or its alias.
+fn names(known: &str, path: &str) -> bool {
+    known == path
+        || path
+            .strip_prefix(DASHBOARD_ALIAS)
+            .zip(known.strip_prefix(DASHBOARD))
+            .is_some_and(|(is, should)| is == should)
 }
 
 pub(super) struct Routes {
@@ -45,6 +88,7 @@ pub(super) struct Routes {
     pub(super) view: Arc<View>,
     pub(super) running: Arc<Running>,
     pub(super) orders: mpsc::Sender<Order>,
+    pub(super) hub: Hub,
 }
 
 /// Why a request gets no page.
@@ -56,8 +100,8 @@ pub(super) struct Refusal {
 
 impl Routes {
     pub(super) fn new(config: HttpConfig, view: Arc<View>) -> Self {
-        let HttpConfig { production, running, orders, .. } = config;
-        Self { production, view, running, orders }
+        let HttpConfig { production, running, orders, max_connections, .. } = config;
+        Self { production, view, running, orders, hub: Hub::new(max_connections) }
     }
 
     pub(super) async fn respond<B>(&self, peer: SocketAddr, request: Request<B>) -> Answer
@@ -66,13 +110,17 @@ impl Routes {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let path = request.uri().path();
+        let packs = takes_gzip(request.headers());
         let mut answer = if let Some(change) = Change::at(path) {
             self.change(change, request).await
         } else if let Some(target) = Target::at(path) {
             self.live(target, peer, request).await
         } else {
-            self.page(&request).map_or_else(Refusal::answer, |page| self.show(page))
+            self.page(&request).and_then(|page| self.show(page, &request)).unwrap_or_else(Refusal::answer)
         };
+        if packs {
+            gzip(&mut answer);
+        }
         // Health and metrics of a second ago are of no use to anybody, nor is a guess at their type.
         let headers = answer.headers_mut();
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -86,27 +134,15 @@ impl Routes {
         let page = self.find(path).ok_or_else(|| Refusal {
             status: StatusCode::NOT_FOUND,
             code: "not_found",
-            message: "there is nothing here; try /health, /metrics".to_owned(),
+            message: "there is nothing here; /api/v1/openapi.json says what there is".to_owned(),
         })?;
         readable(request)?;
         Ok(page)
     }
 
     fn find(&self, path: &str) -> Option<Page> {
-        Some(match path {
-            "/metrics" | "/metrics/prom" => Page::Metrics,
-            "/health/live" => Page::Live,
-            "/health/ready" => Page::Ready,
-            "/health/startup" => Page::Startup,
-            "/health" => Page::Health,
-            "/api/v1/experiments" => Page::Experiments,
-            "/api/v1/dashboard/policy"
-            | "/api/v1/dashboard/policy-stats"
-            | "/api/m1/dashboard/policy"
-            | "/api/m1/dashboard/policy-stats" => Page::Policy,
-            "/internal/cache" if !self.production => Page::Cache,
-            _ => return None,
-        })
+        let found = PAGES.iter().find(|(known, _)| names(known, path)).map(|(_, page)| *page);
+        found.filter(|page| !(*page == Page::Cache && self.production))
     }
 
     /// A page of another origin can reach this port through a name that it makes point here (DNS rebinding), but cannot
@@ -143,9 +179,12 @@ impl Routes {
         self.running.load().config.http.allowed_hosts.iter().any(|host| host == name)
     }
 
-    fn show(&self, page: Page) -> Answer {
+    fn show<B: Body>(&self, page: Page, request: &Request<B>) -> Result<Answer, Refusal> {
         let status = &*self.view.status;
-        match page {
+        if matches!(page, Page::Policy | Page::Experiments) {
+            query(request, &[])?;
+        }
+        Ok(match page {
             Page::Metrics => self.metrics(),
             Page::Live => json(StatusCode::OK, Plain { status: "ok" }),
             Page::Ready => json(code(status.ready()), Ready::of(status)),
@@ -154,7 +193,8 @@ impl Routes {
             Page::Policy => json(StatusCode::OK, Policy::of(&self.view.metrics)),
             Page::Cache => json(StatusCode::OK, Cache::of(&self.view)),
             Page::Experiments => json(StatusCode::OK, Experiments::of(&self.view.metrics.arms)),
-        }
+            Page::Api(section) => self.section(section, request)?,
+        })
     }
 
     fn metrics(&self) -> Answer {
@@ -433,10 +473,9 @@ impl Refusal {
 
 /// A body of plain structs cannot fail to serialize; should it ever, the answer says so instead of being empty.
 pub(super) fn json<T: Serialize>(status: StatusCode, body: T) -> Answer {
-    let body = Envelope { version: env!("CARGO_PKG_VERSION"), at: stamp::now(), body };
-    match serde_json::to_vec(&body) {
-        Ok(bytes) => answer(status, JSON, bytes.into()),
-        Err(_) => {
+    match to_text(&body) {
+        Some(text) => answer(status, JSON, text.into()),
+        None => {
             let error =
                 Bytes::from_static(br#"{"error":{"code":"internal","message":"the answer cannot be written"}}"#);
             answer(StatusCode::INTERNAL_SERVER_ERROR, JSON, error)
@@ -444,8 +483,27 @@ pub(super) fn json<T: Serialize>(status: StatusCode, body: T) -> Answer {
     }
 }
 
+/// The text of a JSON answer, on one line.
+pub(super) fn to_text<T: Serialize>(body: &T) -> Option<String> {
+    serde_json::to_string(&Envelope { version: env!("CARGO_PKG_VERSION"), at: stamp::now(), body }).ok()
+}
+
+/// JSON that is written already.
+pub(super) fn json_text(text: &'static str) -> Answer {
+    answer(StatusCode::OK, JSON, Bytes::from_static(text.as_bytes()))
+}
+
+/// None: for HEAD.
+pub(super) fn event_stream(stream: Option<Stream>) -> Answer {
+    let mut answer = answer(StatusCode::OK, EVENT_STREAM, Bytes::new());
+    if let Some(stream) = stream {
+        *answer.body_mut() = Payload::Events(stream);
+    }
+    answer
+}
+
 fn answer(status: StatusCode, content_type: HeaderValue, body: Bytes) -> Answer {
-    let mut answer = Response::new(Full::new(body));
+    let mut answer = Response::new(Payload::Whole(Some(body)));
     *answer.status_mut() = status;
     answer.headers_mut().insert(header::CONTENT_TYPE, content_type);
     answer

@@ -7,8 +7,6 @@ use std::net::{SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -20,7 +18,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{HttpConfig, routes};
+use super::body::Payload;
+use super::{HttpConfig, api, routes};
 use crate::observe::View;
 
 /// Start line and headers of one request; probes and scrapers send some 300 bytes, browsers with cookies a few KiB.
@@ -89,6 +88,8 @@ pub(super) async fn serve(
             Err(error) => tracing::error!(%error, "an address of the side port cannot be served"),
         }
     }
+    let beating = shared.clone();
+    shared.tasks.spawn(async move { api::events::beat(&beating.routes, &beating.stop).await });
     let _ = stopped.await;
     shared.stop.cancel();
     shared.tasks.close();
@@ -149,7 +150,7 @@ fn configure(stream: &TcpStream, timeouts: Timeouts) -> io::Result<()> {
 async fn connection(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>, _permit: OwnedSemaphorePermit) {
     let answer = service_fn(|request: Request<Incoming>| {
         let routes = &shared.routes;
-        async move { Ok::<Response<Full<Bytes>>, Infallible>(routes.respond(peer, request).await) }
+        async move { Ok::<Response<Payload>, Infallible>(routes.respond(peer, request).await) }
     });
     let served = shared.http.serve_connection(TokioIo::new(stream), answer);
     tokio::pin!(served);

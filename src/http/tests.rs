@@ -30,10 +30,8 @@ impl Server {
     }
 
     fn impatient(timeouts: Timeouts, change: impl FnOnce(&mut HttpConfig)) -> Self {
-        let view = Arc::new(View {
-            metrics: Arc::new(Metrics::new(":", 100)),
-            status: Arc::new(Status::new("upstream", Mode::Serve)),
-        });
+        let view =
+            Arc::new(View::new(Arc::new(Metrics::new(":", 100)), Arc::new(Status::new("upstream", Mode::Serve))));
         let mut running = crate::config::Config::for_tests("redis://h");
         running.http.allowed_hosts = vec!["cache.example".to_owned()];
         let mut config = HttpConfig {

@@ -6,6 +6,7 @@ use std::fmt;
 use std::time::SystemTime;
 
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use super::reasons::EventKind;
 
@@ -56,7 +57,10 @@ pub(crate) struct Event {
 }
 
 #[derive(Default)]
-pub(crate) struct Events(Mutex<Ring>);
+pub(crate) struct Events {
+    ring: Mutex<Ring>,
+    added: Notify,
+}
 
 #[derive(Default)]
 struct Ring {
@@ -80,18 +84,25 @@ impl Events {
     }
 
     fn keep(&self, kind: EventKind, actor: &Actor, message: String, detail: Vec<(&'static str, String)>) {
-        let mut ring = self.0.lock();
+        let mut ring = self.ring.lock();
         ring.last += 1;
         if ring.events.len() == EVENTS_MAX {
             ring.events.pop_front();
         }
         let (id, at) = (ring.last, SystemTime::now());
         ring.events.push_back(Event { id, at, kind, actor: actor.to_string(), message, detail });
+        drop(ring);
+        self.added.notify_one();
+    }
+
+    /// Waits until there is one more, for one who waits.
+    pub(crate) async fn added(&self) {
+        self.added.notified().await;
     }
 
     /// The newest `n`, newest first, and how many there have been since the start.
     pub(crate) fn recent(&self, n: usize) -> (Vec<Event>, u64) {
-        let ring = self.0.lock();
+        let ring = self.ring.lock();
         (ring.events.iter().rev().take(n).cloned().collect(), ring.last)
     }
 }

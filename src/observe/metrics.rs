@@ -5,12 +5,15 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::arms::Arms;
 use super::counters::{Counter, Gauge, Histogram, Labeled, Named};
+use super::durations::Durations;
+use super::history::Took;
 use super::patterns::{PatternId, Patterns, Row, ShardRows};
 use super::policy::PolicyCounts;
 use super::reasons::{
-    Action, Again, Bypass, Class, Decision, Discard, Dropped, ErrorType, Evict, Flush, Peer, Pin, Reject, Reload,
-    Reread, RolloutChange, Source, Tag, Timed, Touched, Warmed,
+    Action, Again, Bypass, Class, Decision, Discard, Dropped, ErrorType, Evict, Flush, Method, Operation, Peer, Pin,
+    Reject, Reload, Reread, RolloutChange, Source, Tag, Timed, Touched, Warmed,
 };
+use super::runs::Runs;
 
 /// What a worker other than the data thread counts: hits, which are all it answers. Cells of its own, so that each keeps one
 /// writer; added up when somebody asks.
@@ -30,6 +33,13 @@ pub(crate) struct Counts {
     pub(crate) hits: u64,
     pub(crate) misses: u64,
     pub(crate) sets: u64,
+    pub(crate) dels: u64,
+}
+
+/// Commands by what they are.
+pub(crate) struct Operations {
+    pub(crate) total: u64,
+    pub(crate) by_word: [(&'static str, u64); Operation::COUNT],
 }
 
 /// What the local engine has counted, as of its last tick.
@@ -82,6 +92,10 @@ pub(crate) struct Metrics {
 
     pub(crate) requests: [Histogram; Timed::COUNT],
     pub(crate) commands: Labeled<{ Class::COUNT }>,
+    /// Of the data thread; see the function of the same name.
+    pub(crate) operations: Labeled<{ Operation::COUNT }>,
+    /// Replies to timed requests that were errors, and refusals while upstream was gone.
+    pub(crate) failed: Counter,
     pub(crate) upstream: Histogram,
     /// From a canary's write to its invalidation.
     pub(crate) lag: Histogram,
@@ -111,6 +125,7 @@ pub(crate) struct Metrics {
     /// What the arms of experiments see.
     pub(crate) arms: Arms,
     pub(crate) policy: PolicyCounts,
+    pub(crate) runs: Runs,
     pub(crate) reloads: Labeled<{ Reload::COUNT }>,
     /// When the configuration that runs was loaded, in milliseconds since 1970.
     pub(crate) reloaded_at: Gauge,
@@ -167,6 +182,8 @@ impl Metrics {
             audit_age: Gauge::default(),
             requests: std::array::from_fn(|_| Histogram::default()),
             commands: Labeled::new(Class::WORDS),
+            operations: Labeled::new(Operation::WORDS),
+            failed: Counter::default(),
             upstream: Histogram::default(),
             lag: Histogram::default(),
             reconnects: Counter::default(),
@@ -186,6 +203,7 @@ impl Metrics {
             bytes_out: Labeled::new(Peer::WORDS),
             arms: Arms::default(),
             policy: PolicyCounts::new(),
+            runs: Runs::default(),
             reloads: Labeled::new(Reload::WORDS),
             reloaded_at: Gauge::default(),
             started_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64()),
@@ -228,6 +246,36 @@ impl Metrics {
         (self.shards.iter().map(read).sum(), self.shards.iter().map(written).sum())
     }
 
+    /// Clients' bytes in and out, by all workers.
+    pub(crate) fn bytes_of_clients(&self) -> (u64, u64) {
+        let (read, written) = self.bytes_of_shards();
+        (self.bytes_in.get(Peer::Client) + read, self.bytes_out.get(Peer::Client) + written)
+    }
+
+    /// Commands by what they are, those that other workers answered included: each of these is a hit.
+    pub(crate) fn operations(&self) -> Operations {
+        let mut by_word: [(&str, u64); Operation::COUNT] = std::array::from_fn(|i| (Operation::WORDS[i], 0));
+        by_word.iter_mut().zip(self.operations.iter()).for_each(|(own, (_, count))| own.1 = count);
+        for (word, method) in [(Operation::Get, Method::Get), (Operation::Mget, Method::Mget)] {
+            by_word[word as usize].1 += self.shards.iter().map(|shard| shard.rows.candidates(method)).sum::<u64>();
+        }
+        Operations { total: by_word.iter().map(|(_, count)| count).sum(), by_word }
+    }
+
+    pub(crate) fn durations_of(&self, took: Took) -> Durations {
+        let mut sum = Durations::default();
+        match took {
+            Took::All => self.requests.iter().for_each(|h| sum.add(h)),
+            Took::Hit => sum.add(&self.requests[Timed::ReadHit as usize]),
+            Took::Miss => sum.add(&self.requests[Timed::ReadMiss as usize]),
+            Took::Upstream => sum.add(&self.upstream),
+        }
+        if matches!(took, Took::All | Took::Hit) {
+            self.shards.iter().for_each(|shard| sum.add(&shard.read_hits));
+        }
+        sum
+    }
+
     /// How often the command policy said so of commands that do this, by all workers.
     pub(crate) fn decided(&self, action: Action, decision: Decision) -> u64 {
         let by_shards: u64 = match (action, decision) {
@@ -255,7 +303,21 @@ impl Metrics {
     /// What is counted for one family, by all workers.
     pub(crate) fn counts_of(&self, id: Option<PatternId>) -> Counts {
         let Some((id, row)) = id.map(|id| (id, self.patterns.row(id))) else { return Counts::default() };
-        Counts { hits: self.hits_of(usize::from(id.0), row), misses: row.misses.get(), sets: row.sets.get() }
+        Counts {
+            hits: self.hits_of(usize::from(id.0), row),
+            misses: row.misses.get(),
+            sets: row.sets.get(),
+            dels: row.dels.get(),
+        }
+    }
+
+    /// Every family with its counts, by all workers.
+    pub(crate) fn by_family(&self) -> impl Iterator<Item = (&str, Counts)> {
+        let of = |(i, (name, row)): (usize, (_, &Row))| {
+            let (misses, sets, dels) = (row.misses.get(), row.sets.get(), row.dels.get());
+            (name, Counts { hits: self.hits_of(i, row), misses, sets, dels })
+        };
+        self.patterns.iter().enumerate().map(of)
     }
 
     pub(crate) fn misses(&self) -> u64 {

@@ -7,8 +7,10 @@
 pub(crate) mod arms;
 pub(crate) mod clock;
 pub(crate) mod counters;
+pub(crate) mod durations;
 pub(crate) mod events;
 pub(crate) mod families;
+pub(crate) mod history;
 pub(crate) mod interval;
 pub(crate) mod latency;
 pub(crate) mod log;
@@ -17,13 +19,22 @@ pub(crate) mod patterns;
 pub(crate) mod policy;
 mod process;
 pub(crate) mod reasons;
+pub(crate) mod runs;
 pub(crate) mod stamp;
 pub(crate) mod status;
 
 use std::sync::Arc;
 
-/// Both halves of what the side port may look at.
+/// What the side port may look at.
 pub(crate) struct View {
     pub(crate) metrics: Arc<metrics::Metrics>,
     pub(crate) status: Arc<status::Status>,
+    /// Written and read by the side port alone.
+    pub(crate) history: history::History,
+}
+
+impl View {
+    pub(crate) fn new(metrics: Arc<metrics::Metrics>, status: Arc<status::Status>) -> View {
+        View { metrics, status, history: history::History::default() }
+    }
 }

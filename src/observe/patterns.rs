@@ -104,6 +104,10 @@ impl ShardRows {
         self.0.iter().map(|row| row.hits.get()).sum()
     }
 
+    pub(super) fn candidates(&self, method: Method) -> u64 {
+        self.0.iter().map(|row| row.candidates[method as usize].get()).sum()
+    }
+
     pub(crate) fn row(&self, index: usize) -> &ShardRow {
         self.0.get(index).unwrap_or(&self.0[0])
     }

@@ -1,8 +1,9 @@
 //! What the command policy has decided, and whom its rate limits have held back. Counted on the data thread (hits of other
 //! workers in their shard), read by the side port and by NEARSIDE INFO. Where no policy is configured nothing is counted.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::time::SystemTime;
 
 use parking_lot::Mutex;
 
@@ -12,6 +13,9 @@ use super::reasons::{Action, Decision, Limited, PolicyMode};
 /// How many commands the list of those refused most often has.
 pub(crate) const TOP: usize = 5;
 
+/// Denials that are kept to be shown.
+const RECENT_MAX: usize = 10;
+
 pub(crate) struct PolicyCounts {
     /// A `PolicyMode`.
     mode: AtomicU8,
@@ -19,6 +23,8 @@ pub(crate) struct PolicyCounts {
     decisions: [Labeled<{ Decision::COUNT }>; Action::COUNT],
     /// Denied and logged, by command; names of the table, so there are no more than it has rows. A refusal may cost a lock.
     refused: Mutex<HashMap<&'static str, Refused>>,
+    /// Newest first.
+    recent: Mutex<VecDeque<Refusal>>,
     pub(crate) limited: Labeled<{ Limited::COUNT }>,
     /// Nanoseconds that clients have waited for a rate limit.
     pub(crate) waited: Counter,
@@ -31,12 +37,25 @@ pub(crate) struct Refused {
     pub(crate) logged: u64,
 }
 
+/// One command that was denied, without its arguments.
+#[derive(Clone, Debug)]
+pub(crate) struct Refusal {
+    pub(crate) at: SystemTime,
+    pub(crate) command: &'static str,
+    pub(crate) action: Action,
+    /// The place of the policy that forbids it.
+    pub(crate) why: String,
+    /// Its address.
+    pub(crate) client: String,
+}
+
 impl PolicyCounts {
     pub(super) fn new() -> PolicyCounts {
         PolicyCounts {
             mode: AtomicU8::new(PolicyMode::Off as u8),
             decisions: std::array::from_fn(|_| Labeled::new(Decision::WORDS)),
             refused: Mutex::default(),
+            recent: Mutex::default(),
             limited: Labeled::new(Limited::WORDS),
             waited: Counter::default(),
         }
@@ -64,6 +83,18 @@ impl PolicyCounts {
             Decision::Logged => of.logged += 1,
             _ => of.denied += 1,
         }
+    }
+
+    /// Keeps a denial for `recent`.
+    pub(crate) fn note(&self, refusal: Refusal) {
+        let mut recent = self.recent.lock();
+        recent.truncate(RECENT_MAX - 1);
+        recent.push_front(refusal);
+    }
+
+    /// The last denials, newest first.
+    pub(crate) fn recent(&self) -> Vec<Refusal> {
+        self.recent.lock().iter().cloned().collect()
     }
 
     /// How often, without what other workers have counted.

@@ -393,6 +393,38 @@ words! {
     }
 }
 
+words! {
+    /// What a command was, for `operations` of the side port's JSON.
+    Operation {
+        Get = "get",
+        Mget = "mget",
+        /// SET, SETEX, PSETEX, GETSET.
+        Set = "set",
+        /// DEL, UNLINK.
+        Del = "del",
+        Publish = "publish",
+        ReadOther = "read_other",
+        WriteOther = "write_other",
+        /// HELLO, AUTH, SELECT, PING, CLIENT and the like.
+        Connection = "connection",
+        /// INFO, CONFIG and others that name no key.
+        Admin = "admin",
+        Nearside = "nearside",
+        /// Scripts, transactions, subscriptions, and what the table does not know.
+        Other = "other",
+    }
+}
+
+words! {
+    /// How a client's connection ended, where this side did not close it (`Dropped` has those).
+    RunEnd {
+        /// The client closed it, or asked for that.
+        Closed = "closed",
+        /// It broke.
+        Reset = "reset",
+    }
+}
+
 /// Class and result of `nearside_request_duration_seconds`: only the pairs that make sense, so that nine histograms do and
 /// not four times five.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -25,6 +25,8 @@ pub(crate) struct Status {
     breaker: AtomicU8,
     /// Since when reads are answered from before an outage; 0: they are not.
     stale_since: AtomicU64,
+    /// Kind and version of the server behind the lane that was connected last; none before the first.
+    server: Mutex<Option<(String, String)>>,
     coherence: AtomicU8,
     /// Why it is that.
     coherence_why: Mutex<String>,
@@ -49,6 +51,7 @@ impl Status {
             upstream_error: Mutex::new(String::new()),
             breaker: AtomicU8::new(BreakerState::Closed as u8),
             stale_since: AtomicU64::new(0),
+            server: Mutex::new(None),
             coherence: AtomicU8::new(Coherence::Probing as u8),
             coherence_why: Mutex::new(String::new()),
             mode: AtomicU8::new(mode as u8),
@@ -83,6 +86,16 @@ impl Status {
     pub(crate) fn set_upstream_down(&self, why: &str) {
         *self.upstream_error.lock() = why.chars().take(ERROR_MAX).collect();
         self.upstream_up.store(false, Relaxed);
+    }
+
+    /// What upstream says that it is: `redis`, `7.2.4`.
+    pub(crate) fn set_server(&self, server: &str, version: &str) {
+        let cut = |text: &str| text.chars().take(ERROR_MAX).collect();
+        *self.server.lock() = Some((cut(server), cut(version)));
+    }
+
+    pub(crate) fn server(&self) -> Option<(String, String)> {
+        self.server.lock().clone()
     }
 
     pub(crate) fn set_breaker(&self, state: BreakerState) {

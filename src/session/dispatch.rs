@@ -20,7 +20,10 @@ use crate::config::{Fence, OnWrite};
 use crate::net::drop_front;
 use crate::observe::arms::{ArmId, Common, Hits};
 use crate::observe::clock;
-use crate::observe::reasons::{Action, Bypass, Class, Coherence, Dropped, Flush, Method, Peer, Source, Timed};
+use crate::observe::reasons::{
+    Action, Bypass, Class, Coherence, Dropped, Flush, Method, Operation, Peer, Source, Timed,
+};
+use crate::observe::runs::End;
 use crate::policy::{Judged, Keep};
 use crate::resp::Proto;
 use crate::resp::build;
@@ -267,11 +270,16 @@ impl Batch {
 
     fn account(&self, ctx: &Ctx, session: &Session) {
         session.last.set(self.now);
-        if self.passed > 0 && ctx.policy.judges() {
-            ctx.metrics.policy.allowed(Action::Read, self.passed);
+        if self.passed > 0 {
+            ctx.metrics.operations.add(Operation::Get, self.passed);
+            session.run.commands.add(self.passed);
+            if ctx.policy.judges() {
+                ctx.metrics.policy.allowed(Action::Read, self.passed);
+            }
         }
         let Some(hits) = std::num::NonZeroU64::new(self.hits) else { return };
         session.told.set(true);
+        session.run.hits.add(self.hits);
         self.lane.note_read(self.now);
         let each = clock::now().saturating_sub(self.now) / hits;
         ctx.metrics.request_n(Timed::ReadHit, each, self.hits);
@@ -291,7 +299,9 @@ impl Session {
     pub(super) fn protocol_error(&self, ctx: &Ctx, error: &ProtocolError) {
         ctx.metrics.protocol_errors.inc(Peer::Client);
         let limit = matches!(error, ProtocolError::QueryLimit);
-        ctx.metrics.clients_dropped.inc(if limit { Dropped::QueryLimit } else { Dropped::Protocol });
+        let why = if limit { Dropped::QueryLimit } else { Dropped::Protocol };
+        ctx.metrics.clients_dropped.inc(why);
+        self.ends(End::Here(why));
         self.answer(false, |out| error.reply(out));
     }
 
@@ -327,8 +337,11 @@ impl Session {
             }
             // What it is has to be known first.
             Err(Stranger::New) => return self.stranger(ctx, b, req, Stranger::New),
-            Err(stranger) if self.is_refused(ctx, Err(stranger), req) => return None,
-            Err(stranger) => return self.stranger(ctx, b, req, stranger),
+            Err(stranger) => {
+                self.count(ctx, Operation::Other);
+                let refused = self.is_refused(ctx, Err(stranger), req);
+                return if refused { None } else { self.stranger(ctx, b, req, stranger) };
+            }
         };
         self.last_command.set(spec.name);
         if let Some(epoch) = b.straight
@@ -340,6 +353,7 @@ impl Session {
             b.passed += 1;
             return self.get(ctx, b, req, spec, false, Ok(epoch));
         }
+        self.count(ctx, spec.operation());
         if self.is_refused(ctx, Ok(spec), req) {
             return None;
         }

@@ -8,6 +8,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use smallvec::SmallVec;
 
@@ -16,6 +17,7 @@ use crate::command::categories::Categories;
 use crate::command::table::{self, Lookup};
 use crate::command::{Keys, Kind, Request, Spec};
 use crate::observe::clock;
+use crate::observe::policy::Refusal;
 use crate::observe::reasons::{Action, Decision, ErrorType, Limited};
 use crate::policy::commands::{
     Bucket, Caller, Denial, OnLimit, Policy, Rights, Scope, Unlisted, UnlistedKeys, action_of,
@@ -219,6 +221,8 @@ impl Session {
         counts.refused(action, decision, name);
         ctx.policy.log(self, name, &denial, decision);
         enforced.then(|| {
+            let (why, client) = (denial.by.clone(), self.addr.clone());
+            counts.note(Refusal { at: SystemTime::now(), command: name, action, why, client });
             ctx.metrics.errors.inc(ErrorType::Policy);
             denial.text(shown)
         })

@@ -56,6 +56,9 @@ impl Session {
         match self.local_now(ctx, now, req, spec, mute, settled) {
             Now::Done => {
                 ctx.metrics.request(Timed::LocalOk, clock::now().saturating_sub(now));
+                if matches!(spec.kind, Kind::Hello | Kind::Auth | Kind::Client | Kind::Reset) {
+                    self.introduce();
+                }
                 None
             }
             Now::Close => Some(Step::Close),

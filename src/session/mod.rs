@@ -38,7 +38,8 @@ use crate::front::Link;
 use crate::limits;
 use crate::net::{ReadHalf, Stream, WriteHalf, read_some};
 use crate::observe::clock;
-use crate::observe::reasons::{Dropped, Peer};
+use crate::observe::reasons::{Dropped, Operation, Peer, RunEnd, Timed};
+use crate::observe::runs::{End, Run};
 use crate::resp::Proto;
 use crate::resp::build;
 use crate::resp::downgrade::Form;
@@ -122,6 +123,10 @@ pub(crate) struct Session {
     agent: Option<agent::Agent>,
     /// Where the local engine is the backend: its open transaction, and what it costs.
     seat: RefCell<embedded::Seat>,
+    /// What it has done so far, for the side port to look at.
+    run: Arc<Run>,
+    /// How it ends, once that is known.
+    end: Cell<Option<End>>,
     /// What the command policy says of it, once it was asked.
     gate: RefCell<Option<Rc<gate::Gate>>>,
     /// From when on its next request may go, by a rate limit; 0: not asked yet.
@@ -132,8 +137,11 @@ impl Session {
     pub(crate) fn new(ctx: &Ctx, stream: Stream, peer: Peering) -> (Rc<Session>, ReadHalf) {
         let (rd, wr) = stream.split();
         let now = clock::now();
+        let id = ctx.next_session();
         let session = Session {
-            id: ctx.next_session(),
+            id,
+            run: ctx.metrics.runs.begin(id, &peer.addr, peer.link.as_ref().map(|link| link.tally.clone())),
+            end: Cell::new(None),
             addr: peer.addr,
             laddr: peer.laddr,
             near: peer.near,
@@ -207,6 +215,12 @@ impl Session {
         let now = ctx.now.get();
         let took = now.saturating_sub(done.asked.at);
         ctx.metrics.request(timed, took);
+        if done.failed {
+            ctx.metrics.failed.inc();
+            self.run.errors.inc();
+        } else if timed == Timed::ReadMiss {
+            self.run.misses.inc();
+        }
         if done.asked.arm.is_some() {
             ctx.metrics.arms.answered(done.asked.arm, now, took, done.failed);
         }
@@ -242,8 +256,12 @@ impl Session {
             return outbox.clear();
         };
         match writer.drain(&mut outbox.ready) {
-            Ok(sent) => ctx.metrics.bytes_out.add(Peer::Client, sent as u64),
+            Ok(sent) => {
+                ctx.metrics.bytes_out.add(Peer::Client, sent as u64);
+                self.run.bytes_out.add(sent as u64);
+            }
             Err(_) => {
+                self.ends(End::Client(RunEnd::Reset));
                 self.closing.set(true);
                 self.wake.call();
             }
@@ -294,6 +312,7 @@ impl Session {
         if !self.closing.replace(true) {
             tracing::info!(client = %self.addr, id = self.id, "client dropped: {why}");
             ctx.metrics.clients_dropped.inc(cause);
+            self.ends(End::Here(cause));
         }
         self.wake.call();
     }
@@ -326,6 +345,23 @@ impl Session {
         self.state.borrow().profile()
     }
 
+    /// A request that is no hit has been looked at.
+    fn count(&self, ctx: &Ctx, what: Operation) {
+        ctx.metrics.operations.inc(what);
+        self.run.commands.inc();
+    }
+
+    /// Why it ends; the first reason is the one.
+    fn ends(&self, why: End) {
+        self.end.set(self.end.get().or(Some(why)));
+    }
+
+    /// Who it is may have changed.
+    fn introduce(&self) {
+        let state = self.state.borrow();
+        self.run.call(Some(&state.name), state.authenticated.then(|| state.user()));
+    }
+
     fn proto(&self) -> Proto {
         self.state.borrow().proto
     }
@@ -336,6 +372,7 @@ impl Session {
     }
 
     fn answer_error(&self, mute: bool, text: &str) {
+        self.run.errors.inc();
         self.answer(mute, |out| build::error(out, text));
     }
 
@@ -384,6 +421,10 @@ pub(crate) async fn run(ctx: Rc<Ctx>, session: Rc<Session>, rd: ReadHalf) {
     let mut client = Client { session: session.clone(), rd, rbuf: BytesMut::new(), scanner, eof: false, paced: None };
     client.serve(&ctx).await;
     session.leaves_embedded(&ctx);
+    session.introduce();
+    let drained = ctx.draining.get() && !client.eof;
+    session.ends(if drained { End::Here(Dropped::Drain) } else { End::Client(RunEnd::Closed) });
+    session.end.get().iter().for_each(|end| ctx.metrics.runs.end(&session.run, *end));
     ctx.sessions.borrow_mut().remove(&session.id);
     session.close();
     ctx.count_clients();
@@ -489,9 +530,13 @@ impl Client {
             }
             Ok(n) => {
                 ctx.metrics.bytes_in.add(Peer::Client, n as u64);
+                self.session.run.bytes_in.add(n as u64);
                 true
             }
-            Err(_) => false,
+            Err(_) => {
+                self.session.ends(End::Client(RunEnd::Reset));
+                false
+            }
         }
     }
 

@@ -16,6 +16,7 @@ use crate::command::{Effect, Kind, Request, Spec, keys};
 use crate::config::{OutageError, OutageReads};
 use crate::observe::clock;
 use crate::observe::reasons::{Bypass, Class, Dropped, ErrorType};
+use crate::observe::runs::End;
 use crate::resp::build;
 use crate::resp::downgrade::Form;
 use crate::resp::request::{Scan, Scanner};
@@ -110,6 +111,7 @@ impl Session {
     pub(super) fn refuse_gone(&self, ctx: &Ctx, lane: &Lane, now: u64, class: Class, mute: bool) -> Option<Step> {
         ctx.metrics.outage_failed.inc(class);
         ctx.metrics.errors.inc(ErrorType::Upstream);
+        ctx.metrics.failed.inc();
         if self.closes_in_outage(ctx) {
             return Some(Step::Close);
         }
@@ -122,6 +124,7 @@ impl Session {
         let closes = ctx.config.outage.error == OutageError::Close;
         if closes {
             ctx.metrics.clients_dropped.inc(Dropped::Outage);
+            self.ends(End::Here(Dropped::Outage));
             tracing::debug!(client = %self.addr, id = self.id, "client closed: upstream is gone, and outage.error is close");
         }
         closes

@@ -65,6 +65,7 @@ impl Ctx {
     /// A lane is up.
     pub(crate) fn upstream_back(&self, info: &ServerInfo) {
         *self.server.borrow_mut() = info.clone();
+        self.status.set_server(&info.server, &info.version);
         self.channel.try_now();
         self.upstream_answered();
     }

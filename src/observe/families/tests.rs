@@ -7,7 +7,7 @@ use crate::observe::reasons::{Bypass, Peer, Tag};
 use crate::observe::status::Status;
 
 fn view() -> View {
-    View { metrics: Arc::new(Metrics::new(":", 100)), status: Arc::new(Status::new("upstream", Mode::Serve)) }
+    View::new(Arc::new(Metrics::new(":", 100)), Arc::new(Status::new("upstream", Mode::Serve)))
 }
 
 fn lines(view: &View) -> Vec<String> {

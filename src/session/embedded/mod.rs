@@ -22,7 +22,7 @@ use crate::command::{Effect, Keys, Kind, Request, Spec, keys};
 use crate::local::{self, Call, Engine};
 use crate::net::drop_front;
 use crate::observe::clock;
-use crate::observe::reasons::{Class, Dropped, Timed};
+use crate::observe::reasons::{Class, Dropped, Operation, Timed};
 use crate::resp::Proto;
 use crate::resp::request::Scan;
 use crate::worker::Ctx;
@@ -208,11 +208,13 @@ impl Session {
             }
             Lookup::Known(_) | Lookup::UnknownSub | Lookup::Unknown => {
                 self.last_command.set("unknown");
+                self.count(ctx, Operation::Other);
                 self.reject(mute, &unknown(req));
                 return None;
             }
         };
         self.last_command.set(spec.name);
+        self.count(ctx, spec.operation());
         if !keys::arity_ok(spec, req.argc()) {
             let text = format!("ERR wrong number of arguments for '{}' command", spec.name);
             self.reject_command(ctx, spec, mute, &text);

@@ -13,6 +13,7 @@ use crate::command::strip::Strip;
 use crate::command::table::{self, Lookup};
 use crate::command::{Effect, Kind, Need, Request, Spec, keys, prefix};
 use crate::observe::clock;
+use crate::observe::reasons::Operation;
 use crate::resp::request::Scan;
 use crate::resp::{Proto, build};
 use crate::router::{self, Stranger};
@@ -99,6 +100,7 @@ impl Pin {
 
     /// One request of the client's, if it may run.
     pub(super) fn request(&mut self, ctx: &Rc<Ctx>, client: &Client, req: &Request<'_>) {
+        client.session.count(ctx, known(ctx, req).map_or(Operation::Other, Spec::operation));
         match refused(ctx, client, req) {
             Some(why) => self.refuse(&client.session, req, why),
             None => self.take(ctx, client, req),

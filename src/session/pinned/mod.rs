@@ -191,7 +191,9 @@ impl Client {
                         return false;
                     }
                     let mute = self.session.state.borrow_mut().mute();
-                    match self.local_slow(ctx, spec, &req, mute).await {
+                    let done = self.local_slow(ctx, spec, &req, mute).await;
+                    self.session.introduce();
+                    match done {
                         Local::Done => None,
                         Local::Close => {
                             self.finish(ctx).await;
