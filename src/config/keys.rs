@@ -76,6 +76,7 @@ pub(super) const KEYS: &[&str] = &[
     "http.allowed_hosts",
     "http.token_file",
     "http.max_connections",
+    "http.dashboard",
     "log.level",
     "log.format",
 ];

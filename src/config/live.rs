@@ -21,6 +21,7 @@ pub(crate) const LIVE: &[&str] = &[
     "commands.rate",
     "http.allowed_hosts",
     "http.token_file",
+    "http.dashboard",
     "log.level",
 ];
 
@@ -40,6 +41,7 @@ impl Config {
         out.http.allowed_hosts.clone_from(&next.http.allowed_hosts);
         out.http.token.clone_from(&next.http.token);
         out.http.token_file.clone_from(&next.http.token_file);
+        out.http.dashboard = next.http.dashboard;
         out.log.level = next.log.level;
         out
     }
@@ -94,7 +96,7 @@ coherence: {{mode: ttl, max_staleness: 2s, fence: session, channel: c, sample_pe
 outage: {{reads: fail, max_stale: 1s, error: close}}
 commands: {{shutdown: true, deny: [get], allow: [set], enforce: false, overrides: [{{client: c, deny: []}}],
   rate: [{{client: c, per_second: 1}}]}}
-http: {{listen: [], allowed_hosts: [x], token_file: {secret}, max_connections: 1}}
+http: {{listen: [], allowed_hosts: [x], token_file: {secret}, max_connections: 1, dashboard: false}}
 log: {{level: warn, format: json}}
 "
         );

@@ -507,6 +507,8 @@ pub(crate) struct Http {
     pub(crate) token: Option<Secret>,
     pub(crate) token_file: Option<PathBuf>,
     pub(crate) max_connections: usize,
+    /// Whether `GET /` is the page.
+    pub(crate) dashboard: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

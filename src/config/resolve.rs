@@ -277,6 +277,7 @@ impl<'s> Resolver<'s> {
                 0..=VALUE_MAX,
             ),
             refills_max: self.count("cache.refills_max", 256, 1..=CONNECTIONS_MAX),
+            dashboard: self.one("http.dashboard", true, units::boolean),
             touch_interval: self.one("cache.touch_interval", Some(secs(60)), touch_interval),
         }
     }

@@ -7,6 +7,7 @@ mod body;
 mod change;
 mod experiments;
 mod live;
+mod page;
 mod policy;
 mod query;
 mod routes;
