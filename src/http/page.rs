@@ -46,6 +46,7 @@ const FILES: &[File] = &[
     file!("charts.js", JS),
     file!("dom.js", JS),
     file!("format.js", JS),
+    file!("history.js", JS),
     file!("parts.js", JS),
     file!("stream.js", JS),
     file!("tabs/overview.js", JS),
