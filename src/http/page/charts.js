@@ -4,7 +4,7 @@
 import { el, setAttr, setClass, setText, show, svg } from './dom.js';
 import * as format from './format.js';
 
-const PAD = { left: 46, right: 10, top: 8, bottom: 20 };
+const PAD = { left: 58, right: 10, top: 8, bottom: 20 };
 // Rows of a line chart's table: what a screen reader gets through.
 const ROWS = 30;
 
@@ -21,12 +21,29 @@ function sized(root, draw) {
 }
 
 // The next round number, so that an axis does not move with every value.
-export function niceMax(value) {
+export function niceMax(value, binary = false) {
   if (!(value > 0)) return 1;
-  const power = 10 ** Math.floor(Math.log10(value));
+  // Sizes are round in KiB and MiB.
+  const unit = binary && value >= 1024 ? 1024 ** Math.floor(Math.log2(value) / 10) : 1;
+  const power = unit * 10 ** Math.floor(Math.log10(value / unit));
   const step = [1, 1.5, 2, 3, 4, 5, 6, 8, 10].find((s) => value <= s * power * 1.0001);
   return step * power;
 }
+
+// An axis: where its lines are, and how high (0 to 1) a value stands.
+const upTo = (top) => ({ levels: [0, top / 2, top], part: (value) => Math.min(value, top) / top });
+
+function decades(values) {
+  const some = values.filter((value) => value > 0);
+  const low = Math.floor(Math.log10(some.reduce((a, b) => Math.min(a, b), some[0] ?? 0.1)));
+  const high = Math.max(Math.ceil(Math.log10(largest(some) || 1)), low + 1);
+  const every = Math.ceil((high - low) / 5);
+  const levels = [];
+  for (let power = low; power <= high; power += every) levels.push(10 ** power);
+  return { levels, part: (value) => (value > 0 ? Math.max(0, (Math.log10(value) - low) / (high - low)) : 0) };
+}
+
+const largest = (values) => values.reduce((most, value) => (real(value) && value > most ? value : most), 0);
 
 const real = (value) => typeof value === 'number' && Number.isFinite(value);
 
@@ -59,7 +76,8 @@ function area(values, x, y, base) {
 }
 
 // Values over time. update({end, step, series: [{name, mark, values}]}), all of one length, oldest first.
-export function lines({ label, format: form = format.count, height = 170, max = null, stacked = false }) {
+// `log`: decades, for what lies far apart; a 0 stands at the foot.
+export function lines({ label, format: form = format.count, height = 170, max = null, stacked = false, log = false }) {
   const drawing = svg('svg', { class: 'plot', height, tabindex: 0, role: 'img', 'aria-label': label });
   const legend = el('ul', { class: 'legend' });
   const tip = el('div', { class: 'tip', hidden: true, 'aria-hidden': 'true' });
@@ -77,26 +95,26 @@ export function lines({ label, format: form = format.count, height = 170, max = 
 
   function scales() {
     const tops = stacked ? totals(shown.series) : shown.series.flatMap((s) => s.values);
-    const top = max ?? niceMax(tops.reduce((most, v) => (real(v) && v > most ? v : most), 0));
+    const { levels, part } = log ? decades(tops) : upTo(max ?? niceMax(largest(tops), form === format.bytes));
     const n = Math.max(shown.length, 2);
     const inner = Math.max(width() - PAD.left - PAD.right, 10);
     const tall = height - PAD.top - PAD.bottom;
     return {
-      top, n, inner,
+      n, inner, levels,
       x: (i) => PAD.left + (inner * i) / (n - 1),
-      y: (value) => PAD.top + tall * (1 - Math.min(value, top) / top),
+      y: (value) => PAD.top + tall * (1 - part(value)),
     };
   }
 
   function draw() {
     if (!shown || width() === 0) return;
     setAttr(drawing, 'width', width());
-    const { top, n, x, y } = scales();
+    const { levels, n, x, y } = scales();
     const parts = [];
-    for (const part of [0, 0.5, 1]) {
-      const level = y(top * part);
+    for (const value of levels) {
+      const level = y(value);
       parts.push(svg('line', { class: 'grid', x1: PAD.left, x2: width() - PAD.right, y1: level, y2: level }),
-        svg('text', { class: 'axis', x: PAD.left - 6, y: level + 4, 'text-anchor': 'end' }, form(top * part)));
+        svg('text', { class: 'axis', x: PAD.left - 6, y: level + 4, 'text-anchor': 'end' }, form(value)));
     }
     const marks = width() < 420 ? 2 : 4;
     for (let mark = 0; mark <= marks; mark++) {
@@ -324,7 +342,7 @@ export function columns({ label, unit, height = 150, none = 'Nothing counted yet
     const wide = (width() - 4) / items.length;
     const tall = height - 36;
     setAttr(drawing, 'width', width());
-    const every = Math.ceil(48 / wide);
+    const every = Math.ceil((Math.max(...items.map(({ name }) => name.length)) * 6 + 8) / wide);
     drawing.replaceChildren(...items.flatMap(({ name, value }, i) => {
       const high = value > 0 ? Math.max((tall * value) / top, 2) : 0;
       const middle = 2 + wide * (i + 0.5);

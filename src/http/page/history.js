@@ -21,10 +21,10 @@ export class Seconds {
     this.series = series;
   }
 
-  // The newest second; what lies between it and the one before was not seen by anybody here.
+  // The newest second; what lies between it and the one before was not seen by anybody here: then true.
   push({ at, last }) {
     const time = Date.parse(at);
-    if (!last || (this.end !== null && time - this.end < STEP_MS / 2)) return;
+    if (!last || (this.end !== null && time - this.end < STEP_MS / 2)) return false;
     const missed = this.end === null ? 0 : Math.min(LENGTH, Math.round((time - this.end) / STEP_MS) - 1);
     const length = this.length();
     for (const [name, value] of Object.entries(last)) {
@@ -34,6 +34,7 @@ export class Seconds {
       if (values.length > LENGTH) values.splice(0, values.length - LENGTH);
     }
     this.end = time;
+    return missed > 0;
   }
 
   length() {

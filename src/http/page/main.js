@@ -15,6 +15,8 @@ import * as system from './tabs/system.js';
 // How often a tab's own lists are asked for, and the day's history, which has a value a minute.
 const POLL_MS = 4000;
 const DAY_MS = 60000;
+// Gaps are filled no more often than this.
+const REPAIR_MS = 10000;
 
 const byId = (id) => document.getElementById(id);
 const TABS = { overview, cache, policy, costs, system };
@@ -73,7 +75,15 @@ function select(name, { focus = false } = {}) {
 
 function draw() {
   if (document.hidden || !page.snapshot) return;
-  built[current].draw(page);
+  try {
+    built[current].draw(page);
+    show(byId('broken'), false);
+  } catch (error) {
+    // A figure that this page does not understand: say so instead of showing old ones as if they were new.
+    setText(byId('broken'), `Part of this tab cannot be drawn: ${error.message}`);
+    show(byId('broken'), true);
+    console.error(error);
+  }
 }
 
 let polling = false;
@@ -87,7 +97,8 @@ async function poll() {
   polling = true;
   do {
     again = false;
-    const wanted = tab(current).needs();
+    // What this version does not have is not asked for again until there may be another one: after a lost stream.
+    const wanted = tab(current).needs().filter((path) => !page.answers.get(path)?.missing);
     await Promise.all(wanted.map(async (path) => {
       const answer = await ask(path);
       // Older figures are better than none, with a line that says so.
@@ -103,6 +114,14 @@ async function loadSeconds() {
   const { data } = await ask('/api/v1/history?range=15m');
   if (data) seconds.load(data);
   draw();
+}
+
+// A second that the stream has skipped, because the machine or the network was busy, is known to the side port.
+let repaired = 0;
+function repair() {
+  if (Date.now() - repaired < REPAIR_MS) return;
+  repaired = Date.now();
+  loadSeconds();
 }
 
 async function loadDay() {
@@ -124,7 +143,10 @@ function onState(next) {
   if (next.name === 'connecting' && wasLost) return;
   state = next;
   if (back) {
-    if (wasLost) families.clear();
+    if (wasLost) {
+      families.clear();
+      page.answers.clear();
+    }
     wasLost = false;
     loadSeconds();
     loadDay();
@@ -185,7 +207,7 @@ function head(snapshot) {
 function onSnapshot(snapshot) {
   page.snapshot = snapshot;
   skew = Date.parse(snapshot.at) - Date.now();
-  seconds.push(snapshot);
+  if (seconds.push(snapshot)) repair();
   families.push(snapshot);
   head(snapshot);
   draw();

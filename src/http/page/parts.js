@@ -55,7 +55,7 @@ export function tile(name, help, key) {
   };
 }
 
-export const tiles = (...all) => el('div', { class: 'tiles' }, ...all.map((one) => one.root));
+export const tiles = (...all) => el('div', { class: `tiles of-${all.length}` }, ...all.map((one) => one.root));
 
 // Rows of text. columns: [{key, name, num, of: (row) => text | {text, title, mark}, by: (row) => what it is sorted by}].
 export function table({ label, columns, none, sortable = false, sort = null }) {

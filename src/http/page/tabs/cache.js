@@ -55,7 +55,7 @@ export function create(page) {
     columns: families('pattern', 'Pattern'),
   });
   const ruleCard = card('Rules', { size: 'wide' }, rules.root);
-  const patternCard = card('Patterns', { size: 'wide', note: 'Keys without a rule, by the text in front of their first separator.' }, patterns.root);
+  const patternCard = card('Patterns', { size: 'full', note: 'Keys without a rule, by the text in front of their first separator.' }, patterns.root);
 
   // ---- keys
   let by = 'hits';
@@ -92,8 +92,7 @@ export function create(page) {
       ruleLines, card('Evictions by cause', {}, evictions.root),
       card('Entries', {}, held.root), card('Bytes', {}, taken.root), card('Invalidations by source', {}, invalidations.root),
       ruleCard, card('Fills discarded', {}, discards.root),
-      patternCard, bigCard,
-      keyCard, candidateCard,
+      patternCard, keyCard, bigCard, candidateCard,
     ));
 
   function drawRules() {

@@ -21,7 +21,7 @@ export function create(page) {
   const sessions = tile('Session success', 'Of the connections that are over, those that ended without an error', 'success_rate');
 
   const traffic = lines({ label: 'Requests per second', format: format.rate });
-  const latency = lines({ label: 'Latency, 99th percentile', format: format.ms });
+  const latency = lines({ label: 'Latency, 99th percentile', format: format.ms, log: true });
   const hits = lines({ label: 'Hit rate', format: format.share, max: 1 });
   const mix = ring({ label: 'Commands by kind', none: 'No command has come yet. Point a client at the address that Nearside listens on.' });
   const histogram = columns({ label: 'Session durations', unit: 'sessions', none: 'No session is over yet: connections are counted here when they end.' });

@@ -26,7 +26,7 @@ export function create(page) {
   const memoryChart = lines({ label: 'Resident memory', format: format.bytes });
   const cpuChart = lines({ label: 'CPU, share of one core', format: format.share });
   const errorChart = lines({ label: 'Error rate', format: format.share });
-  const bytesChart = lines({ label: 'Bytes per second', format: (value) => format.bytes(value) });
+  const bytesChart = lines({ label: 'Bytes per second', format: format.bytes });
   const checks = table({
     label: 'Health checks', none: 'No checks.',
     columns: [
@@ -46,7 +46,7 @@ export function create(page) {
   const runs = table({
     label: 'Sessions', none: 'No client has connected yet.',
     columns: [
-      { key: 'id', name: 'Id', num: true, of: (r) => r.id },
+      { key: 'id', name: 'Id', of: (r) => r.id },
       { key: 'name', name: 'Client', of: (r) => ({ text: r.name ?? r.addr, title: `${r.name ?? ''} ${r.addr}`.trim() }) },
       { key: 'user', name: 'User', of: (r) => ({ text: r.user, title: r.user }) },
       { key: 'state', name: 'State', of: (r) => (r.ended === null ? { text: 'open', mark: 'tone-good' } : { text: format.words(r.end), title: r.ended, mark: r.failed ? 'tone-bad' : '' }) },
