@@ -46,7 +46,7 @@ mod tests {
 
     #[test]
     fn commands_count_as_what_they_are() {
-        let of = |name: &str| table::spec(name).operation().as_str();
+        let of = |name: &str| table::by_name(name.as_bytes()).expect("a command").operation().as_str();
         for (name, expected) in [
             ("get", "get"),
             ("mget", "mget"),

@@ -14,6 +14,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
+use super::query::query;
 use super::routes::{Answer, Refusal, Routes, json};
 use crate::coherence::{Message, NotDropped, Op, Wanted};
 use crate::live;
@@ -28,6 +29,13 @@ const WORK_LIMIT: Duration = Duration::from_secs(30);
 
 /// The code of the answer to another method.
 pub(super) const POST_ONLY: &str = "post_only";
+
+const INVALIDATE: &str = "/api/v1/invalidate";
+const FLUSH: &str = "/api/v1/flush";
+
+/// Every path here.
+#[cfg(test)]
+pub(super) const PATHS: [&str; 2] = [INVALIDATE, FLUSH];
 
 /// Orders that wait for the data thread.
 pub(crate) const ORDERS_MAX: usize = 16;
@@ -76,8 +84,8 @@ struct Dropped {
 impl Change {
     pub(super) fn at(path: &str) -> Option<Change> {
         match path {
-            "/api/v1/invalidate" => Some(Change::Invalidate),
-            "/api/v1/flush" => Some(Change::Flush),
+            INVALIDATE => Some(Change::Invalidate),
+            FLUSH => Some(Change::Flush),
             _ => None,
         }
     }
@@ -106,6 +114,7 @@ impl Routes {
             return Err(refusal(StatusCode::METHOD_NOT_ALLOWED, POST_ONLY, message));
         }
         self.authorize(request.headers())?;
+        query(&request, &[])?;
         let body = body(request).await?;
         let messages = match change {
             Change::Flush => vec![Message { op: Op::Flush, args: Vec::new() }],

@@ -18,6 +18,14 @@ use crate::observe::events::{Actor, EVENTS_MAX, Event};
 use crate::observe::stamp;
 
 const RULES: &str = "/api/v1/rules";
+const CONFIG: &str = "/api/v1/config";
+const EVENTS: &str = "/api/v1/events/recent";
+const MODE: &str = "/api/v1/mode";
+const RELOAD: &str = "/api/v1/reload";
+
+/// Every path here, beside a rule's below `RULES`.
+#[cfg(test)]
+pub(super) const PATHS: [&str; 5] = [RULES, CONFIG, EVENTS, MODE, RELOAD];
 
 /// Events that are shown unless more are asked for.
 const EVENTS_SHOWN: usize = 50;
@@ -49,10 +57,10 @@ impl Target {
     pub(super) fn at(path: &str) -> Option<Target> {
         Some(match path {
             RULES => Target::Rules,
-            "/api/v1/config" => Target::Config,
-            "/api/v1/events/recent" => Target::Events,
-            "/api/v1/mode" => Target::Mode,
-            "/api/v1/reload" => Target::Reload,
+            CONFIG => Target::Config,
+            EVENTS => Target::Events,
+            MODE => Target::Mode,
+            RELOAD => Target::Reload,
             _ => {
                 let name = path.strip_prefix(RULES)?.strip_prefix('/')?;
                 let whole = !name.is_empty() && !name.contains('/');
@@ -86,8 +94,8 @@ impl Routes {
             return wrong_method(request.uri().path(), allowed);
         }
         let done = match &target {
-            Target::Rules => readable(&request).map(|()| self.rules()).map_err(No::from),
-            Target::Config => readable(&request).map(|()| self.config()).map_err(No::from),
+            Target::Rules => plainly(&request).map(|()| self.rules()).map_err(No::from),
+            Target::Config => plainly(&request).map(|()| self.config()).map_err(No::from),
             Target::Events => readable(&request).and_then(|()| self.events(&request)).map_err(No::from),
             Target::Rule(_) | Target::Mode | Target::Reload => self.carry_out(target, peer, request).await,
         };
@@ -154,6 +162,12 @@ impl Routes {
         let done = self.order(|done| Order::Change { change, actor, done }).await?;
         done.map(|done| json(StatusCode::OK, done)).map_err(No::of)
     }
+}
+
+/// Read as it is, with no wish behind `?`.
+fn plainly<B: Body>(request: &Request<B>) -> Result<(), Refusal> {
+    readable(request)?;
+    query(request, &[]).map(drop)
 }
 
 async fn rule_change<B>(name: &str, request: Request<B>) -> Result<Change, Refusal>

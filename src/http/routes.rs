@@ -85,6 +85,13 @@ fn names(known: &str, path: &str) -> bool {
             .is_some_and(|(is, should)| is == should)
 }
 
+/// All of these with their aliases.
+#[cfg(test)]
+pub(super) fn paths() -> Vec<String> {
+    let alias = |path: &str| path.strip_prefix(DASHBOARD).map(|rest| format!("{DASHBOARD_ALIAS}{rest}"));
+    PAGES.iter().flat_map(|(path, _)| std::iter::once((*path).to_owned()).chain(alias(path))).collect()
+}
+
 pub(super) struct Routes {
     production: bool,
     pub(super) view: Arc<View>,
@@ -476,10 +483,18 @@ impl Refusal {
     }
 }
 
-/// A body of plain structs cannot fail to serialize; should it ever, the answer says so instead of being empty.
 pub(super) fn json<T: Serialize>(status: StatusCode, body: T) -> Answer {
-    match to_text(&body) {
-        Some(text) => answer(status, JSON, text.into()),
+    let mut answer = json_text(to_text(&body));
+    if answer.status() == StatusCode::OK {
+        *answer.status_mut() = status;
+    }
+    answer
+}
+
+/// A body of plain structs cannot fail to serialize; should it ever, the answer says so instead of being empty.
+pub(super) fn json_text<T: Into<Bytes>>(text: Option<T>) -> Answer {
+    match text {
+        Some(text) => answer(StatusCode::OK, JSON, text.into()),
         None => {
             let error =
                 Bytes::from_static(br#"{"error":{"code":"internal","message":"the answer cannot be written"}}"#);
@@ -491,11 +506,6 @@ pub(super) fn json<T: Serialize>(status: StatusCode, body: T) -> Answer {
 /// The text of a JSON answer, on one line.
 pub(super) fn to_text<T: Serialize>(body: &T) -> Option<String> {
     serde_json::to_string(&Envelope { version: env!("CARGO_PKG_VERSION"), at: stamp::now(), body }).ok()
-}
-
-/// JSON that is written already.
-pub(super) fn json_text(text: &'static str) -> Answer {
-    answer(StatusCode::OK, JSON, Bytes::from_static(text.as_bytes()))
 }
 
 /// None: for HEAD.

@@ -13,23 +13,23 @@ use crate::observe::reasons::{Coherence, Link, Mode};
 use crate::observe::status::Status;
 
 /// Far above what any answer takes: reaching it is a failure, not a wait.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
-struct Server {
-    http: Http,
-    view: Arc<View>,
+pub(super) struct Server {
+    pub(super) http: Http,
+    pub(super) view: Arc<View>,
 }
 
 impl Server {
-    fn start() -> Self {
+    pub(super) fn start() -> Self {
         Self::with(|_| ())
     }
 
-    fn with(change: impl FnOnce(&mut HttpConfig)) -> Self {
+    pub(super) fn with(change: impl FnOnce(&mut HttpConfig)) -> Self {
         Self::impatient(Timeouts::default(), change)
     }
 
-    fn impatient(timeouts: Timeouts, change: impl FnOnce(&mut HttpConfig)) -> Self {
+    pub(super) fn impatient(timeouts: Timeouts, change: impl FnOnce(&mut HttpConfig)) -> Self {
         let view =
             Arc::new(View::new(Arc::new(Metrics::new(":", 100)), Arc::new(Status::new("upstream", Mode::Serve))));
         let mut running = crate::config::Config::for_tests("redis://h");
@@ -45,14 +45,14 @@ impl Server {
         Self { http: start_with(config, timeouts, view.clone()).unwrap(), view }
     }
 
-    fn connect(&self) -> TcpStream {
+    pub(super) fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.http.addresses[0]).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream
     }
 
     /// Sends `request` as it is and reads until the server closes.
-    fn raw(&self, request: &str) -> String {
+    pub(super) fn raw(&self, request: &str) -> String {
         let mut stream = self.connect();
         stream.write_all(request.as_bytes()).unwrap();
         let mut answer = String::new();
@@ -60,11 +60,11 @@ impl Server {
         answer
     }
 
-    fn ask(&self, method: &str, path: &str) -> (u16, String, String) {
+    pub(super) fn ask(&self, method: &str, path: &str) -> (u16, String, String) {
         split(&self.raw(&format!("{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")))
     }
 
-    fn get(&self, path: &str) -> (u16, Value) {
+    pub(super) fn get(&self, path: &str) -> (u16, Value) {
         let (status, _, body) = self.ask("GET", path);
         (status, serde_json::from_str(&body).unwrap())
     }
@@ -75,7 +75,7 @@ impl Server {
 }
 
 /// (status, head, body)
-fn split(answer: &str) -> (u16, String, String) {
+pub(super) fn split(answer: &str) -> (u16, String, String) {
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     let status = head.split(' ').nth(1).unwrap().parse().unwrap();
     (status, head.to_owned(), body.to_owned())

@@ -10,6 +10,8 @@ mod channel;
 mod clients;
 /// Command line and configuration: streams and exit codes.
 mod config;
+/// The dashboard's JSON and its stream agree with what clients did.
+mod dashboard;
 /// The documents say what the tree has.
 mod docs;
 /// Without an upstream: the in-memory engine.

@@ -21,12 +21,12 @@ use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::{CancellationToken, ReusableBoxFuture};
 
+use super::busy;
 use super::history::Point;
-use super::{Snapshot, busy};
+use super::snapshot::{Snapshot, fitted};
 use crate::http::live::Told;
 use crate::http::routes::{Answer, Refusal, Routes, event_stream, to_text};
-use crate::observe::View;
-use crate::observe::clock;
+use crate::observe::{View, clock, stamp};
 
 /// Events that a reader can have missed and still gets: a minute of somebody changing rules by hand.
 const KEPT_MAX: usize = 64;
@@ -77,7 +77,7 @@ impl Hub {
     /// has left open must not lock out.
     pub(in crate::http) fn new(connections: usize) -> Hub {
         let max = (connections - connections / 8).clamp(1, Semaphore::MAX_PERMITS);
-        let first = crate::observe::stamp::unix_ms();
+        let first = stamp::unix_ms();
         let told = watch::channel(Arc::default()).0;
         Hub { told, places: Arc::new(Semaphore::new(max)), max, last: AtomicU64::new(first) }
     }
@@ -125,7 +125,8 @@ impl Hub {
     fn tell_snapshot(&self, routes: &Routes, now: u64) {
         let config = routes.running.load().config.clone();
         let last = Last(routes.view.history.last());
-        let Some(text) = to_text(&Live { snapshot: Snapshot::of(&routes.view, &config), last }) else { return };
+        let live = |snapshot| to_text(&Live { snapshot, last: &last });
+        let Some(text) = fitted(&routes.view, &config, live) else { return };
         let snapshot = self.frame("snapshot", &text);
         self.told.send_modify(|newest| {
             let newest = Arc::make_mut(newest);
@@ -244,10 +245,10 @@ fn last_event_id(headers: &HeaderMap) -> Option<u64> {
 
 /// The whole snapshot, and the newest second of the history.
 #[derive(Serialize)]
-struct Live {
+struct Live<'a> {
     #[serde(flatten)]
     snapshot: Snapshot,
-    last: Last,
+    last: &'a Last,
 }
 
 struct Last(Vec<(&'static str, f64)>);

@@ -10,6 +10,8 @@ mod history;
 mod numbers;
 mod runs;
 mod snapshot;
+#[cfg(test)]
+mod tests;
 
 use hyper::body::Body;
 use hyper::{Request, StatusCode};
@@ -18,15 +20,12 @@ use serde::ser::{SerializeMap, Serializer};
 
 use super::change::{malformed, refusal};
 use super::query::query;
-use super::routes::{Answer, Refusal, Routes, json, readable};
+use super::routes::{Answer, Refusal, Routes, json, json_text, readable, to_text};
 use crate::observe::durations::Durations;
 use crate::observe::history::Range;
 
-pub(super) use snapshot::Snapshot;
-
-/// Items of a list; the whole snapshot has less room for each.
+/// Items of a list; the whole snapshot has less room.
 const LIST_MAX: usize = 10;
-const LIST_MAX_IN_SNAPSHOT: usize = 5;
 
 /// Characters of a text that comes from elsewhere.
 const TEXT_MAX: usize = 100;
@@ -53,12 +52,12 @@ impl Routes {
         let asked = query(request, known)?;
         let (view, running) = (&*self.view, self.running.load());
         Ok(match section {
-            Section::Snapshot => json(StatusCode::OK, Snapshot::of(view, &running.config)),
+            Section::Snapshot => json_text(snapshot::fitted(view, &running.config, |snapshot| to_text(&snapshot))),
             Section::Numbers => json(StatusCode::OK, numbers::Numbers::of(view)),
             Section::Cache => json(StatusCode::OK, cache::Cache::of(view, &running.config, LIST_MAX)),
             Section::Runs => json(StatusCode::OK, runs::Runs::of(&view.metrics.runs, LIST_MAX)),
             Section::History => json(StatusCode::OK, history::History::of(&view.history, range(&asked)?)),
-            Section::OpenApi => super::routes::json_text(OPENAPI),
+            Section::OpenApi => json_text(Some(OPENAPI)),
             Section::Events => self.hub.open(request, self)?,
         })
     }
