@@ -277,7 +277,6 @@ impl<'s> Resolver<'s> {
                 0..=VALUE_MAX,
             ),
             refills_max: self.count("cache.refills_max", 256, 1..=CONNECTIONS_MAX),
-            dashboard: self.one("http.dashboard", true, units::boolean),
             touch_interval: self.one("cache.touch_interval", Some(secs(60)), touch_interval),
         }
     }
@@ -336,6 +335,7 @@ impl<'s> Resolver<'s> {
             listen: self.http_listen(),
             allowed_hosts: self.list("http.allowed_hosts", &[], host_name),
             max_connections: self.count("http.max_connections", 256, 1..=CONNECTIONS_MAX),
+            dashboard: self.one("http.dashboard", true, units::boolean),
         }
     }
 

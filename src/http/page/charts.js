@@ -61,7 +61,20 @@ function path(values, x, y) {
   return text;
 }
 
-function area(values, x, y, base) {
+// No more points than there are pixels for: each drawn one is the mean of those that it stands for, or the largest, where a
+// peak must be seen. What is read off the drawing is exact.
+function thinned(values, most, peaks) {
+  const size = Math.ceil(values.length / most);
+  if (size <= 1) return { values, size: 1 };
+  const found = [];
+  for (let from = 0; from < values.length; from += size) {
+    const some = values.slice(from, from + size).filter(real);
+    found.push(some.length === 0 ? null : peaks ? Math.max(...some) : some.reduce((a, b) => a + b, 0) / some.length);
+  }
+  return { values: found, size };
+}
+
+function area(values, x, y) {
   const runs = [];
   values.forEach((value, i) => {
     if (!real(value)) return;
@@ -70,14 +83,13 @@ function area(values, x, y, base) {
   });
   return runs.map((run) => {
     const top = run.map((i) => `L${x(i).toFixed(1)} ${y(values[i]).toFixed(1)}`).join('');
-    const back = [...run].reverse().map((i) => `L${x(i).toFixed(1)} ${y(base ? base[i] ?? 0 : 0).toFixed(1)}`).join('');
-    return `M${top.slice(1)}${back}Z`;
+    return `M${top.slice(1)}V${y(0).toFixed(1)}H${x(run[0]).toFixed(1)}Z`;
   }).join('');
 }
 
 // Values over time. update({end, step, series: [{name, mark, values}]}), all of one length, oldest first.
 // `log`: decades, for what lies far apart; a 0 stands at the foot.
-export function lines({ label, format: form = format.count, height = 170, max = null, stacked = false, log = false }) {
+export function lines({ label, format: form = format.count, axis = form, height = 170, max = null, log = false }) {
   const drawing = svg('svg', { class: 'plot', height, tabindex: 0, role: 'img', 'aria-label': label });
   const legend = el('ul', { class: 'legend' });
   const tip = el('div', { class: 'tip', hidden: true, 'aria-hidden': 'true' });
@@ -94,7 +106,7 @@ export function lines({ label, format: form = format.count, height = 170, max = 
   const width = sized(plot, draw);
 
   function scales() {
-    const tops = stacked ? totals(shown.series) : shown.series.flatMap((s) => s.values);
+    const tops = shown.series.flatMap((s) => s.values);
     const { levels, part } = log ? decades(tops) : upTo(max ?? niceMax(largest(tops), form === format.bytes));
     const n = Math.max(shown.length, 2);
     const inner = Math.max(width() - PAD.left - PAD.right, 10);
@@ -109,12 +121,12 @@ export function lines({ label, format: form = format.count, height = 170, max = 
   function draw() {
     if (!shown || width() === 0) return;
     setAttr(drawing, 'width', width());
-    const { levels, n, x, y } = scales();
+    const { levels, n, x, y, inner } = scales();
     const parts = [];
     for (const value of levels) {
       const level = y(value);
-      parts.push(svg('line', { class: 'grid', x1: PAD.left, x2: width() - PAD.right, y1: level, y2: level }),
-        svg('text', { class: 'axis', x: PAD.left - 6, y: level + 4, 'text-anchor': 'end' }, form(value)));
+      parts.push(svg('line', { class: 'level', x1: PAD.left, x2: width() - PAD.right, y1: level, y2: level }),
+        svg('text', { class: 'axis', x: PAD.left - 6, y: level + 4, 'text-anchor': 'end' }, axis(value)));
     }
     const marks = width() < 420 ? 2 : 4;
     for (let mark = 0; mark <= marks; mark++) {
@@ -122,16 +134,11 @@ export function lines({ label, format: form = format.count, height = 170, max = 
       const anchor = mark === 0 ? 'start' : mark === marks ? 'end' : 'middle';
       parts.push(svg('text', { class: 'axis', x: x(i), y: height - 4, 'text-anchor': anchor }, format.minute(time(i))));
     }
-    let base = null;
-    for (const { mark, values } of shown.series) {
-      if (stacked) {
-        const over = values.map((v, i) => (real(v) ? v + (base?.[i] ?? 0) : null));
-        parts.push(svg('path', { class: `area stack ${mark}`, d: area(over, x, y, base) }));
-        base = over.map((v, i) => v ?? base?.[i] ?? 0);
-        continue;
-      }
-      if (shown.series.length === 1) parts.push(svg('path', { class: `area ${mark}`, d: area(values, x, y) }));
-      parts.push(svg('path', { class: `line ${mark}`, d: path(values, x, y) }));
+    for (const { mark, values: all } of shown.series) {
+      const { values, size } = thinned(all, inner / 1.5, log);
+      const middle = (i) => x(Math.min(n - 1, i * size + (size - 1) / 2));
+      if (shown.series.length === 1) parts.push(svg('path', { class: `area ${mark}`, d: area(values, middle, y) }));
+      parts.push(svg('path', { class: `line ${mark}`, d: path(values, middle, y) }));
     }
     parts.push(svg('line', { class: 'cross', y1: PAD.top, y2: height - PAD.bottom, visibility: 'hidden' }));
     drawing.replaceChildren(...parts);
@@ -207,10 +214,6 @@ export function lines({ label, format: form = format.count, height = 170, max = 
   }
 
   return { root, update };
-}
-
-function totals(series) {
-  return (series[0]?.values ?? []).map((_, i) => series.reduce((sum, s) => sum + (s.values[i] ?? 0), 0));
 }
 
 export function swatch(mark) {
@@ -352,7 +355,7 @@ export function columns({ label, unit, height = 150, none = 'Nothing counted yet
         value > 0 && wide > 26 && svg('text', { class: 'axis', x: middle, y: 12 + tall - high, 'text-anchor': 'middle' }, format.count(value)),
         i % every === 0 && svg('text', { class: 'axis', x: middle, y: height - 4, 'text-anchor': 'middle' }, name),
       ].filter(Boolean);
-    }), svg('line', { class: 'grid', x1: 2, x2: width() - 2, y1: 16 + tall, y2: 16 + tall }));
+    }), svg('line', { class: 'level', x1: 2, x2: width() - 2, y1: 16 + tall, y2: 16 + tall }));
   }
 
   function update(items, mark) {
@@ -388,21 +391,21 @@ export function scatter({ label, xName, yName, xFormat, height = 240, none }) {
   function draw() {
     if (width() === 0 || shown.length === 0) return;
     setAttr(drawing, 'width', width());
-    const inner = width() - PAD.left - 20;
+    const inner = width() - PAD.left - 40;
     const tall = height - 44;
     // Sizes of patterns lie orders of magnitude apart: the axis is logarithmic.
-    const logs = shown.map(({ x }) => Math.log10(Math.max(x, 1)));
-    const low = Math.floor(Math.min(...logs));
-    const high = Math.max(Math.ceil(Math.max(...logs)), low + 1);
-    const x = (value) => PAD.left + (inner * (Math.log10(Math.max(value, 1)) - low)) / (high - low);
+    const logs = shown.map(({ x }) => Math.log2(Math.max(x, 1)));
+    const low = Math.floor(Math.min(...logs)) - 1;
+    const high = Math.ceil(Math.max(...logs)) + 1;
+    const x = (value) => PAD.left + (inner * (Math.log2(Math.max(value, 1)) - low)) / (high - low);
     const y = (value) => 8 + tall * (1 - value);
     const parts = [0, 0.5, 1].flatMap((level) => [
-      svg('line', { class: 'grid', x1: PAD.left, x2: width() - 10, y1: y(level), y2: y(level) }),
+      svg('line', { class: 'level', x1: PAD.left, x2: width() - 10, y1: y(level), y2: y(level) }),
       svg('text', { class: 'axis', x: PAD.left - 6, y: y(level) + 4, 'text-anchor': 'end' }, format.share(level)),
     ]);
     const every = Math.ceil((high - low) / 5);
     for (let power = low; power <= high; power += every) {
-      parts.push(svg('text', { class: 'axis', x: x(10 ** power), y: height - 20, 'text-anchor': 'middle' }, xFormat(10 ** power)));
+      parts.push(svg('text', { class: 'axis', x: x(2 ** power), y: height - 20, 'text-anchor': 'middle' }, xFormat(2 ** power)));
     }
     parts.push(svg('text', { class: 'axis', x: PAD.left + inner / 2, y: height - 4, 'text-anchor': 'middle' }, `${xName} (logarithmic)`));
     const most = Math.max(...shown.map(({ weight }) => weight), 1);
@@ -447,7 +450,7 @@ export function intervals({ label, none }) {
     rows.replaceChildren(...items.map(({ name, value, low, high, mark, text }) => el('tr', {},
       el('th', { scope: 'row' }, el('span', { class: 'name', title: name }, name)),
       el('td', { class: 'bar-cell' }, svg('svg', { class: 'bar interval', 'aria-hidden': 'true' },
-        least < 0 && svg('line', { class: 'grid', x1: at(0), x2: at(0), y1: 0, y2: '100%' }),
+        least < 0 && svg('line', { class: 'level', x1: at(0), x2: at(0), y1: 0, y2: '100%' }),
         real(low) && svg('line', { class: `line ${mark}`, x1: at(low), x2: at(real(high) ? high : most), y1: '50%', y2: '50%' }),
         real(value) && svg('circle', { class: `dot ${mark}`, cx: at(value), cy: '50%', r: 4 }))),
       el('td', { class: 'num' }, text))));

@@ -89,6 +89,7 @@ export const words = (text) => String(text ?? NONE).replaceAll('_', ' ');
 
 // A value whose unit the API names.
 export function inUnit(value, unit) {
+  if (unit === 'up' && known(value)) return value > 0 ? 'up' : 'down';
   const of = { share, ms, bytes }[unit];
   if (of) return of(value);
   return typeof value === 'string' ? words(value) : `${exact(value)}${unit && known(value) ? ` ${words(unit)}` : ''}`;

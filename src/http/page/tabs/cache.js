@@ -127,7 +127,7 @@ export function create(page) {
       const name = `${item.pattern} ${item.command}`;
       names.add(name);
       if (!made.has(name)) made.set(name, candidate());
-      made.get(name).update(item);
+      made.get(name).update(item, page.snapshot.costs?.currency);
       return made.get(name).root;
     });
     for (const name of made.keys()) if (!names.has(name)) made.delete(name);
@@ -192,8 +192,8 @@ function candidate() {
   const state = el('span', { class: 'chip good', hidden: true }, 'cached already');
   const facts = el('p', { class: 'note' });
   const rows = el('tbody');
-  const curve = el('table', { class: 'curve' }, el('caption', {}, 'Hit rate it would have'),
-    el('thead', {}, el('tr', {}, ...['Time to live', 'Memory', 'Hit rate'].map((head) => el('th', { scope: 'col' }, head)))), rows);
+  const heads = el('tr');
+  const curve = el('table', { class: 'curve' }, el('caption', {}, 'Hit rate it would have, by time to live and memory'), el('thead', {}, heads), rows);
   const rule = el('pre', { tabindex: 0 });
   const copy = el('button', { type: 'button', class: 'plain' }, 'Copy');
   copy.addEventListener('click', async () => {
@@ -212,13 +212,17 @@ function candidate() {
     el('div', { class: 'scroll', tabindex: 0, role: 'region', 'aria-label': 'Hit rates' }, curve),
     el('details', {}, el('summary', {}, 'Rule to paste'), rule, copy));
 
-  function update(item) {
+  function update(item, currency) {
     setText(name, `${item.pattern} · ${item.command}`);
     show(state, item.already_cached);
     setText(facts, `${format.rate(item.requests_per_minute)} requests a minute · upstream p50 ${format.ms(item.upstream.p50_ms)}, p99 ${format.ms(item.upstream.p99_ms)} · ${format.count(item.distinct_keys)} keys of ${format.bytes(item.value_bytes_avg)} · `
-      + `would need ${format.bytes(item.memory_bytes)} and save ${format.rate(item.saved_per_minute.requests)} requests and ${format.bytes(item.saved_per_minute.bytes)} a minute`);
-    rows.replaceChildren(...item.hit_rate.map(({ ttl_ms: ttl, max_bytes: most, hit_rate: rate }) => el('tr', {},
-      el('th', { scope: 'row' }, format.ms(ttl)), el('td', {}, most === null ? 'any' : format.bytes(most)), el('td', { class: 'num' }, format.share(rate)))));
+      + `would need ${format.bytes(item.memory_bytes)} and save ${format.rate(item.saved_per_minute.requests)} requests and ${format.bytes(item.saved_per_minute.bytes)}${item.saved_per_minute.cost === null ? '' : `, ${format.money(item.saved_per_minute.cost, currency)},`} a minute`);
+    const ttls = [...new Set(item.hit_rate.map((point) => point.ttl_ms))];
+    const sizes = [...new Set(item.hit_rate.map((point) => point.max_bytes))];
+    const at = (ttl, size) => item.hit_rate.find((point) => point.ttl_ms === ttl && point.max_bytes === size)?.hit_rate ?? null;
+    heads.replaceChildren(el('th', { scope: 'col' }, 'Time to live'), ...sizes.map((size) => el('th', { scope: 'col', class: 'num' }, size === null ? 'no bound' : format.bytes(size))));
+    rows.replaceChildren(...ttls.map((ttl) => el('tr', {}, el('th', { scope: 'row' }, format.ms(ttl)),
+      ...sizes.map((size) => el('td', { class: 'num', title: format.exact(at(ttl, size)) }, format.share(at(ttl, size)))))));
     setText(rule, item.rule_yaml);
     setAttr(rule, 'aria-label', `Rule for ${item.pattern}`);
   }

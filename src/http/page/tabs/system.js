@@ -11,6 +11,9 @@ const EVENTS = '/api/v1/events/recent';
 const KEYS = '/api/v1/keys?by=hits&n=20';
 const METRICS = '/metrics';
 
+// The API has the last 128; this many are looked at here.
+const SLOW_MAX = 12;
+
 const TONES = { healthy: 'tone-good', degraded: 'tone-warn', critical: 'tone-bad' };
 
 export function create(page) {
@@ -61,10 +64,10 @@ export function create(page) {
     label: 'Slow commands', none: 'No command has been slow.',
     columns: [
       { key: 'at', name: 'When', of: (s) => ({ text: format.ago(s.at, page.now()), title: s.at }) },
-      { key: 'command', name: 'Command', of: (s) => ({ text: s.command, mark: 'mono' }) },
-      { key: 'class', name: 'Class', of: (s) => format.words(s.class) },
-      { key: 'pattern', name: 'Pattern', of: (s) => ({ text: s.pattern, title: s.pattern }) },
       { key: 'duration', name: 'Took', num: true, of: (s) => ({ text: format.ms(s.duration_ms), title: `${format.exact(s.duration_ms)} ms` }) },
+      { key: 'command', name: 'Command', of: (s) => ({ text: s.command, mark: 'mono' }) },
+      { key: 'pattern', name: 'Pattern', of: (s) => ({ text: s.pattern, title: s.pattern, mark: 'short' }) },
+      { key: 'class', name: 'Class', of: (s) => format.words(s.class) },
     ],
   });
   const slowCard = card('Slow log', {}, slow.root);
@@ -151,7 +154,7 @@ export function create(page) {
     if (hot) {
       const { threshold_ms: from, total, items } = hot.slow_log;
       slowCard.note(from === null ? 'The slow log is off.' : `Commands that took longer than ${format.ms(from)}.`);
-      slow.update(items.slice(0, 20), total);
+      slow.update(items.slice(0, SLOW_MAX), total);
     }
     const happened = eventCard.data(page.answer(EVENTS));
     if (happened) events.update(happened.events, happened.total);
