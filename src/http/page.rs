@@ -90,9 +90,10 @@ impl File {
     /// Weak, because the same content goes out packed and unpacked. 64 bits of FNV-1a: it has to tell one release's file from
     /// the next one's, and nobody's guess.
     fn tag(&self) -> String {
-        let hash = self.text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
+        let hash = self
+            .text
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
         format!("W/\"{hash:016x}\"")
     }
 }
@@ -123,10 +124,8 @@ mod tests {
                 }
             }
         }
-        let served: BTreeSet<String> = FILES
-            .iter()
-            .map(|file| file.path.strip_prefix("/page/").unwrap_or("index.html").to_owned())
-            .collect();
+        let served: BTreeSet<String> =
+            FILES.iter().map(|file| file.path.strip_prefix("/page/").unwrap_or("index.html").to_owned()).collect();
         assert_eq!(found, served);
     }
 
@@ -135,8 +134,17 @@ mod tests {
     fn nothing_inline_nothing_foreign_and_no_markup_made_of_text() {
         for File { path, text, .. } in FILES {
             let forbidden = [
-                "innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "DOMParser", "eval(", "new Function",
-                " style=", " onclick=", "<script>", "javascript:",
+                "innerHTML",
+                "outerHTML",
+                "insertAdjacentHTML",
+                "document.write",
+                "DOMParser",
+                "eval(",
+                "new Function",
+                " style=",
+                " onclick=",
+                "<script>",
+                "javascript:",
             ];
             for word in forbidden {
                 assert!(!text.contains(word), "{path} has {word}");
