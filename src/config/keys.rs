@@ -93,6 +93,7 @@ pub(super) const KEYS: &[&str] = &[
     "http.allowed_hosts",
     "http.token_file",
     "http.max_connections",
+    "http.dashboard",
     "alerts.error_rate",
     "alerts.p99",
     "alerts.hit_rate",

@@ -25,6 +25,7 @@ pub(crate) const LIVE: &[&str] = &[
     "commands.rate",
     "http.allowed_hosts",
     "http.token_file",
+    "http.dashboard",
     "alerts.error_rate",
     "alerts.p99",
     "alerts.hit_rate",
@@ -55,6 +56,7 @@ impl Config {
         out.http.allowed_hosts.clone_from(&next.http.allowed_hosts);
         out.http.token.clone_from(&next.http.token);
         out.http.token_file.clone_from(&next.http.token_file);
+        out.http.dashboard = next.http.dashboard;
         out.alerts = next.alerts;
         out.costs.clone_from(&next.costs);
         out.log.level = next.log.level;
@@ -114,7 +116,7 @@ outage: {{reads: fail, max_stale: 1s, writes: queue, queue_max: 1, queue_max_byt
   journal_dir: /tmp/j, journal_fsync: always, journal_max_bytes: 2MiB}}
 commands: {{shutdown: true, deny: [get], allow: [set], enforce: false, overrides: [{{client: c, deny: []}}],
   rate: [{{client: c, per_second: 1}}]}}
-http: {{listen: [], allowed_hosts: [x], token_file: {secret}, max_connections: 1}}
+http: {{listen: [], allowed_hosts: [x], token_file: {secret}, max_connections: 1, dashboard: false}}
 alerts: {{error_rate: 0.1, p99: 2s, hit_rate: 0.5, min_requests_per_minute: 1, for: 1s}}
 costs: {{currency: EUR, per_million_requests: 1, per_gib: 2}}
 log: {{level: warn, format: json}}

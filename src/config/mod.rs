@@ -646,6 +646,8 @@ pub(crate) struct Http {
     pub(crate) token: Option<Secret>,
     pub(crate) token_file: Option<PathBuf>,
     pub(crate) max_connections: usize,
+    /// Whether `GET /` is the page.
+    pub(crate) dashboard: bool,
 }
 
 /// From where on somebody should look. What is counted in the last minute is held against it.

@@ -103,6 +103,7 @@ pub(super) fn entries(config: &Config) -> Vec<(&'static str, Shown)> {
     out.list("http.allowed_hosts", http.allowed_hosts.iter().cloned());
     out.path("http.token_file", http.token_file.as_deref());
     out.value("http.max_connections", http.max_connections);
+    out.value("http.dashboard", http.dashboard);
     out.alerts(alerts);
     out.costs(costs);
     out.value("log.level", log.level.to_string().to_ascii_lowercase());

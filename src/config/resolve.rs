@@ -401,6 +401,7 @@ impl<'s> Resolver<'s> {
             listen: self.http_listen(),
             allowed_hosts: self.list("http.allowed_hosts", &[], host_name),
             max_connections: self.count("http.max_connections", 256, 1..=CONNECTIONS_MAX),
+            dashboard: self.one("http.dashboard", true, units::boolean),
         }
     }
 

@@ -170,7 +170,7 @@ coherence: {mode: pubsub, max_staleness: 10ms, fence: session, channel: "app:dro
 commands: {shutdown: true, deny: ["@Dangerous", client kill, "~s:*"], allow: ["@all", ft.search, "~é\"*"], enforce: false,
            overrides: [{client: "b-*", user: u, listener: unix, deny: []}, {listener: "0.0.0.0:0", allow: [get], enforce: true}],
            rate: [{client: "b-*", per_second: 5, burst: 9, on_limit: error, scope: connection}, {listener: tcp, per_second: 7}]}
-http: {listen: [], allowed_hosts: [Nearside.Example], max_connections: 3}
+http: {listen: [], allowed_hosts: [Nearside.Example], max_connections: 3, dashboard: false}
 outage: {journal_dir: "/var/lib/a b", journal_fsync: no, journal_max_bytes: 3MiB}
 log: {level: trace, format: json}
 "#;

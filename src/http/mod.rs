@@ -12,6 +12,7 @@ mod experiments;
 mod health;
 mod keys;
 mod live;
+mod page;
 mod policy;
 mod query;
 mod routes;

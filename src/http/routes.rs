@@ -21,6 +21,7 @@ use super::costs::Costs;
 use super::experiments::Experiments;
 use super::health::{Checks, Vitals};
 use super::live::Target;
+use super::page::{self, File};
 use super::policy::Policy;
 use super::query::query;
 use crate::live::Running;
@@ -50,6 +51,7 @@ enum Page {
     Alerts,
     Costs,
     Api(Section),
+    File(&'static File),
 }
 
 /// Every path that is only read. Those of probes and scrapers take whatever stands behind `?`; what is added here is added to
@@ -141,9 +143,10 @@ impl Routes {
         if packs {
             gzip(&mut answer);
         }
-        // Health and metrics of a second ago are of no use to anybody, nor is a guess at their type.
+        // Health and metrics of a second ago are of no use to anybody (the page's files say otherwise of themselves), nor is
+        // a guess at their type.
         let headers = answer.headers_mut();
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
         headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         answer
     }
@@ -161,7 +164,8 @@ impl Routes {
     }
 
     fn find(&self, path: &str) -> Option<Page> {
-        let found = PAGES.iter().find(|(known, _)| names(known, path)).map(|(_, page)| *page);
+        let known = PAGES.iter().find(|(known, _)| names(known, path)).map(|(_, page)| *page);
+        let found = known.or_else(|| page::file(path).map(Page::File));
         found.filter(|page| !(*page == Page::Cache && self.production))
     }
 
@@ -218,6 +222,7 @@ impl Routes {
             Page::Experiments => json(StatusCode::OK, Experiments::of(&self.view.metrics.arms)),
             Page::Keys => self.keys(near, request)?,
             Page::Api(section) => self.section(section, request)?,
+            Page::File(file) => self.file(file, request)?,
         })
     }
 
@@ -525,7 +530,7 @@ pub(super) fn event_stream(stream: Option<Stream>) -> Answer {
     answer
 }
 
-fn answer(status: StatusCode, content_type: HeaderValue, body: Bytes) -> Answer {
+pub(super) fn answer(status: StatusCode, content_type: HeaderValue, body: Bytes) -> Answer {
     let mut answer = Response::new(Payload::Whole(Some(body)));
     *answer.status_mut() = status;
     answer.headers_mut().insert(header::CONTENT_TYPE, content_type);

@@ -166,7 +166,18 @@ fn production_has_no_internal_pages() {
 #[test]
 fn other_paths_are_not_found() {
     let server = Server::start();
-    for path in ["/", "/metrics/", "//metrics", "/x/../metrics", "/%6detrics", "/health/../metrics", "/HEALTH"] {
+    for path in [
+        "/page",
+        "/page/",
+        "/page/../metrics",
+        "/page/tests.rs",
+        "/metrics/",
+        "//metrics",
+        "/x/../metrics",
+        "/%6detrics",
+        "/health/../metrics",
+        "/HEALTH",
+    ] {
         assert_eq!(server.get(path).0, 404, "{path}");
     }
 }

@@ -49,7 +49,7 @@ impl Suite {
 }
 
 /// Where tests/run puts the libraries.
-fn installed(path: &str) -> PathBuf {
+pub(crate) fn installed(path: &str) -> PathBuf {
     Path::new(ROOT).join("target/clients").join(path)
 }
 

@@ -4,6 +4,8 @@
 mod admin;
 /// Everything at once, with foreign writers and a bad network (C59), by `nearside audit`; and what it sees with a rule off.
 mod audit;
+/// The dashboard page in a real browser.
+mod browser;
 /// What is published on the sidecars' channel reaches them all.
 mod channel;
 /// Real client libraries and tools must not notice the sidecar.

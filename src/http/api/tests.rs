@@ -41,7 +41,7 @@ fn described() -> Value {
 fn what_there_is_is_described_and_what_is_described_there_is() {
     let doc = described();
     let in_text: BTreeSet<String> = doc["paths"].as_object().expect("paths").keys().cloned().collect();
-    let written = change::PATHS.into_iter().chain(live::PATHS).chain(["/api/v1/rules/{name}"]).map(str::to_owned);
+    let written = change::PATHS.into_iter().chain(live::PATHS).chain(["/api/v1/rules/{name}", "/"]).map(str::to_owned);
     let in_code: BTreeSet<String> = routes::paths().into_iter().chain(written).collect();
     let to_come = TO_COME.into_iter().map(str::to_owned);
     assert!(to_come.clone().all(|path| !in_code.contains(&path)), "built meanwhile: take it out of TO_COME");

@@ -1,0 +1,64 @@
+// The stream of events: one snapshot a second, and what happens in between. It says what state it is in, notices when it has
+// gone quiet, and connects again by itself, each time a little later, so that a restarting sidecar is not stormed.
+
+// Snapshots come once a second; this many without one, and the connection is not trusted any more.
+const QUIET_MS = 6000;
+const FIRST_RETRY_MS = 1000;
+const LAST_RETRY_MS = 10000;
+
+// Other events than `snapshot` that the page shows.
+const KINDS = ['alert', 'link', 'mode', 'reload', 'rules', 'coherence', 'upstream', 'rollout', 'flush', 'invalidate'];
+
+export function open({ onSnapshot, onEvent, onState }) {
+  let source = null;
+  let quiet = null;
+  let retry = null;
+  let wait = FIRST_RETRY_MS;
+
+  function listen() {
+    clearTimeout(quiet);
+    quiet = setTimeout(() => lost('it has gone quiet'), QUIET_MS);
+  }
+
+  function connect() {
+    onState({ name: 'connecting' });
+    source = new EventSource('/api/v1/events');
+    listen();
+    source.addEventListener('snapshot', (event) => {
+      listen();
+      wait = FIRST_RETRY_MS;
+      let snapshot;
+      try {
+        snapshot = JSON.parse(event.data);
+      } catch {
+        return lost('what came is no JSON');
+      }
+      onState({ name: 'live' });
+      onSnapshot(snapshot);
+    });
+    for (const kind of KINDS) source.addEventListener(kind, () => onEvent(kind));
+    source.addEventListener('error', () => lost('it was closed'));
+  }
+
+  function lost(why) {
+    if (!source) return;
+    source.close();
+    source = null;
+    clearTimeout(quiet);
+    onState({ name: 'lost', why, next: Date.now() + wait });
+    retry = setTimeout(connect, wait);
+    wait = Math.min(wait * 2, LAST_RETRY_MS);
+  }
+
+  // A machine that slept, or a network that is back: no need to wait for the timer.
+  function now() {
+    if (source) return;
+    clearTimeout(retry);
+    wait = FIRST_RETRY_MS;
+    connect();
+  }
+
+  window.addEventListener('online', now);
+  connect();
+  return { now };
+}

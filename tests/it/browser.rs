@@ -1,0 +1,78 @@
+//! The dashboard page in a real Chromium, by tests/browser/page.mjs: one test a part of it. Where Chromium or its driver is
+//! missing this is a visible skip; tests/run installs both, and then a driver that is missing is a failure.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::json;
+
+use crate::clients::installed;
+use crate::support::{Proxy, Redis, holds};
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+/// What it is called by distributions.
+const CHROMIUM: [&str; 3] = ["chromium", "chromium-browser", "google-chrome-stable"];
+
+fn chromium() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let dirs: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    CHROMIUM.iter().flat_map(|name| dirs.iter().map(move |dir| dir.join(name))).find(|file| file.is_file())
+}
+
+/// A name that a page which makes markup of it would run.
+const EVIL_RULE: &str = "<img src=x onerror=window.pwned=1>";
+
+fn run(part: &str) {
+    let driver = installed("node/node_modules/playwright-core");
+    let has_driver = driver.exists();
+    assert!(has_driver || std::env::var_os("NEARSIDE_TEST_CLIENTS").is_none(), "{} is not there", driver.display());
+    let Some(chromium) = chromium().filter(|_| has_driver) else {
+        holds(false, "the page in a browser (chromium or playwright-core is missing; tests/run installs them)");
+        return;
+    };
+    let redis = Redis::builder().tcp().start();
+    let proxy = Proxy::to(&redis)
+        .tcp()
+        .set("coherence.max_staleness", "60s")
+        .set("commands.deny", json!(["flushall"]))
+        .set(
+            "rules",
+            json!([
+                {"pattern": "user:*", "name": "users"},
+                {"pattern": "item:*", "name": EVIL_RULE, "ttl": "5m"},
+                {"pattern": "price:*", "name": "prices", "ttl": "5s", "rollout": 50},
+            ]),
+        )
+        .start();
+    let (host, port) = (proxy.address().ip().to_string(), proxy.address().port().to_string());
+    let output = Command::new("node")
+        .arg(Path::new(ROOT).join("tests/browser/page.mjs"))
+        .args([&host, &port, &proxy.http_address().port().to_string()])
+        .arg(chromium)
+        .arg(part)
+        .current_dir(ROOT)
+        .env("NEARSIDE_NODE_DIR", installed("node"))
+        .stdin(Stdio::null())
+        .output()
+        .expect("node");
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    println!("{out}");
+    assert!(output.status.success(), "{part} ({}):\n{out}{err}", output.status);
+    assert!(out.lines().any(|line| line.starts_with("ok ")), "nothing was checked:\n{out}{err}");
+}
+
+#[test]
+fn every_tab_shows_under_load_what_the_api_says() {
+    run("tabs");
+}
+
+#[test]
+fn keyboards_phones_the_dark_and_hostile_names() {
+    run("people");
+}
+
+#[test]
+fn a_lost_stream_is_said_and_comes_back() {
+    run("lost");
+}
