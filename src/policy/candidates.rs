@@ -21,6 +21,7 @@ const SIZES: [u64; 4] = [1 << 20, 8 << 20, 64 << 20, 512 << 20];
 const NEAR_ENOUGH: f64 = 0.95;
 
 const NANOS_PER_MS: f64 = 1e6;
+const GIB: f64 = (1 << 30) as f64;
 
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Candidates {
@@ -220,10 +221,13 @@ impl Found<'_> {
     }
 }
 
-/// What so many requests and bytes less would save a minute, by the prices of the configuration. There are none yet: `costs`
-/// fills this in.
-fn cost(_config: &Config, _pattern: &str, _requests: f64, _bytes: f64) -> Option<f64> {
-    None
+/// What so many requests and bytes less save a minute, by the prices of the configuration and by what a miss of the rule of
+/// that name costs; none where nothing has a price.
+fn cost(config: &Config, pattern: &str, requests: f64, bytes: f64) -> Option<f64> {
+    let (costs, rule) = (&config.costs, config.rules.iter().find(|rule| rule.name == pattern));
+    let per_miss = rule.map_or(0.0, |rule| rule.cost_per_miss);
+    let cost = requests * (costs.per_million_requests / 1e6 + per_miss) + bytes / GIB * costs.per_gib;
+    (per_miss > 0.0 || costs.per_million_requests > 0.0 || costs.per_gib > 0.0).then_some(cost)
 }
 
 /// Whether the rules in force keep it, as far as the family's name tells: a rule that takes only some of its keys is found by

@@ -20,7 +20,7 @@ use crate::observe::arms::ArmId;
 use crate::observe::clock;
 use crate::observe::events::Actor;
 use crate::observe::latency::Window;
-use crate::observe::reasons::{Again, Bypass, Coherence, Decision, JournalState, Limited, Method};
+use crate::observe::reasons::{Bypass, Coherence, Decision, JournalState, Limited, Method};
 use crate::policy::Rule;
 use crate::policy::explain::explain;
 use crate::policy::tag::TagTemplate;
