@@ -17,7 +17,7 @@ fn at_debug_a_client_is_a_span_with_its_name_and_its_end() {
     let span = format!("addr={socket}:0 name=\"web-1\"}}: client disconnected why=\"closed\" for_ms=");
     proxy.wait_logged(&span);
     let connected = proxy.lines_logged("client connected").pop().expect("the line");
-    assert!(connected.contains(&format!("DEBUG client{{id=")) && connected.contains("laddr="), "{connected}");
+    assert!(connected.contains("DEBUG client{id=") && connected.contains("laddr="), "{connected}");
 }
 
 #[test]
