@@ -105,6 +105,7 @@ workers: 3
 cache: {{mode: off, commands: [GET], max_bytes: 2MiB, max_entries: 5, max_value_bytes: 1KiB, default_ttl: 1s,
   negative_ttl: 1s, ttl_buffer: 1ms, eviction: lru, on_write: invalidate, update_max_bytes: 1KiB,
   refills_max: 1, touch_interval: 1s}}
+local: {{max_bytes: 3MiB}}
 rules: [{{pattern: '*'}}]
 warm: {{from: last_run, keys: [k], patterns: [p], rate: 1, max_keys: 1, before_ready: true, timeout: 1s,
   last_run_file: /tmp/l, last_run_keys: 3}}

@@ -363,7 +363,12 @@ fn differential(seed: u64, proto: Proto, rounds: usize) {
         }
         local.now = wall();
         let theirs = redis.call(&refs);
-        let ours = local.raw(&refs);
+        let mut ours = local.raw(&refs);
+        if theirs != ours && words[0].eq_ignore_ascii_case(b"DBSIZE") {
+            // A key has ended between the two clocks.
+            local.now = wall();
+            ours = local.raw(&refs);
+        }
         let shown = || words.iter().map(|w| format!("\"{}\"", w.escape_ascii())).collect::<Vec<_>>().join(" ");
         assert!(
             same(&words, &theirs, &ours),
