@@ -218,7 +218,7 @@ fn a_full_journal_refuses_and_says_so() {
         refused.ends_with("this write cannot be queued: the journal is full (outage.journal_max_bytes)"),
         "{refused}"
     );
-    assert_eq!(c.cmd(&["GET", "k10"]).is_error(), true, "it was not done here either");
+    assert!(c.cmd(&["GET", "k10"]).is_error(), "it was not done here either");
     assert_eq!(c.cmd(&["STRLEN", "k9"]), Reply::Int(100_000));
     assert_eq!(proxy.metric("nearside_journal_refused_total{reason=\"full\"}"), 1.0);
     redis.restart();
