@@ -85,7 +85,7 @@ fn every_acknowledged_write_outlives_kill_9() {
     let total: usize = acknowledged.iter().map(|(_, count)| count).sum();
     assert!(total > 50, "only {total} writes in {rounds} rounds, {seed}");
     let proxy = journaled(&redis, dir.path()).set("outage.queue_max", 1_000_000).start();
-    assert!(proxy.logged("writes that were acknowledged before wait for upstream"));
+    proxy.wait_logged("writes that were acknowledged before wait for upstream");
     redis.restart();
     wait_replayed(&proxy);
     for (key, count) in acknowledged {
@@ -111,7 +111,7 @@ fn sigterm_in_an_outage_keeps_the_queue_and_does_not_wait() {
     drop(c);
     proxy.sigterm();
     assert!(proxy.wait_exit(PATIENCE).success());
-    assert!(proxy.logged("5 acknowledged writes stay in outage.journal_dir, for the next start"));
+    proxy.wait_logged("5 acknowledged writes stay in outage.journal_dir, for the next start");
     let proxy = journaled(&redis, dir.path()).start();
     wait_gone(&proxy);
     let mut c = proxy.client();
