@@ -85,7 +85,7 @@ fn every_acknowledged_write_outlives_kill_9() {
     let total: usize = acknowledged.iter().map(|(_, count)| count).sum();
     assert!(total > 50, "only {total} writes in {rounds} rounds, {seed}");
     let proxy = journaled(&redis, dir.path()).set("outage.queue_max", 1_000_000).start();
-    assert!(proxy.logged("writes that were acknowledged before wait for upstream"));
+    proxy.wait_logged("writes that were acknowledged before wait for upstream");
     redis.restart();
     wait_replayed(&proxy);
     for (key, count) in acknowledged {
@@ -111,7 +111,7 @@ fn sigterm_in_an_outage_keeps_the_queue_and_does_not_wait() {
     drop(c);
     proxy.sigterm();
     assert!(proxy.wait_exit(PATIENCE).success());
-    assert!(proxy.logged("5 acknowledged writes stay in outage.journal_dir, for the next start"));
+    proxy.wait_logged("5 acknowledged writes stay in outage.journal_dir, for the next start");
     let proxy = journaled(&redis, dir.path()).start();
     wait_gone(&proxy);
     let mut c = proxy.client();
@@ -218,7 +218,7 @@ fn a_full_journal_refuses_and_says_so() {
         refused.ends_with("this write cannot be queued: the journal is full (outage.journal_max_bytes)"),
         "{refused}"
     );
-    assert_eq!(c.cmd(&["GET", "k10"]).is_error(), true, "it was not done here either");
+    assert!(c.cmd(&["GET", "k10"]).is_error(), "it was not done here either");
     assert_eq!(c.cmd(&["STRLEN", "k9"]), Reply::Int(100_000));
     assert_eq!(proxy.metric("nearside_journal_refused_total{reason=\"full\"}"), 1.0);
     redis.restart();
