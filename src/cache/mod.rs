@@ -321,6 +321,13 @@ impl L1 {
         self.store.remove(key).map_or(0, |forms| forms.all().count())
     }
 
+    /// What is stored for `key` goes; what is being fetched may still be stored.
+    pub(crate) fn displace(&self, key: &[u8]) {
+        let _stripe = self.stripes[self.stripe(key).0 as usize].lock();
+        sync::point();
+        self.store.remove(key);
+    }
+
     /// Everything is void from here on, whatever is stored or being fetched.
     pub(crate) fn flush(&self) {
         self.flush_gen.fetch_add(1, Ordering::AcqRel);

@@ -32,6 +32,7 @@ impl Lane {
             Some(id) => cacheable_form(ctx, &fetch.keep, id, frame),
         };
         fetch.refused.set(Refused::of(frame));
+        self.displace(ctx, &fetch.key);
         ctx.metrics.upstream.observe(self.last_byte.get().saturating_sub(fetch.t_sent));
         for (session, slot) in fetch.waiters.borrow_mut().drain(..) {
             session.complete(ctx, slot, frame, fetch.read.form);
@@ -93,6 +94,15 @@ impl Lane {
     fn supersede(&self, ctx: &Ctx, key: &[u8]) {
         if self.mode() != Coherence::Tracking {
             ctx.l1.invalidate(key);
+        }
+    }
+
+    /// A reading is passed on now, and stored when its PTTL has come, which may be in a later packet: until then the next hit
+    /// must not be what an earlier reading has stored meanwhile. Fetches of `key` that are under way were sent behind this one
+    /// and are newer, so their tokens stay. Where CLIENT TRACKING is on, the invalidation lies before the answer.
+    fn displace(&self, ctx: &Ctx, key: &[u8]) {
+        if self.mode() != Coherence::Tracking {
+            ctx.l1.displace(key);
         }
     }
 
@@ -197,6 +207,7 @@ impl Lane {
                 ctx.tell_one(miss.seen.as_ref(), Method::Mget, &mut took, frame);
                 miss.value = miss.right.as_ref().and_then(|(keep, _)| cacheable(ctx, keep, frame));
             }
+            misses.iter().for_each(|miss| self.displace(ctx, &miss.key));
             let read_back = misses.len() <= MGET_POPULATE_MAX;
             misses.iter().filter(|m| !read_back || m.value.is_none()).for_each(|m| self.supersede(ctx, &m.key));
         }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{LONG_LEASE, calls, fill, is_served, sleep_until, wait_served};
+use super::{LONG_LEASE, bulk, calls, fill, is_served, sleep_until, wait_served};
 use crate::support::{Client, Dir, Fake, PATIENCE, Proxy, Redis, Relay, Reply, Scope, eventually};
 
 const CAP: Duration = Duration::from_millis(700);
@@ -57,6 +57,29 @@ fn c55_nobody_joins_a_fetch_that_is_older_than_the_cap() {
     eventually(PATIENCE, "the second GET", || calls(&redis, "get") == 2 || proxy.stat("coalesced") == 1.0);
     relay.resume(Scope::One(0), Dir::Down);
     assert_eq!((c1.reply(), c2.reply()), (Reply::bulk("1"), Reply::bulk("2")));
+}
+
+/// Two readings of one key under way, the second one's PTTL late: once its answer has been passed on, nobody meets the first.
+#[test]
+fn c55_a_reading_ends_the_older_copy_when_it_is_passed_on() {
+    let fake = Fake::start();
+    let builder = Proxy::upstream(&fake.url()).set("coherence.mode", "ttl").set("coherence.ttl_cap.ttl", "1h");
+    let proxy = builder.set("coherence.max_staleness", LONG_LEASE).start();
+    let (mut lane, mut c1, mut c2) = (fake.accept(), proxy.client(), proxy.client());
+    eventually(PATIENCE, "the lane", || proxy.stats()["session_coherence"] == "ttl");
+    c1.send_cmd(&["GET", "k"]);
+    lane.expect(&["GET", "k"]).expect(&["PTTL", "k"]);
+    c2.send_cmd(&["MGET", "k", "l"]);
+    lane.expect(&["MGET", "k", "l"]).expect(&["PTTL", "k"]).expect(&["PTTL", "l"]);
+    lane.send(bulk("1")).send(":-1\r\n");
+    assert_eq!(c1.reply(), Reply::bulk("1"));
+    wait_served(&mut c1, "k");
+    lane.send(format!("*2\r\n{}_\r\n", bulk("2")));
+    assert_eq!(c2.reply(), Reply::Array(vec![Reply::bulk("2"), Reply::Nil]));
+    c2.send_cmd(&["GET", "k"]);
+    assert_eq!(lane.try_next(PATIENCE), Some(vec![b"GET".to_vec(), b"k".to_vec()]), "the older copy was served");
+    lane.expect(&["PTTL", "k"]).send(":-1\r\n:-2\r\n").send(bulk("2")).send(":-1\r\n");
+    assert_eq!(c2.reply(), Reply::bulk("2"));
 }
 
 #[test]
