@@ -41,7 +41,6 @@ impl Spec {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::command::table;
 
     #[test]

@@ -11,7 +11,6 @@ use parking_lot::Mutex;
 
 use super::clock;
 use super::durations::{Delta, Durations};
-use super::metrics::Metrics;
 use super::reasons::{Decision, Peer};
 use super::{View, process};
 
@@ -248,17 +247,14 @@ impl History {
         (!seen.is_empty()).then(|| seen.iter().sum::<f64>() / seen.len() as f64)
     }
 
-    /// What has come in the running minute and so many complete ones before it.
-    pub(crate) fn window(&self, view: &View, minutes: usize) -> Window {
+    /// All durations since the start, and what has come in the running minute and so many complete ones before it, for each
+    /// number of them: read once, so that they are of one moment.
+    pub(crate) fn windows<const N: usize>(&self, view: &View, minutes: [usize; N]) -> ([Durations; 4], [Window; N]) {
         let reading = Reading::of(view, clock::now());
         let rings = self.0.lock();
-        let Some(rings) = rings.as_ref() else { return Window::default() };
-        rings.windows.over(&reading, minutes)
-    }
-
-    /// All durations since the start.
-    pub(crate) fn durations(view: &View) -> [Durations; 4] {
-        durations(&view.metrics)
+        let over = |minutes| rings.as_ref().map(|rings| rings.windows.over(&reading, minutes)).unwrap_or_default();
+        let windows = minutes.map(over);
+        (reading.durations, windows)
     }
 }
 
@@ -392,12 +388,9 @@ impl Reading {
             f64::NAN,
         ];
         let totals = Totals { counted, cpu: clock::cpu(), at: now };
-        Reading { totals, gauges, durations: durations(metrics) }
+        let durations = Took::ALL.map(|took| metrics.durations_of(took));
+        Reading { totals, gauges, durations }
     }
-}
-
-fn durations(metrics: &Metrics) -> [Durations; 4] {
-    Took::ALL.map(|took| metrics.durations_of(took))
 }
 
 impl Windows {

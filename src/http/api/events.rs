@@ -103,7 +103,7 @@ impl Hub {
         now.write(seen, &mut opening);
         // The newcomer's first picture, whatever it has seen before.
         if now.snapshot.as_ref().is_some_and(|snapshot| snapshot.id <= seen) {
-            opening.extend(now.snapshot.iter().map(|snapshot| &snapshot.text[..]).flatten());
+            opening.extend(now.snapshot.iter().flat_map(|snapshot| &snapshot.text[..]));
         }
         let changed = ReusableBoxFuture::new(wait(newest));
         let stream = Stream { opening: Some(opening.freeze()), changed, seen: last, _place: place };

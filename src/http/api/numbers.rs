@@ -4,7 +4,8 @@ use serde::Serialize;
 
 use super::{Q, Words, rounded, share};
 use crate::observe::View;
-use crate::observe::history::{History, Took, Window};
+use crate::observe::durations::Durations;
+use crate::observe::history::{Took, Window};
 use crate::observe::reasons::Peer;
 
 #[derive(Serialize)]
@@ -77,18 +78,23 @@ struct Bytes {
 
 impl Numbers {
     pub(super) fn of(view: &View) -> Numbers {
-        let window = |minutes| Some(Counted::of(&view.history.window(view, minutes)));
-        let brief = Numbers::brief(view);
-        let windows = Windows { quarter: window(15), hour: window(60), ..brief.windows };
+        let (durations, [minute, quarter, hour]) = view.history.windows(view, [1, 15, 60]);
+        let brief = Numbers::new(view, &durations, &minute);
+        let (quarter, hour) = (Some(Counted::of(&quarter)), Some(Counted::of(&hour)));
+        let windows = Windows { quarter, hour, ..brief.windows };
         Numbers { windows, bypass: Some(Words(view.metrics.bypass.iter().collect())), ..brief }
     }
 
     /// As the whole snapshot has it.
     pub(super) fn brief(view: &View) -> Numbers {
+        let (durations, [minute]) = view.history.windows(view, [1]);
+        Numbers::new(view, &durations, &minute)
+    }
+
+    fn new(view: &View, durations: &[Durations; 4], minute: &Window) -> Numbers {
         let metrics = &view.metrics;
         let operations = metrics.operations();
         let (hits, misses) = (metrics.hits(), metrics.misses());
-        let durations = History::durations(view);
         let errors = metrics.failed.get();
         let (client_in, client_out) = metrics.bytes_of_clients();
         Numbers {
@@ -99,8 +105,8 @@ impl Numbers {
             errors,
             error_rate: share(errors, operations.total),
             errors_by_type: Words(metrics.errors.iter().collect()),
-            durations: Summaries::of(&durations),
-            windows: Windows { minute: Counted::of(&view.history.window(view, 1)), quarter: None, hour: None },
+            durations: Summaries::of(durations),
+            windows: Windows { minute: Counted::of(minute), quarter: None, hour: None },
             bytes: Bytes {
                 client_in,
                 client_out,
@@ -114,7 +120,7 @@ impl Numbers {
 }
 
 impl Summaries {
-    fn of(durations: &[crate::observe::durations::Durations; 4]) -> Summaries {
+    fn of(durations: &[Durations; 4]) -> Summaries {
         let of = |took: Took| Q::of(&durations[took as usize]);
         Summaries { all: of(Took::All), hit: of(Took::Hit), miss: of(Took::Miss), upstream: of(Took::Upstream) }
     }

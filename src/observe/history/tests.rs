@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::observe::metrics::Metrics;
 use crate::observe::reasons::{Mode, Operation, Timed};
 use crate::observe::status::Status;
 
@@ -35,6 +36,11 @@ impl World {
 
     fn requests(&self, n: u64) {
         self.view.metrics.operations.add(Operation::Get, n);
+    }
+
+    fn window(&self, minutes: usize) -> Window {
+        let (_, [window]) = self.view.history.windows(&self.view, [minutes]);
+        window
     }
 
     fn series(&self, range: Range, name: &str) -> Vec<f64> {
@@ -117,7 +123,7 @@ fn quantiles_of_a_step_are_those_of_its_requests_alone() {
 #[test]
 fn windows_hold_the_running_minute_and_those_they_are_named_after() {
     let mut world = World::new();
-    let count = |world: &World, minutes| world.view.history.window(&world.view, minutes).requests;
+    let count = |world: &World, minutes| world.window(minutes).requests;
     world.requests(1);
     world.view.metrics.request(Timed::ReadMiss, 2 * MS);
     assert_eq!([1, 15, 60].map(|minutes| count(&world, minutes)), [1, 1, 1]);
@@ -128,7 +134,7 @@ fn windows_hold_the_running_minute_and_those_they_are_named_after() {
         assert_eq!([1, 15, 60].map(|window| count(&world, window)), expected, "after {minutes} minutes");
     }
     (0..90).for_each(|_| world.after(1));
-    let window = world.view.history.window(&world.view, 15);
+    let window = world.window(15);
     let miss = &window.durations[Took::Miss as usize];
     assert!(miss.count() == 1 && miss.quantile_ms(0.99).is_some_and(|ms| (ms - 2.0).abs() < 0.02));
     assert_eq!(window.durations[Took::Hit as usize].count(), 0);
