@@ -11,9 +11,9 @@ export const require = createRequire(pathToFileURL(resolve(process.env.NEARSIDE_
 const PATIENCE_MS = 30000;
 const failed = [];
 
-export async function check(name, fn) {
+export async function check(name, fn, patience = PATIENCE_MS) {
   let timer;
-  const late = new Promise((_, no) => { timer = setTimeout(() => no(new Error(`not within ${PATIENCE_MS} ms`)), PATIENCE_MS); });
+  const late = new Promise((_, no) => { timer = setTimeout(() => no(new Error(`not within ${patience} ms`)), patience); });
   try {
     await Promise.race([fn(), late]);
     console.log(`ok ${name}`);

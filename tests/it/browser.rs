@@ -63,6 +63,44 @@ fn run(part: &str) {
 }
 
 #[test]
+fn the_page_is_turned_off_by_configuration_and_its_figures_stay() {
+    let redis = Redis::start();
+    let proxy = Proxy::to(&redis).set("http.dashboard", false).start();
+    for path in ["/", "/page/main.js"] {
+        let answer = proxy.get(path);
+        assert_eq!((answer.status, &answer.json()["error"]["code"]), (404, &json!("dashboard_off")), "{path}");
+        assert!(answer.body.contains("http.dashboard: false"), "{}", answer.body);
+    }
+    assert_eq!(proxy.get("/api/v1/dashboard").status, 200);
+}
+
+#[test]
+fn the_page_is_of_its_own_origin_and_asked_for_anew() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(&redis);
+    let page = proxy.get("/");
+    assert_eq!((page.status, page.header("cache-control").as_deref()), (200, Some("no-cache")));
+    assert_eq!(page.header("content-type").as_deref(), Some("text/html; charset=utf-8"));
+    let policy = page.header("content-security-policy").expect("a policy");
+    assert!(policy.starts_with("default-src 'none'; script-src 'self'; style-src 'self'"), "{policy}");
+    // Each file that it names is there, as what it is.
+    let named = page.body.split('"').filter(|word| word.starts_with("/page/"));
+    let mut seen = 0;
+    for path in named {
+        let file = proxy.get(path);
+        let kind = match Path::new(path).extension().and_then(|end| end.to_str()) {
+            Some("js") => "text/javascript; charset=utf-8",
+            Some("css") => "text/css; charset=utf-8",
+            _ => "image/svg+xml",
+        };
+        assert_eq!((file.status, file.header("content-type").as_deref()), (200, Some(kind)), "{path}");
+        assert_eq!(file.header("x-content-type-options").as_deref(), Some("nosniff"));
+        seen += 1;
+    }
+    assert!(seen > 10, "{}", page.body);
+}
+
+#[test]
 fn every_tab_shows_under_load_what_the_api_says() {
     run("tabs");
 }

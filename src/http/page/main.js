@@ -138,7 +138,7 @@ let wasLost = false;
 
 function onState(next) {
   const back = next.name === 'live' && state.name !== 'live';
-  if (next.name === 'lost') wasLost = true;
+  if (next.name === 'lost' || next.name === 'paused') wasLost = true;
   // While it tries again, what is said stays what is true: it is lost.
   if (next.name === 'connecting' && wasLost) return;
   state = next;
@@ -159,7 +159,7 @@ function sayState() {
   const { name, why, next } = state;
   const left = next ? Math.max(0, Math.ceil((next - Date.now()) / 1000)) : 0;
   setClass(byId('stream'), `stream ${name}`);
-  setText(byId('stream-text'), { live: 'Live', connecting: 'Connecting…', lost: 'Not live' }[name]);
+  setText(byId('stream-text'), { live: 'Live', connecting: 'Connecting…', lost: 'Not live', paused: 'Paused while hidden' }[name]);
   show(byId('retry'), name === 'lost');
   show(byId('lost'), name === 'lost');
   if (name === 'lost') {

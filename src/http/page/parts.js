@@ -4,7 +4,7 @@ import { keep, spark } from './charts.js';
 import { el, id, setAttr, setClass, setText, show } from './dom.js';
 import { NONE } from './format.js';
 
-// A titled box. `wide`: two columns where there is room, `full`: the whole row.
+// A titled box. `wide`: two columns where there are as many, `wider`: two of three, `full`: the whole row.
 export function card(title, { size = '', note = '' } = {}, ...children) {
   const head = id('card');
   const remark = el('p', { class: 'note' }, note);

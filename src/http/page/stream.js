@@ -6,8 +6,11 @@ const QUIET_MS = 6000;
 const FIRST_RETRY_MS = 1000;
 const LAST_RETRY_MS = 10000;
 
-// Other events than `snapshot` that the page shows.
-const KINDS = ['alert', 'link', 'mode', 'reload', 'rules', 'coherence', 'upstream', 'rollout', 'flush', 'invalidate'];
+// A page that nobody looks at gives its connection back: browsers have six for one host, and forgotten pages would hold them.
+const HIDDEN_MS = 60000;
+
+// Other events than `snapshot`: something has changed, so the lists are asked for at once.
+const KINDS = ['alert', 'link', 'mode', 'reload', 'rollout', 'rules', 'upstream'];
 
 export function open({ onSnapshot, onEvent, onState }) {
   let source = null;
@@ -56,6 +59,21 @@ export function open({ onSnapshot, onEvent, onState }) {
     clearTimeout(retry);
     wait = FIRST_RETRY_MS;
     connect();
+  }
+
+  let hidden = null;
+  document.addEventListener('visibilitychange', () => {
+    clearTimeout(hidden);
+    if (document.hidden) hidden = setTimeout(pause, HIDDEN_MS);
+    else now();
+  });
+
+  function pause() {
+    clearTimeout(retry);
+    clearTimeout(quiet);
+    source?.close();
+    source = null;
+    onState({ name: 'paused' });
   }
 
   window.addEventListener('online', now);

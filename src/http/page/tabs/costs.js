@@ -89,6 +89,8 @@ export function create(page) {
     // Sums are those of this second; the trend is the detail's, which has the whole hour.
     drawTiles({ ...costs, ...(brief ? { spent: brief.spent, saved: brief.saved, per_1000_requests: brief.per_1000_requests, projection: brief.projection } : {}) });
     if (!all) return;
+    const priced = costs.spent > 0 || costs.saved > 0;
+    trendCard.note(priced ? 'Per minute, the last 60 minutes.' : 'Nothing has a price yet: set costs.per_million_requests, costs.per_gib, or cost_per_miss of a rule.');
     trend.update({
       end: Date.parse(all.trend.end) || page.now(), step: all.trend.step_ms,
       series: [{ name: 'saved', mark: 'saved', values: all.trend.saved }, { name: 'spent', mark: 'spent', values: all.trend.spent }],

@@ -46,7 +46,7 @@ export function create(page) {
   const sizes = columns({ label: 'Reply sizes', unit: '', none: 'No reply has been sent in this time.' });
   const sizeCard = card('Reply sizes', {}, sizes.root);
   const bypass = bars({ label: 'Reads past the cache, by reason', none: 'No read has gone past the cache.' });
-  const bypassCard = card('Reads past the cache', { size: 'wide' }, bypass.root);
+  const bypassCard = card('Reads past the cache', { size: 'wider' }, bypass.root);
   const arms = el('div', { class: 'arms' });
   const armCard = card('Rollout arms', { size: 'full' }, arms);
 
