@@ -193,9 +193,12 @@ pub(in crate::http) async fn beat(routes: &Routes, stop: &CancellationToken) {
 }
 
 impl Newest {
-    /// Whatever is newer than `seen`.
+    /// Whatever is newer than `seen`, in the order of the ids.
     fn write(&self, seen: u64, out: &mut BytesMut) {
-        for frame in self.events.iter().chain(&self.snapshot).filter(|frame| frame.id > seen) {
+        let at =
+            self.snapshot.as_ref().map_or(0, |snapshot| self.events.partition_point(|event| event.id < snapshot.id));
+        let (before, behind) = (self.events.range(..at), self.events.range(at..));
+        for frame in before.chain(&self.snapshot).chain(behind).filter(|frame| frame.id > seen) {
             out.extend_from_slice(&frame.text);
         }
     }

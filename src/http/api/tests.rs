@@ -362,7 +362,7 @@ fn a_hundred_and_twenty_readers_get_the_same_and_one_that_never_reads_costs_nobo
     let told: Vec<(u64, Value)> = readers.iter_mut().map(|reader| reader.named("mode")).collect();
     assert!(told.iter().all(|one| *one == told[0]) && told[0].1["message"] == "seen by all");
     let shown: Vec<(u64, Value)> = readers.iter_mut().map(|reader| reader.named("snapshot")).collect();
-    assert!(shown.iter().all(|one| one.0 > told[0].0));
+    assert!(shown.iter().all(|one| one.0 > told[0].0), "ids grow");
     assert_eq!(server.get("/health/live").0, 200);
     drop(asleep);
 }

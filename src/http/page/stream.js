@@ -10,7 +10,7 @@ const LAST_RETRY_MS = 10000;
 const HIDDEN_MS = 60000;
 
 // Other events than `snapshot`: something has changed, so the lists are asked for at once.
-const KINDS = ['alert', 'link', 'mode', 'reload', 'rollout', 'rules', 'upstream'];
+const KINDS = ['alert', 'mode', 'queue', 'reload', 'rollout', 'rules', 'upstream'];
 
 export function open({ onSnapshot, onEvent, onState }) {
   let source = null;
