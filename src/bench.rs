@@ -9,7 +9,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::cache::{Bounds, L1};
 use crate::coherence::LaneProbe;
-use crate::config::{self, CacheMode, Overrides};
+use crate::config::{self, Overrides};
 use crate::limits;
 use crate::observe::metrics::{Metrics, Setup};
 use crate::observe::reasons::{Method, Mode};
@@ -106,7 +106,7 @@ impl Default for Scrape {
             metrics.patterns.candidate(id, Method::Get);
             let _ = metrics.templates.add(&format!("tag:{i:05}:{{key}}"), i);
         }
-        Scrape(View { metrics: Arc::new(metrics), status: Arc::new(Status::new("upstream", Mode::Serve)) })
+        Scrape(View::new(Arc::new(metrics), Arc::new(Status::new("upstream", Mode::Serve))))
     }
 }
 

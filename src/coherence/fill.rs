@@ -101,7 +101,7 @@ impl Lane {
     /// must not be what an earlier reading has stored meanwhile. Fetches of `key` that are under way were sent behind this one
     /// and are newer, so their tokens stay. Where CLIENT TRACKING is on, the invalidation lies before the answer.
     fn displace(&self, ctx: &Ctx, key: &[u8]) {
-        if self.mode() != Coherence::Tracking {
+        if matches!(self.mode(), Coherence::Pubsub | Coherence::Ttl) {
             ctx.l1.displace(key);
         }
     }
