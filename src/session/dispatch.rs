@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::outbox::Asked;
+use super::outbox::{Asked, KeyCopy};
 use super::{BACKPRESSURE, Client, OUTSTANDING_MAX, Session};
 use crate::cache::{self, Forms, StripeId, Value};
 use crate::coherence::{
@@ -20,7 +20,6 @@ use crate::config::{Fence, OnWrite};
 use crate::net::drop_front;
 use crate::observe::arms::{ArmId, Common, Hits};
 use crate::observe::clock;
-use crate::observe::patterns::PatternId;
 use crate::observe::reasons::{
     Action, Bypass, Class, Coherence, Dropped, Flush, Method, Operation, Peer, Source, Timed,
 };
@@ -603,7 +602,7 @@ impl Session {
             Err(stop) => return stop,
         };
         let Judged { pattern, arm, keep } = self.note_lookup(ctx, b, key, Method::Get, epoch);
-        let slot = self.slot(mute, self.on_spare.get(), asked(b, epoch).of(arm).about(spec.name, pattern).paid());
+        let slot = self.slot(mute, self.on_spare.get(), asked(b, epoch).of(arm).paid_by(spec.name, pattern));
         let watched = ctx.watch(b.lane.id, req, spec);
         let get = FetchRequest { raw: req.raw, read: FetchRead::GET, keep: keep.ok(), may_join, place, watched };
         b.lane.note_read(b.now);
@@ -870,7 +869,7 @@ impl Session {
             Effect::Read => Asked::read(b.now, Timed::ReadBypass),
             _ => Asked::write(b.now),
         };
-        let asked = asked.about(spec.name, family(ctx, spec, req));
+        let asked = asked.named(spec.name, first_key(ctx, spec, req));
         let blocks = matches!(effect, Some(Effect::Opaque | Effect::SwapDb | Effect::Flush)) || self.on_spare.get();
         let slot = self.slot(mute, blocks, asked);
         if ctx.prefix.is_some() {
@@ -1036,13 +1035,17 @@ pub(super) fn asked(b: &Batch, epoch: Result<u64, Bypass>) -> Asked {
     Asked::read(b.now, if epoch.is_ok() { Timed::ReadMiss } else { Timed::ReadBypass })
 }
 
-/// What the first key is counted under, for the slow log.
-fn family(ctx: &Ctx, spec: &Spec, req: &Request<'_>) -> PatternId {
-    let mut found = None;
+/// The first key, for the slow log.
+fn first_key(ctx: &Ctx, spec: &Spec, req: &Request<'_>) -> Option<KeyCopy> {
+    let (mut found, mut first) = (None, true);
     if spec.keys != Keys::None && ctx.metrics.slow.threshold().is_some() {
-        keys::for_each(spec, req, |key| found = found.or_else(|| Some(ctx.family(key))));
+        keys::for_each(spec, req, |key| {
+            if std::mem::take(&mut first) {
+                found = KeyCopy::of(key);
+            }
+        });
     }
-    found.unwrap_or(PatternId::OTHER)
+    found
 }
 
 pub(super) fn announces(ctx: &Ctx, spec: &Spec, req: &Request<'_>) -> bool {

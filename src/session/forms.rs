@@ -105,7 +105,7 @@ impl Session {
             Err(stop) => return stop,
         };
         let Judged { pattern, arm, keep } = self.note_lookup(ctx, b, key, method, epoch);
-        let slot = self.slot(mute, self.on_spare.get(), asked(b, epoch).of(arm).about(spec.name, pattern).paid());
+        let slot = self.slot(mute, self.on_spare.get(), asked(b, epoch).of(arm).paid_by(spec.name, pattern));
         b.lane().note_read(b.now);
         let watched = ctx.watch(b.lane().id, req, spec);
         let fetch = FetchRequest { raw: req.raw, read, keep: keep.ok(), may_join, place, watched };

@@ -66,7 +66,7 @@ pub(crate) use span::start;
 
 use dispatch::{Owned, Step};
 use local::Local;
-use outbox::{Asked, Outbox};
+use outbox::{Family, Outbox};
 use pinned::First;
 use state::State;
 
@@ -258,7 +258,11 @@ impl Session {
         ctx.metrics.request(timed, took);
         if ctx.metrics.slow.is_slow(took) {
             let (class, at) = (timed.class(), stamp::unix_ms());
-            let Asked { command, pattern, .. } = done.asked;
+            let command = done.asked.command;
+            let pattern = match &done.asked.family {
+                Family::Known(pattern) => *pattern,
+                Family::Of(key) => ctx.family(key.key()),
+            };
             log::slow(class, command, ctx.metrics.patterns.name(pattern), took);
             ctx.metrics.slow.note(Slow { at, class, command, pattern, nanos: took });
         }

@@ -47,14 +47,43 @@ pub(super) struct Asked {
     pub(super) arm: ArmId,
     /// For the slow log.
     pub(super) command: &'static str,
-    pub(super) pattern: PatternId,
+    pub(super) family: Family,
     /// Whose costs its reply counts in; none: the rest's.
     pub(super) payer: Option<PatternId>,
 }
 
+/// What a request's first key is counted under. Few are slow, so what is not known anyway is found when one was.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Family {
+    Known(PatternId),
+    Of(KeyCopy),
+}
+
+/// A key that is short enough to be carried along; longer ones than most keys are not.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct KeyCopy {
+    length: u8,
+    bytes: [u8; KEY_COPIED],
+}
+
+/// With its length and the mark of `Family` 42 bytes.
+const KEY_COPIED: usize = 40;
+
+impl KeyCopy {
+    pub(super) fn of(key: &[u8]) -> Option<KeyCopy> {
+        let mut bytes = [0; KEY_COPIED];
+        bytes.get_mut(..key.len())?.copy_from_slice(key);
+        Some(KeyCopy { length: key.len() as u8, bytes })
+    }
+
+    pub(super) fn key(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.length)]
+    }
+}
+
 impl Asked {
     fn new(at: u64, ok: Timed, failed: Timed) -> Asked {
-        Asked { at, ok, failed, arm: ArmId::NONE, command: "", pattern: PatternId::OTHER, payer: None }
+        Asked { at, ok, failed, arm: ArmId::NONE, command: "", family: Family::Known(PatternId::OTHER), payer: None }
     }
 
     pub(super) fn read(at: u64, ok: Timed) -> Asked {
@@ -75,12 +104,17 @@ impl Asked {
 
     /// What it is called and what its first key is counted under.
     pub(super) fn about(self, command: &'static str, pattern: PatternId) -> Asked {
-        Asked { command, pattern, ..self }
+        Asked { command, family: Family::Known(pattern), ..self }
     }
 
-    /// Its reply counts in the costs of that.
-    pub(super) fn paid(self) -> Asked {
-        Asked { payer: Some(self.pattern), ..self }
+    /// What it is called, and its first key where that is not looked up.
+    pub(super) fn named(self, command: &'static str, key: Option<KeyCopy>) -> Asked {
+        Asked { command, family: key.map_or(self.family, Family::Of), ..self }
+    }
+
+    /// The same as `about`, and its reply counts in the costs of that.
+    pub(super) fn paid_by(self, command: &'static str, pattern: PatternId) -> Asked {
+        Asked { payer: Some(pattern), ..self.about(command, pattern) }
     }
 }
 
