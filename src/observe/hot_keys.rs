@@ -3,15 +3,15 @@
 //! threads that answer clients, read when somebody asks. It knows neither databases nor users: the same name in two of them
 //! is one key here. Counts are since the start, nothing is forgotten by time.
 //!
-//! **What it costs.** A hit counts down one cell of its own thread. At zero, 32 hits later on average, the hit is entered
-//! with a weight of 32: under a lock that only a reader could hold, and then the sample is dropped, so that nobody waits. A
+//! **What it costs.** A hit counts down one cell of its own thread. At zero, 64 hits later on average, the hit is entered
+//! with a weight of 64: under a lock that only a reader could hold, and then the sample is dropped, so that nobody waits. A
 //! key's name is copied into a buffer of the key that it displaces. The gaps between samples are drawn, because a client
-//! that asks for 32 keys in turn would have one of them sampled for ever. A miss, which costs ten times as much anyway, is
+//! that asks for 64 keys in turn would have one of them sampled for ever. A miss, which costs ten times as much anyway, is
 //! entered every fourth time.
 //!
 //! **How far it is off.** A shown count is what was entered since the key was last taken up; what it may lack is at most the
 //! smallest count of its sketch (`error_bound`, N/K of N entered and K followed, and 0 while not all places are taken). So
-//! a key with more than 1/K of all hits is always among them. Sampling adds a standard error of 6 x sqrt(n) to a count of n
+//! a key with more than 1/K of all hits is always among them. Sampling adds a standard error of 8 x sqrt(n) to a count of n
 //! hits, and 2 x sqrt(n) to one of misses.
 //!
 //! **Memory.** Three sketches for the data thread, two for every other worker; a place takes at most `PLACE_BYTES`, so the
@@ -34,7 +34,7 @@ pub(crate) const KEY_MAX: usize = 512;
 const PLACE_BYTES: usize = KEY_MAX + 104;
 
 /// Of so many hits one is entered, on average.
-const HIT_STEP: u32 = 32;
+const HIT_STEP: u32 = 64;
 
 /// Of so many misses.
 const MISS_STEP: u32 = 4;

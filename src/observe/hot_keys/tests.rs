@@ -66,12 +66,12 @@ fn hot_keys_are_found_with_their_counts() {
     assert_eq!(names(&hot.top(By::Bytes, 2)), ["second", "first"]);
     for (shown, real) in top.keys.iter().zip(truth) {
         // Six standard errors; below by what the sketch may lack.
-        let noise = 36.0 * (real as f64).sqrt();
+        let noise = 48.0 * (real as f64).sqrt();
         let (low, high) = (real as f64 - noise - top.error_bound as f64, real as f64 + noise);
         assert!((low..=high).contains(&(shown.hits as f64)), "{} of {real}", shown.hits);
     }
     assert!(top.keys[1].bytes.is_some_and(|bytes| bytes > 900 * truth[1]));
-    assert!(top.error_bound <= 400_000 / 64 + 32, "{}", top.error_bound);
+    assert!(top.error_bound <= 400_000 / 64 + 64, "{}", top.error_bound);
 }
 
 /// With a fixed step a client that asks for 32 keys in turn would show one key with all hits.
