@@ -3,7 +3,8 @@
 //! threads that answer clients, read when somebody asks. It knows neither databases nor users: the same name in two of them
 //! is one key here. Counts are since the start, nothing is forgotten by time.
 //!
-//! **What it costs.** A hit counts down one cell of its own thread. At zero, 64 hits later on average, the hit is entered
+//! **What it costs.** The first thousand hits are all entered, so that a first look shows what was asked. From then on a hit
+//! counts down one cell of its own thread. At zero, 64 hits later on average, the hit is entered
 //! with a weight of 64: under a lock that only a reader could hold, and then the sample is dropped, so that nobody waits. A
 //! key's name is copied into a buffer of the key that it displaces. The gaps between samples are drawn, because a client
 //! that asks for 64 keys in turn would have one of them sampled for ever. A miss, which costs ten times as much anyway, is
@@ -32,6 +33,9 @@ pub(crate) const KEY_MAX: usize = 512;
 /// What one place of a sketch takes at most: the name, and 104 bytes for the place, its heap's and its index's share.
 #[cfg(test)]
 const PLACE_BYTES: usize = KEY_MAX + 104;
+
+/// Hits of each thread, and misses, that are all entered before samples are taken.
+const EXACT: u32 = 1000;
 
 /// Of so many hits one is entered, on average.
 const HIT_STEP: u32 = 64;
@@ -158,14 +162,14 @@ impl HotKeys {
         if self.places == 0 {
             return own.left.put_off();
         }
-        own.left.draw(HIT_STEP);
+        let weight = own.left.take(HIT_STEP);
         if key.len() > KEY_MAX {
             return;
         }
         let hash = self.hasher.hash_one(key);
         if let Some(mut served) = own.served.try_lock() {
-            served.hits.add(hash, key, u64::from(HIT_STEP), pattern);
-            served.bytes.add(hash, key, u64::from(HIT_STEP) * bytes as u64, pattern);
+            served.hits.add(hash, key, weight, pattern);
+            served.bytes.add(hash, key, weight * bytes as u64, pattern);
         }
     }
 
@@ -182,11 +186,11 @@ impl HotKeys {
         if self.places == 0 {
             return self.missed.put_off();
         }
-        self.missed.draw(MISS_STEP);
+        let weight = self.missed.take(MISS_STEP);
         if key.len() <= KEY_MAX
             && let Some(mut misses) = self.misses.try_lock()
         {
-            misses.add(self.hasher.hash_one(key), key, u64::from(MISS_STEP), pattern);
+            misses.add(self.hasher.hash_one(key), key, weight, pattern);
         }
     }
 
@@ -269,13 +273,23 @@ impl HotKeys {
 /// How many more until the next sample. One thread writes it.
 struct Countdown {
     left: AtomicU32,
+    /// How many the sample that comes next stands for.
+    weight: AtomicU32,
+    /// So many more are all entered: who has just begun to look sees what was asked.
+    exact: AtomicU32,
     state: AtomicU64,
 }
 
 impl Countdown {
     fn new(places: usize, seed: u64) -> Countdown {
         let left = if places == 0 { u32::MAX } else { 1 };
-        Countdown { left: AtomicU32::new(left), state: AtomicU64::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1) }
+        let (weight, exact) = (AtomicU32::new(1), AtomicU32::new(EXACT));
+        Countdown {
+            left: AtomicU32::new(left),
+            weight,
+            exact,
+            state: AtomicU64::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
+        }
     }
 
     #[inline]
@@ -288,6 +302,22 @@ impl Countdown {
     /// Nothing is to be sampled.
     fn put_off(&self) {
         self.left.store(u32::MAX, Relaxed);
+    }
+
+    /// What the sample that is due stands for; counts down to the next.
+    fn take(&self, step: u32) -> u64 {
+        let weight = self.weight.load(Relaxed);
+        match self.exact.load(Relaxed) {
+            0 => {
+                self.weight.store(step, Relaxed);
+                self.draw(step);
+            }
+            exact => {
+                self.exact.store(exact - 1, Relaxed);
+                self.left.store(1, Relaxed);
+            }
+        }
+        weight.into()
     }
 
     /// 1 to 2 x `step` - 1 with equal chances, `step` on average (xorshift64).

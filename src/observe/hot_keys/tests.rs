@@ -74,6 +74,15 @@ fn hot_keys_are_found_with_their_counts() {
     assert!(top.error_bound <= 400_000 / 64 + 64, "{}", top.error_bound);
 }
 
+#[test]
+fn the_first_are_counted_one_by_one() {
+    let hot = HotKeys::new(8, "", 0);
+    (0..3).for_each(|_| hot.hit(0, b"k", 10, OTHER));
+    hot.miss(b"k", OTHER);
+    let top = hot.top(By::Hits, 1);
+    assert_eq!((top.keys[0].hits, top.keys[0].misses, top.keys[0].bytes), (3, 1, Some(30)));
+}
+
 /// With a fixed step a client that asks for 32 keys in turn would show one key with all hits.
 #[test]
 fn keys_in_turn_are_all_seen() {
