@@ -173,21 +173,18 @@ fn at_rest(proxy: &Proxy, (answered, refused): (u64, u64)) {
     });
 }
 
-#[test]
-fn a_server_that_is_frozen_and_goes_on() {
-    let redis = Mutex::new(Redis::start());
-    let (url, socket) = {
-        let redis = redis.lock().expect("a server");
-        (redis.url(), redis.socket().to_path_buf())
-    };
+/// A server that goes away twice, under load.
+fn goes_and_comes(redis: Redis, go: fn(&mut Redis), come: fn(&mut Redis)) {
+    let (url, socket) = (redis.url(), redis.socket().to_path_buf());
+    let redis = Mutex::new(redis);
     let proxy = proxy(&url);
     let counts = under_load(&proxy, &socket, || {
         for _ in 0..2 {
             std::thread::sleep(ms(300));
-            redis.lock().expect("a server").sigstop();
+            go(&mut redis.lock().expect("a server"));
             wait_gone(&proxy);
             std::thread::sleep(ms(500));
-            redis.lock().expect("a server").sigcont();
+            come(&mut redis.lock().expect("a server"));
             wait_back(&proxy);
         }
         std::thread::sleep(ms(300));
@@ -196,25 +193,13 @@ fn a_server_that_is_frozen_and_goes_on() {
 }
 
 #[test]
+fn a_server_that_is_frozen_and_goes_on() {
+    goes_and_comes(Redis::start(), |redis| redis.sigstop(), |redis| redis.sigcont());
+}
+
+#[test]
 fn a_server_that_is_killed_and_comes_back_with_its_data() {
-    let redis = Mutex::new(lasting());
-    let (url, socket) = {
-        let redis = redis.lock().expect("a server");
-        (redis.url(), redis.socket().to_path_buf())
-    };
-    let proxy = proxy(&url);
-    let counts = under_load(&proxy, &socket, || {
-        for _ in 0..2 {
-            std::thread::sleep(ms(300));
-            redis.lock().expect("a server").stop();
-            wait_gone(&proxy);
-            std::thread::sleep(ms(500));
-            redis.lock().expect("a server").restart();
-            wait_back(&proxy);
-        }
-        std::thread::sleep(ms(300));
-    });
-    at_rest(&proxy, counts);
+    goes_and_comes(lasting(), Redis::stop, Redis::restart);
 }
 
 /// (A write on its way into a black hole has no answer until TCP gives it up: `detect` has the reads.)
