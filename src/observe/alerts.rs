@@ -45,7 +45,7 @@ impl Severity {
 impl AlertName {
     pub(crate) fn severity(self) -> Severity {
         match self {
-            AlertName::ErrorRate | AlertName::UpstreamDown => Severity::Critical,
+            AlertName::ErrorRate | AlertName::UpstreamDown | AlertName::QueueFailed => Severity::Critical,
             _ => Severity::Warning,
         }
     }
@@ -57,7 +57,7 @@ impl AlertName {
             AlertName::CoherenceLost => "lanes",
             AlertName::UpstreamDown => "up",
             AlertName::EvictionsThrash => "evictions_per_hit",
-            AlertName::QueueGrowing => "writes",
+            AlertName::QueueGrowing | AlertName::QueueFailed => "writes",
             AlertName::ReloadFailed => "failed",
         }
     }
@@ -65,7 +65,7 @@ impl AlertName {
     /// How long the condition has to hold, and to be away.
     fn hold(self, limits: &Limits) -> u64 {
         match self {
-            AlertName::ReloadFailed => 0,
+            AlertName::ReloadFailed | AlertName::QueueFailed => 0,
             AlertName::UpstreamDown => DOWN_HOLD.min(limits.hold),
             AlertName::CoherenceLost => LINK_HOLD.min(limits.hold),
             _ => limits.hold,
@@ -92,6 +92,7 @@ pub(crate) fn trouble(name: AlertName, facts: &Facts, limits: &Limits) -> Option
         AlertName::Memory => memory(facts, limits)?,
         AlertName::EvictionsThrash => thrash(facts, limits)?,
         AlertName::QueueGrowing => queue_growing(facts)?,
+        AlertName::QueueFailed => queue_failed(facts)?,
         AlertName::ReloadFailed => reload_failed(facts)?,
     };
     Some(Trouble { value, threshold, message })
@@ -153,12 +154,17 @@ fn thrash(facts: &Facts, limits: &Limits) -> Found {
 }
 
 fn queue_growing(facts: &Facts) -> Found {
-    let grows = facts.queue_depth > 0 && facts.minute.queued > 0;
-    grows.then(|| {
-        let message =
-            format!("{} writes wait for upstream, {} more than before", facts.queue_depth, facts.minute.queued);
-        (facts.queue_depth as f64, 0.0, message)
+    facts.queue_grows().then(|| {
+        let (depth, oldest) = (facts.queue_depth, facts.queue_age / 1_000_000_000);
+        (depth as f64, 0.0, format!("{depth} acknowledged writes wait for upstream, the oldest for {oldest} s"))
     })
+}
+
+/// Their clients have an OK: somebody has to look, whatever the traffic.
+fn queue_failed(facts: &Facts) -> Found {
+    let refused = facts.minute.refused;
+    let message = || format!("upstream has refused {refused} acknowledged writes: the log has why");
+    (refused > 0).then(|| (refused as f64, 0.0, message()))
 }
 
 fn reload_failed(facts: &Facts) -> Found {

@@ -4,6 +4,9 @@
 
 use super::reasons::{CheckName, Coherence, Health, Mode, PolicyMode};
 
+/// Write-behind is done in milliseconds: what has waited for so long, in nanoseconds, waits for something to be mended.
+const QUEUE_AGE: u64 = 60_000_000_000;
+
 /// Of the memory limit: from here on somebody should look, from there on the kernel is about to.
 pub(crate) const MEMORY_DEGRADED: f64 = 0.90;
 const MEMORY_CRITICAL: f64 = 0.97;
@@ -50,6 +53,8 @@ pub(crate) struct Minute {
     pub(crate) p99: Option<u64>,
     /// How much deeper the queue of writes is than it was.
     pub(crate) queued: i64,
+    /// Writes that were acknowledged here and that upstream has refused since.
+    pub(crate) refused: u64,
 }
 
 impl Minute {
@@ -92,6 +97,8 @@ pub(crate) struct Facts {
     pub(crate) config_error: Option<String>,
     pub(crate) rss: u64,
     pub(crate) queue_depth: u64,
+    /// Of the oldest write in it, in nanoseconds.
+    pub(crate) queue_age: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,6 +109,11 @@ pub(crate) enum Upstream {
 }
 
 impl Facts {
+    /// Upstream gets fewer of the acknowledged writes than come in, or none at all.
+    pub(crate) fn queue_grows(&self) -> bool {
+        self.queue_depth > 0 && (self.minute.queued > 0 || self.queue_age > QUEUE_AGE)
+    }
+
     /// Of the limit; none where there is none.
     pub(crate) fn memory(&self, limits: &Limits) -> Option<f64> {
         limits.memory.and_then(|limit| share(self.rss, limit))
@@ -251,8 +263,11 @@ fn memory(facts: &Facts, limits: &Limits) -> Check {
 
 fn queue(facts: &Facts) -> Check {
     let depth = facts.queue_depth;
-    let status = if depth > 0 && facts.minute.queued > 0 { Health::Degraded } else { Health::Healthy };
-    let message = format!("{depth} writes wait for upstream");
+    let status = if facts.queue_grows() || facts.minute.refused > 0 { Health::Degraded } else { Health::Healthy };
+    let message = match facts.minute.refused {
+        0 => format!("{depth} writes wait for upstream"),
+        refused => format!("{depth} writes wait for upstream, which has refused {refused} acknowledged ones"),
+    };
     Check { name: CheckName::Queue, status, value: Some(depth as f64), threshold: None, unit: "writes", message }
 }
 
@@ -288,6 +303,7 @@ pub(super) mod tests {
             config_error: None,
             rss: 50,
             queue_depth: 0,
+            queue_age: 0,
         }
     }
 
@@ -339,6 +355,9 @@ pub(super) mod tests {
         assert_eq!(says(|f| f.queue_depth = 7), (vec![], "healthy"), "deep, but not growing");
         let growing = |f: &mut Facts| (f.queue_depth, f.minute.queued) = (7, 3);
         assert_eq!(says(growing), one("queue", "degraded"));
+        let stuck = |f: &mut Facts| (f.queue_depth, f.queue_age) = (7, QUEUE_AGE + 1);
+        assert_eq!(says(stuck), one("queue", "degraded"), "not growing, but none of it gets upstream");
+        assert_eq!(says(|f| f.minute.refused = 1), one("queue", "degraded"));
     }
 
     #[test]

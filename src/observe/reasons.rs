@@ -419,6 +419,7 @@ words! {
         Memory = "memory",
         EvictionsThrash = "evictions_thrash",
         QueueGrowing = "queue_growing",
+        QueueFailed = "queue_failed",
         ReloadFailed = "reload_failed",
     }
 }

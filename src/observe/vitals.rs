@@ -13,7 +13,7 @@ use super::durations::{Delta, Durations};
 use super::events::Actor;
 use super::health::{self, Check, Facts, Firing, Limits, Minute, Upstream};
 use super::history::Took;
-use super::reasons::{AlertName, CheckName, Decision, EventKind, Evict, Health};
+use super::reasons::{AlertName, CheckName, Decision, EventKind, Evict, Health, Replayed};
 use super::{View, clock, process, stamp};
 
 const SECOND: u64 = 1_000_000_000;
@@ -64,6 +64,7 @@ struct Sample {
     denied: u64,
     evicted: u64,
     queue_depth: u64,
+    refused: u64,
 }
 
 /// Health as it is now, with its checks.
@@ -169,7 +170,8 @@ impl Sample {
             misses: metrics.misses(),
             denied: metrics.decided_of_all(Decision::Denied),
             evicted: metrics.evictions.get(Evict::Size),
-            queue_depth: queue_depth(view),
+            queue_depth: metrics.queue.depth.get(),
+            refused: metrics.queue.replayed.get(Replayed::Failed),
         }
     }
 
@@ -183,13 +185,9 @@ impl Sample {
             evicted: self.evicted.saturating_sub(from.evicted),
             p99: durations.quantile_ms(0.99).map(|ms| (ms * 1e6) as u64),
             queued: self.queue_depth as i64 - from.queue_depth as i64,
+            refused: self.refused.saturating_sub(from.refused),
         }
     }
-}
-
-/// Writes that are acknowledged and not done upstream.
-fn queue_depth(view: &View) -> u64 {
-    view.metrics.queue.depth.get()
 }
 
 fn facts(view: &View, minute: Minute, limits: &Limits) -> Facts {
@@ -215,7 +213,8 @@ fn facts(view: &View, minute: Minute, limits: &Limits) -> Facts {
         policy: metrics.policy.mode(),
         config_error: status.config_error(),
         rss: process::resident_bytes(),
-        queue_depth: queue_depth(view),
+        queue_depth: metrics.queue.depth.get(),
+        queue_age: metrics.queue.age(),
     }
 }
 

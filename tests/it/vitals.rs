@@ -5,7 +5,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::support::{Client, PATIENCE, Proxy, Redis, eventually, http, temp_dir};
+use crate::support::{Client, PATIENCE, Proxy, Redis, Reply, eventually, http, temp_dir};
 
 fn proxy(redis: &Redis) -> crate::support::proxy::Builder {
     Proxy::to(redis).set("alerts.for", "1s").set("upstream.retry.max_delay", "100ms")
@@ -88,6 +88,25 @@ fn a_low_hit_rate_is_an_alert_with_traffic_and_none_without() {
     eventually(PATIENCE, "the idle one's clock", || is(&idle, "upstream_down", "firing"));
     assert_eq!(alert(&idle, "hit_rate"), None);
     assert_eq!(check(&health(&idle), "hit_rate")["status"], "healthy");
+}
+
+/// Its client has an OK, so nobody but an alert can say that the write is not there.
+#[test]
+fn an_acknowledged_write_that_upstream_refuses_is_critical_at_once() {
+    let redis = Redis::start();
+    let rules = serde_json::json!([{"name": "behind", "pattern": "b:*", "write": "behind"}]);
+    let proxy = proxy(&redis).set("rules", rules).start();
+    let mut c = proxy.client();
+    assert_eq!(c.cmd(&["SET", "b:good", "1"]), Reply::ok());
+    eventually(PATIENCE, "the write", || redis.cmd(&["GET", "b:good"]) == Reply::bulk("1"));
+    assert_eq!(alert(&proxy, "queue_failed"), None);
+    redis.cmd(&["ACL", "SETUSER", "default", "-set"]);
+    assert_eq!(c.cmd(&["SET", "b:bad", "1"]), Reply::ok());
+    eventually(PATIENCE, "the alert", || is(&proxy, "queue_failed", "firing"));
+    let raised = alert(&proxy, "queue_failed").expect("the alert");
+    assert_eq!((raised["severity"].as_str(), raised["value"].as_f64()), (Some("critical"), Some(1.0)), "{raised}");
+    assert_eq!(check(&health(&proxy), "queue")["status"], "degraded");
+    proxy.wait_logged("an acknowledged write is lost: upstream refuses it for good: NOPERM");
 }
 
 #[test]

@@ -50,6 +50,8 @@ fn each_condition_by_its_state() {
     assert_eq!(of(|f| f.config_error = Some("x:1".into())), ["reload_failed"]);
     assert_eq!(of(|f| (f.queue_depth, f.minute.queued) = (5, 1)), ["queue_growing"]);
     assert_eq!(of(|f| (f.queue_depth, f.minute.queued) = (5, -1)), [""; 0]);
+    assert_eq!(of(|f| (f.queue_depth, f.queue_age) = (5, 61_000_000_000)), ["queue_growing"]);
+    assert_eq!(of(|f| f.minute.refused = 2), ["queue_failed"]);
     // A lost upstream has lost its lanes as well: one alert.
     let both = |f: &mut Facts| (f.upstream, f.lanes_live) = (Some(Upstream::Down("x".into())), 0);
     assert_eq!(of(both), ["upstream_down"]);
