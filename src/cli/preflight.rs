@@ -1,5 +1,7 @@
-//! `nearside preflight`: what of upstream a sidecar with this configuration would meet, before one is started. One line a
-//! check. It opens one connection as a lane does, changes nothing, and ends.
+//! `nearside preflight`: what a sidecar with this configuration would meet, before one is started: upstream, and (`host`)
+//! memory, disk and ports. One line a check. It opens one connection as a lane does, changes nothing, and ends.
+
+mod host;
 
 use std::time::Duration;
 
@@ -8,7 +10,7 @@ use tokio::time::timeout;
 
 use crate::coherence::outside;
 use crate::command::prefix::Prefix;
-use crate::config::Config;
+use crate::config::{Backend, Config};
 use crate::resp::reply;
 use crate::upstream::handshake::{self, LaneLink, Refusal};
 use crate::upstream::{Profile, connect};
@@ -37,18 +39,26 @@ impl Check {
     }
 }
 
-/// Asks upstream; what cannot be asked without a connection is left out.
+/// Asks upstream, then this host; what cannot be asked without a connection is left out.
 pub(super) fn run(config: &Config) -> std::io::Result<Vec<Check>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    Ok(LocalSet::new().block_on(&runtime, async {
+    let mut all = LocalSet::new().block_on(&runtime, async {
         match timeout(PATIENCE, checks(config)).await {
             Ok(checks) => checks,
             Err(_) => vec![Check { name: "upstream", result: Err(format!("no answer within {PATIENCE:?}")) }],
         }
-    }))
+    });
+    all.extend(host::checks(config));
+    Ok(all)
 }
 
 async fn checks(config: &Config) -> Vec<Check> {
+    if config.upstream.backend == Backend::Local {
+        return vec![Check {
+            name: "upstream",
+            result: Ok("embedded: the in-memory engine, nothing is kept".to_owned()),
+        }];
+    }
     let profile = Profile::configured(&config.upstream);
     let mut link = match open(config, &profile).await {
         Ok(link) => link,
@@ -56,6 +66,7 @@ async fn checks(config: &Config) -> Vec<Check> {
     };
     let about = format!("{} {} at {}", link.info.server, link.info.version, config.upstream.display());
     let mut checks = vec![Check { name: "upstream", result: Ok(about) }, tracking(&link)];
+    checks.push(Check { name: "rights", result: rights(config, &mut link, &profile.user()).await });
     if let Some(prefix) = Prefix::new(&config.upstream.key_prefix) {
         let result = bound(&mut link, &prefix, &profile.user()).await;
         checks.push(Check { name: "key_prefix", result });
@@ -80,6 +91,41 @@ fn tracking(link: &LaneLink) -> Check {
     Check { name: "tracking", result }
 }
 
+/// Whether the user may do what a sidecar does of its own accord. Asked inside a MULTI that is discarded: upstream's ACL is
+/// asked for each command as it is queued, and none of them is carried out.
+async fn rights(config: &Config, link: &mut LaneLink, user: &str) -> Result<String, String> {
+    let key = [config.upstream.key_prefix.as_bytes(), b"nearside:preflight"].concat();
+    let channel = config.coherence.channel.as_bytes();
+    let wanted: [&[&[u8]]; 4] =
+        [&[b"GET", &key], &[b"PTTL", &key], &[b"PUBLISH", channel, b""], &[b"SUBSCRIBE", channel]];
+    let begun = link.link.ask(&[b"MULTI"]).await.map_err(|e| e.to_string())?;
+    if reply::is_error(&begun) {
+        return Err(format!("user {user} may not MULTI: {}", said(begun)));
+    }
+    let mut refused = Vec::new();
+    for words in wanted {
+        let answer = link.link.ask(words).await.map_err(|e| e.to_string())?;
+        if reply::is_error(&answer) {
+            let why = said(answer);
+            // Which keys the application has is its own affair; that this one is not among them says nothing.
+            if !why.contains("access one of the keys") {
+                refused.push(format!("{}: {why}", String::from_utf8_lossy(words[0])));
+            }
+        }
+    }
+    link.link.ask(&[b"DISCARD"]).await.map_err(|e| e.to_string())?;
+    match refused.is_empty() {
+        true => Ok(format!("user {user} may GET, PTTL, and PUBLISH and SUBSCRIBE {}", config.coherence.channel)),
+        false => Err(format!("user {user}: {}", refused.join("; "))),
+    }
+}
+
+/// An error reply as text.
+fn said(mut frame: Vec<u8>) -> String {
+    frame.retain(|byte| !matches!(byte, b'\r' | b'\n'));
+    String::from_utf8_lossy(&frame[1..]).into_owned()
+}
+
 /// Whether an ACL binds the user to keys with the prefix.
 async fn bound(link: &mut LaneLink, prefix: &Prefix, user: &str) -> Result<String, String> {
     let name = String::from_utf8_lossy(prefix.text()).into_owned();
@@ -91,10 +137,9 @@ async fn bound(link: &mut LaneLink, prefix: &Prefix, user: &str) -> Result<Strin
             ));
         }
     }
-    let mut own = link.link.ask(&[b"EXISTS", &prefix.key(b"nearside:preflight")]).await.map_err(|e| e.to_string())?;
+    let own = link.link.ask(&[b"EXISTS", &prefix.key(b"nearside:preflight")]).await.map_err(|e| e.to_string())?;
     if reply::is_error(&own) {
-        own.retain(|byte| !matches!(byte, b'\r' | b'\n'));
-        return Err(format!("user {user} may not even touch keys with it: {}", String::from_utf8_lossy(&own[1..])));
+        return Err(format!("user {user} may not even touch keys with it: {}", said(own)));
     }
     Ok(format!("an ACL binds user {user} to keys that begin with {name}"))
 }

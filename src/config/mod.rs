@@ -153,6 +153,14 @@ pub(crate) struct Config {
     pub(crate) log: Log,
 }
 
+impl Config {
+    /// Whether a write may ever wait here for upstream.
+    pub(crate) fn may_queue(&self) -> bool {
+        let may = |rule: &Rule| rule.write == WriteMode::Behind || rule.outage_writes == Some(OutageWrites::Queue);
+        self.outage.writes == OutageWrites::Queue || self.rules.iter().any(may)
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Environment {
     Development,

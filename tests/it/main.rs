@@ -44,9 +44,9 @@ mod logs;
 mod metrics;
 /// The dashboard and the alert rules are about what is exported.
 mod monitoring;
-/// Byte for byte what Redis itself answers.
 /// What is only observed goes upstream as if nobody were between, and what is learned of it is true.
 mod observe;
+/// Byte for byte what Redis itself answers.
 mod oracle;
 /// Upstream gone, cell by cell of what is promised then, at start, in service and under load.
 mod outage;
@@ -54,6 +54,8 @@ mod outage;
 mod policy;
 /// Several apps share one Redis and never meet (`upstream.key_prefix`).
 mod prefix;
+/// What a sidecar would meet is said before there is one.
+mod preflight;
 /// Every read that can be kept, and every one that never is.
 mod reads;
 /// What is hit near its end is read again, within its bounds.

@@ -1,6 +1,7 @@
 //! NEARSIDE and the side port speak the client's names.
 
 use super::*;
+use crate::preflight::preflight;
 use crate::support::http;
 
 fn resident(client: &mut Client, key: &str) -> bool {
@@ -57,15 +58,8 @@ fn the_side_port_names_keys_as_clients_do() {
     }
 }
 
-/// What `nearside preflight` prints, and its exit code.
-fn preflight(url: &str, prefix: &str) -> (String, Option<i32>) {
-    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_nearside"));
-    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("NEARSIDE_")) {
-        command.env_remove(name);
-    }
-    let output = command.args(["preflight", "--upstream", url]).env("NEARSIDE_UPSTREAM__KEY_PREFIX", prefix).output();
-    let output = output.expect("the built nearside");
-    (String::from_utf8(output.stdout).expect("text"), output.status.code())
+fn prefixed(url: &str, prefix: &str) -> (String, Option<i32>) {
+    preflight(&["--upstream", url], &[("NEARSIDE_UPSTREAM__KEY_PREFIX", prefix)])
 }
 
 #[test]
@@ -76,19 +70,23 @@ fn preflight_says_whether_an_acl_binds_the_user_to_the_prefix() {
         assert_eq!(redis.cmd(&words.collect::<Vec<_>>()), Reply::ok());
     }
     let url = |user: &str| format!("redis://{user}:pw@{}", redis.address());
-    let (said, code) = preflight(&url("bound"), "app:");
+    let (said, code) = prefixed(&url("bound"), "app:");
     let lines: Vec<&str> = said.lines().collect();
-    assert!(lines.len() == 3 && lines.iter().all(|line| line.contains(" ok ")), "{said}");
-    assert!(lines[0].starts_with("upstream ") && lines[1].starts_with("tracking "), "{said}");
+    let names: Vec<&str> = lines.iter().filter_map(|line| line.split_whitespace().next()).collect();
+    assert_eq!(names, ["upstream", "tracking", "rights", "key_prefix", "memory", "ports"], "{said}");
+    assert!(lines.iter().all(|line| line.contains(" ok ")), "{said}");
     assert_eq!(code, Some(0));
     for (user, word) in [("wide", "may touch keys that do not begin with app:"), ("none", "may not even touch keys")] {
-        let (said, code) = preflight(&url(user), "app:");
+        let (said, code) = prefixed(&url(user), "app:");
         assert!(said.contains(&format!("key_prefix  FAIL user {user} {word}")), "{said}");
         assert_eq!(code, Some(1));
     }
-    let (said, code) = preflight(&url("bound"), "");
-    assert!(said.lines().count() == 2 && code == Some(0), "without a prefix there is nothing to be bound to: {said}");
-    let (said, code) = preflight("redis://127.0.0.1:1", "app:");
+    let (said, code) = prefixed(&url("bound"), "");
+    assert!(
+        !said.contains("key_prefix") && code == Some(0),
+        "without a prefix there is nothing to be bound to: {said}"
+    );
+    let (said, code) = prefixed("redis://127.0.0.1:1", "app:");
     assert!(said.starts_with("upstream    FAIL ") && code == Some(1), "{said}");
-    assert_eq!(preflight("redis://127.0.0.1:1", "a*"), (String::new(), Some(2)));
+    assert_eq!(prefixed("redis://127.0.0.1:1", "a*"), (String::new(), Some(2)));
 }
