@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 
 use super::{
     Commands,
+    fields::{Fields, Kind},
     file::{Node, Value, quoted},
     keys,
     resolve::{Resolver, TCP_DEFAULT},
@@ -31,30 +32,16 @@ const OF_RATE: [&str; 7] = ["client", "user", "listener", "per_second", "burst",
 const ON_LIMIT: [(&str, OnLimit); 2] = [("wait", OnLimit::Wait), ("error", OnLimit::Error)];
 const SCOPE: [(&str, Scope); 2] = [("shared", Scope::Shared), ("connection", Scope::Connection)];
 
-/// One map of a list, and where it stands.
-struct Entry<'n> {
-    /// `commands.rate[0]`.
-    name: String,
-    line: u64,
-    pairs: &'n [(Node, Node)],
-}
-
-impl<'n> Entry<'n> {
-    fn get(&self, word: &str) -> Option<&'n Node> {
-        let found = self.pairs.iter().find(|(key, _)| key.value == Value::Text(word.to_owned()));
-        found.map(|(_, value)| value).filter(|node| !matches!(node.value, Value::Null))
-    }
-}
-
-impl<'s> Resolver<'s> {
+impl Resolver<'_> {
     pub(super) fn commands(&mut self) -> Commands {
+        let tcp = self.listen_tcp();
         Commands {
             shutdown: self.one("commands.shutdown", false, units::boolean),
             deny: self.words("commands.deny").unwrap_or_default(),
             allow: self.words("commands.allow").map(|words| self.not_empty("commands.allow", words)),
             enforce: self.one("commands.enforce", true, units::boolean),
-            overrides: self.entries("commands.overrides", &OF_OVERRIDE, Resolver::an_override),
-            rate: self.entries("commands.rate", &OF_RATE, Resolver::a_rate),
+            overrides: self.entries("commands.overrides", &OF_OVERRIDE, |fields| Some(an_override(fields, &tcp))),
+            rate: self.entries("commands.rate", &OF_RATE, |fields| a_rate(fields, &tcp)),
         }
     }
 
@@ -77,7 +64,7 @@ impl<'s> Resolver<'s> {
     }
 
     /// Reads a list of maps whose words are `known`.
-    fn entries<T>(&mut self, key: &str, known: &[&str], read: fn(&mut Self, &Entry<'s>) -> Option<T>) -> Vec<T> {
+    fn entries<T>(&mut self, key: &str, known: &[&str], read: impl Fn(&mut Fields<'_>) -> Option<T>) -> Vec<T> {
         let Some(setting) = self.settings.get(key) else { return Vec::new() };
         let Value::List(items) = &setting.node.value else {
             self.problem(key, &format!("a list of maps is wanted here, for example {}", example(known)));
@@ -88,96 +75,19 @@ impl<'s> Resolver<'s> {
         }
         let mut all = Vec::new();
         for (at, item) in items.iter().enumerate() {
-            let Value::Map(pairs) = &item.value else {
+            if !matches!(item.value, Value::Map(_)) {
                 let what = format!("each element is a map here, for example {}", example(known));
-                self.problem_at(key, key, item.line, &what);
+                self.problems.push(format!("{}: {key}: {what}", setting.place(item.line)));
+                continue;
+            }
+            let name = format!("{key}[{at}]");
+            let Some(mut fields) = Fields::new(Kind::Numbered, name, item, setting, &mut self.problems) else {
                 continue;
             };
-            let entry = Entry { name: format!("{key}[{at}]"), line: item.line, pairs };
-            self.known_only(key, &entry, known);
-            all.extend(read(self, &entry));
+            fields.only(known);
+            all.extend(read(&mut fields));
         }
         all
-    }
-
-    fn known_only(&mut self, key: &str, entry: &Entry<'_>, known: &[&str]) {
-        for (word, _) in entry.pairs {
-            match &word.value {
-                Value::Text(text) if known.contains(&text.as_str()) => {}
-                Value::Text(text) => {
-                    let hint = keys::nearest_of(text, known.iter().copied()).map_or_else(
-                        || format!("known keys here: {}", known.join(", ")),
-                        |near| format!("did you mean {near}?"),
-                    );
-                    let what = format!("unknown key {}; {hint}", shown(text));
-                    self.problem_at(key, &entry.name, word.line, &what);
-                }
-                _ => self.problem_at(key, &entry.name, word.line, "a key must be a plain word"),
-            }
-        }
-    }
-
-    fn an_override(&mut self, entry: &Entry<'_>) -> Option<Override> {
-        let own = "commands.overrides";
-        let who = self.who(own, entry);
-        let deny = self.entry_words(own, entry, "deny");
-        let allow = self.entry_words(own, entry, "allow");
-        if allow.as_ref().is_some_and(Vec::is_empty) && entry.get("allow").is_some_and(is_empty_list) {
-            self.problem_at(own, &format!("{}.allow", entry.name), entry.line, EMPTY_ALLOW);
-        }
-        let enforce = self.entry_value(own, entry, "enforce", units::boolean);
-        let changes = ["deny", "allow", "enforce"].iter().any(|word| entry.get(word).is_some());
-        self.needs(own, entry, &WHO, "for whom it is");
-        if !changes {
-            self.problem_at(own, &entry.name, entry.line, "says nothing; give deny, allow or enforce");
-        }
-        Some(Override { who, deny, allow, enforce })
-    }
-
-    fn a_rate(&mut self, entry: &Entry<'_>) -> Option<Rate> {
-        let own = "commands.rate";
-        let who = self.who(own, entry);
-        let number = |text: &str| units::number(text, PER_SECOND).map(|n| u32::try_from(n).unwrap_or(u32::MAX));
-        let per_second = self.entry_value(own, entry, "per_second", number);
-        let burst = self.entry_value(own, entry, "burst", number);
-        let on_limit = self.entry_value(own, entry, "on_limit", |text| units::word(text, &ON_LIMIT));
-        let scope = self.entry_value(own, entry, "scope", |text| units::word(text, &SCOPE));
-        self.needs(own, entry, &["per_second"], "how many commands a second");
-        let per_second = per_second?;
-        Some(Rate {
-            who,
-            per_second,
-            burst: burst.unwrap_or(per_second),
-            on_limit: on_limit.unwrap_or(OnLimit::Wait),
-            scope: scope.unwrap_or(Scope::Shared),
-        })
-    }
-
-    fn needs(&mut self, key: &str, entry: &Entry<'_>, one_of: &[&str], why: &str) {
-        if one_of.iter().all(|word| entry.get(word).is_none()) {
-            let what = format!("does not say {why}; give {}", one_of.join(", "));
-            self.problem_at(key, &entry.name, entry.line, &what);
-        }
-    }
-
-    fn who(&mut self, key: &str, entry: &Entry<'_>) -> Who {
-        let tcp = self.listen_tcp();
-        let listener = |text: &str| match text {
-            "tcp" => Ok(Listener::Tcp),
-            "unix" => Ok(Listener::Unix),
-            _ => match text.parse() {
-                Ok(address) if tcp.contains(&address) => Ok(Listener::Address(address)),
-                _ => {
-                    let listed: Vec<String> = tcp.iter().map(ToString::to_string).collect();
-                    Err(format!("{} is not tcp, unix or one of listen.tcp ({})", shown(text), listed.join(", ")))
-                }
-            },
-        };
-        Who {
-            client: self.entry_value(key, entry, "client", a_glob),
-            user: self.entry_value(key, entry, "user", a_glob),
-            listener: self.entry_value(key, entry, "listener", listener),
-        }
     }
 
     /// What is wrong with the addresses themselves is said where they stand.
@@ -190,51 +100,75 @@ impl<'s> Resolver<'s> {
             _ => TCP_DEFAULT.iter().filter_map(|text| text.parse().ok()).collect(),
         }
     }
+}
 
-    fn entry_value<T>(
-        &mut self,
-        key: &str,
-        entry: &Entry<'_>,
-        word: &str,
-        read: impl Fn(&str) -> Result<T, String>,
-    ) -> Option<T> {
-        let node = entry.get(word)?;
-        let result = match &node.value {
-            Value::Text(text) => read(text),
-            _ => Err("one value is wanted here, not a list or a map".to_owned()),
-        };
-        result.map_err(|what| self.problem_at(key, &format!("{}.{word}", entry.name), node.line, &what)).ok()
+fn an_override(fields: &mut Fields<'_>, tcp: &[SocketAddr]) -> Override {
+    let who = who(fields, tcp);
+    let deny = entry_words(fields, "deny");
+    let allow = entry_words(fields, "allow");
+    if allow.as_ref().is_some_and(Vec::is_empty) && fields.node("allow").is_some_and(is_empty_list) {
+        fields.problem_of("allow", EMPTY_ALLOW);
     }
+    let enforce = fields.one("enforce", units::boolean);
+    let changes = ["deny", "allow", "enforce"].iter().any(|word| fields.node(word).is_some());
+    needs(fields, &WHO, "for whom it is");
+    if !changes {
+        fields.problem("says nothing; give deny, allow or enforce");
+    }
+    Override { who, deny, allow, enforce }
+}
 
-    fn entry_words(&mut self, key: &str, entry: &Entry<'_>, which: &str) -> Option<Vec<Word>> {
-        let node = entry.get(which)?;
-        let name = format!("{}.{which}", entry.name);
-        let Value::List(items) = &node.value else {
-            self.problem_at(key, &name, node.line, "a list is wanted here, for example [\"@dangerous\"]");
-            return None;
-        };
-        let mut words = Vec::new();
-        for item in items.iter().take(WORDS_MAX + 1) {
-            let result = match &item.value {
-                Value::Text(text) => word(text),
-                _ => Err("has an element that is not a plain value".to_owned()),
-            };
-            match result {
-                Ok(one) => words.push(one),
-                Err(what) => self.problem_at(key, &name, item.line, &what),
+fn a_rate(fields: &mut Fields<'_>, tcp: &[SocketAddr]) -> Option<Rate> {
+    let who = who(fields, tcp);
+    let number = |text: &str| units::number(text, PER_SECOND).map(|n| u32::try_from(n).unwrap_or(u32::MAX));
+    let per_second = fields.one("per_second", number);
+    let burst = fields.one("burst", number);
+    let on_limit = fields.one("on_limit", |text| units::word(text, &ON_LIMIT));
+    let scope = fields.one("scope", |text| units::word(text, &SCOPE));
+    needs(fields, &["per_second"], "how many commands a second");
+    let per_second = per_second?;
+    Some(Rate {
+        who,
+        per_second,
+        burst: burst.unwrap_or(per_second),
+        on_limit: on_limit.unwrap_or(OnLimit::Wait),
+        scope: scope.unwrap_or(Scope::Shared),
+    })
+}
+
+fn needs(fields: &mut Fields<'_>, one_of: &[&str], why: &str) {
+    if one_of.iter().all(|word| fields.node(word).is_none()) {
+        fields.problem(&format!("does not say {why}; give {}", one_of.join(", ")));
+    }
+}
+
+fn who(fields: &mut Fields<'_>, tcp: &[SocketAddr]) -> Who {
+    let listener = |text: &str| match text {
+        "tcp" => Ok(Listener::Tcp),
+        "unix" => Ok(Listener::Unix),
+        _ => match text.parse() {
+            Ok(address) if tcp.contains(&address) => Ok(Listener::Address(address)),
+            _ => {
+                let listed: Vec<String> = tcp.iter().map(ToString::to_string).collect();
+                Err(format!("{} is not tcp, unix or one of listen.tcp ({})", shown(text), listed.join(", ")))
             }
-        }
-        if items.len() > WORDS_MAX {
-            self.problem_at(key, &name, node.line, &format!("has {} words; at most {WORDS_MAX}", items.len()));
-        }
-        Some(words)
+        },
+    };
+    Who {
+        client: fields.one("client", a_glob),
+        user: fields.one("user", a_glob),
+        listener: fields.one("listener", listener),
     }
+}
 
-    /// `name` is what is wrong, in the value of `key`, on this line.
-    fn problem_at(&mut self, key: &str, name: &str, line: u64, what: &str) {
-        let place = self.settings.get(key).map_or_else(String::new, |setting| format!("{}: ", setting.place(line)));
-        self.problems.push(format!("{place}{name}: {what}"));
+fn entry_words(fields: &mut Fields<'_>, which: &str) -> Option<Vec<Word>> {
+    let words = fields.list_like(which, "[\"@dangerous\"]", word)?;
+    if let Some(Value::List(items)) = fields.node(which).map(|node| &node.value)
+        && items.len() > WORDS_MAX
+    {
+        fields.problem_of(which, &format!("has {} words; at most {WORDS_MAX}", items.len()));
     }
+    Some(words)
 }
 
 const EMPTY_ALLOW: &str = "an empty list would refuse every command; null allows all, else name what is allowed";

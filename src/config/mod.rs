@@ -4,6 +4,7 @@
 
 mod commands;
 mod cpu;
+mod fields;
 mod file;
 mod keys;
 mod layers;

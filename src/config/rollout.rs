@@ -3,8 +3,9 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use super::fields::Fields;
 use super::file::{Node, Value};
-use super::rules::{Fields, decimal, percent, show_percent};
+use super::rules::{decimal, percent, show_percent};
 use super::units::{self, DURATION_MAX, shown};
 
 /// Whole of what is dealt out, in hundredths of a percent.
@@ -119,7 +120,7 @@ fn first_share(percent: Option<u16>, ramp: Option<&Ramp>) -> u16 {
 /// What must agree between the keys of one rollout.
 fn check(map: &mut Fields<'_>, rollout: &Rollout, percent: Option<u16>) {
     if rollout.ramp.is_some() && percent.is_some() {
-        problem_of(map, "percent", "the steps of ramp say it; keep one of the two");
+        map.problem_of("percent", "the steps of ramp say it; keep one of the two");
     }
     let Some(rule) = rollout.auto_rollback else { return };
     match &rollout.ramp {
@@ -129,23 +130,15 @@ fn check(map: &mut Fields<'_>, rollout: &Rollout, percent: Option<u16>) {
                 units::show_duration(ramp.hold),
                 units::show_duration(rule.window)
             );
-            problem_of(map, "ramp", &what);
+            map.problem_of("ramp", &what);
         }
         None if !rollout.has_control() => {
-            problem_of(
-                map,
+            map.problem_of(
                 "auto_rollback",
                 "compares with the keys that are not cached: set percent below 100, or a ramp",
             );
         }
         _ => {}
-    }
-}
-
-fn problem_of(map: &mut Fields<'_>, key: &str, what: &str) {
-    match map.node(key).map(|node| node.line) {
-        Some(line) => map.problem_at(line, &format!("{key}: {what}")),
-        None => map.problem(&format!("{key}: {what}")),
     }
 }
 
@@ -200,7 +193,7 @@ fn ramp(rollout: &mut Fields<'_>) -> Option<Ramp> {
         let what = format!(
             "2 to {STEPS_MAX} percentages above 0, each more than the one before, for example [1, 10, 50, 100]"
         );
-        problem_of(&mut map, "steps", &what);
+        map.problem_of("steps", &what);
         return Some(Ramp { hold, ..defaults });
     }
     Some(Ramp { steps, hold })

@@ -1,14 +1,13 @@
 //! `rules`: what is cached of which keys, from the list of maps to checked values. Each problem names the line, the rule and
 //! its key. What a rule leaves out is the `cache` section's.
 
-use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use super::fields::{Fields, Kind};
 use super::file::{Node, Value};
 use super::resolve::{Resolver, TTL_MAX, VALUE_MAX, kept_command};
-use super::settings::Setting;
 use super::units::{self, shown};
-use super::{Cache, CoherenceMode, Config, OnWrite, OutageWrites, Rollout, WHOLE, WriteMode, keys, rollout};
+use super::{Cache, CoherenceMode, Config, OnWrite, OutageWrites, Rollout, WHOLE, WriteMode, rollout};
 use crate::command::cacheable::KeptCommands;
 use crate::observe::arms::ARMS_MAX;
 use crate::policy::overlap;
@@ -98,105 +97,6 @@ const RULE_KEYS: &[&str] = &[
     "cost_per_miss",
 ];
 
-/// One map of the file: reads its keys, and finds those that nobody knows.
-pub(super) struct Fields<'a> {
-    /// `rules: sessions`, as it stands in messages.
-    what: String,
-    line: u64,
-    pairs: &'a [(Node, Node)],
-    setting: &'a Setting,
-    problems: &'a mut Vec<String>,
-}
-
-impl<'a> Fields<'a> {
-    /// None where `node` is no map; that is a problem then.
-    pub(super) fn new(
-        what: String,
-        node: &'a Node,
-        setting: &'a Setting,
-        problems: &'a mut Vec<String>,
-    ) -> Option<Fields<'a>> {
-        match &node.value {
-            Value::Map(pairs) => Some(Fields { what, line: node.line, pairs, setting, problems }),
-            _ => {
-                problems.push(format!("{}: {what}: keys and values are wanted here", setting.place(node.line)));
-                None
-            }
-        }
-    }
-
-    /// Names the keys that are none of `known`, and what was probably meant.
-    pub(super) fn only(&mut self, known: &[&str]) {
-        for (key, _) in self.pairs {
-            let word = match &key.value {
-                Value::Text(word) if known.contains(&word.as_str()) => continue,
-                Value::Text(word) => word.as_str(),
-                _ => "",
-            };
-            let hint = match keys::nearest_of(word, known.iter().copied()) {
-                Some(near) => format!("did you mean {near}?"),
-                None => format!("known keys here: {}", known.join(", ")),
-            };
-            self.problem_at(key.line, &format!("{}: unknown key; {hint}", shown(word)));
-        }
-    }
-
-    /// `null` and the empty text count as not given.
-    pub(super) fn node(&self, key: &str) -> Option<&'a Node> {
-        let found = self.pairs.iter().find(|(k, _)| k.value == Value::Text(key.to_owned()))?;
-        let empty = matches!(&found.1.value, Value::Null) || found.1.value == Value::Text(String::new());
-        (!empty).then_some(&found.1)
-    }
-
-    pub(super) fn one<T>(&mut self, key: &str, read: impl Fn(&str) -> Result<T, String>) -> Option<T> {
-        let node = self.node(key)?;
-        let result = match &node.value {
-            Value::Text(text) => read(text),
-            _ => Err("one value is wanted here, not a list or a map".to_owned()),
-        };
-        self.take(key, node.line, result)
-    }
-
-    pub(super) fn list<T>(&mut self, key: &str, read: impl Fn(&str) -> Result<T, String>) -> Option<Vec<T>> {
-        let node = self.node(key)?;
-        let Value::List(items) = &node.value else {
-            self.problem_at(node.line, &format!("{key}: a list is wanted here, for example [\"a\", \"b\"]"));
-            return None;
-        };
-        let mut out = Vec::new();
-        for item in items {
-            let result = match &item.value {
-                Value::Text(text) => read(text),
-                _ => Err("has an element that is not a plain value".to_owned()),
-            };
-            out.extend(self.take(key, item.line, result));
-        }
-        Some(out)
-    }
-
-    pub(super) fn duration(&mut self, key: &str, range: RangeInclusive<Duration>) -> Option<Duration> {
-        self.one(key, |text| units::duration(text, range.clone()))
-    }
-
-    /// The map below `key`, as one of its own.
-    pub(super) fn map(&mut self, key: &str) -> Option<Fields<'_>> {
-        let node = self.node(key)?;
-        Fields::new(format!("{}: {key}", self.what), node, self.setting, self.problems)
-    }
-
-    fn take<T>(&mut self, key: &str, line: u64, result: Result<T, String>) -> Option<T> {
-        result.map_err(|what| self.problem_at(line, &format!("{key}: {what}"))).ok()
-    }
-
-    pub(super) fn problem(&mut self, what: &str) {
-        self.problem_at(self.line, what);
-    }
-
-    pub(super) fn problem_at(&mut self, line: u64, what: &str) {
-        self.problems.push(format!("{}: {}: {what}", self.setting.place(line), self.what));
-    }
-}
-
 impl Resolver<'_> {
     pub(super) fn rules(&mut self, cache: &Cache) -> Vec<Rule> {
         let Some(setting) = self.settings.get("rules") else { return Vec::new() };
@@ -215,7 +115,7 @@ impl Resolver<'_> {
                 Some(title) => format!("rules: {title}"),
                 None => format!("rules: rule {}", i + 1),
             };
-            let Some(mut fields) = Fields::new(what, item, setting, &mut self.problems) else { continue };
+            let Some(mut fields) = Fields::new(Kind::Titled, what, item, setting, &mut self.problems) else { continue };
             let Some(rule) = rule(&mut fields, cache) else { continue };
             if let Some(other) = rules.iter().position(|other| other.name == rule.name) {
                 let place = setting.place(lines[other]);
@@ -482,13 +382,12 @@ fn check_rule(fields: &mut Fields<'_>, rule: &Rule) {
     if let Some(ahead) = rule.refresh_ahead
         && let Some(shortest) = rule.ttls().min().filter(|shortest| ahead >= *shortest)
     {
-        let line = fields.node("refresh_ahead").map_or(fields.line, |node| node.line);
         let what = format!(
-            "refresh_ahead: {} is not less than the rule's ttl of {}: every hit would have the key read again",
+            "{} is not less than the rule's ttl of {}: every hit would have the key read again",
             units::show_duration(ahead),
             units::show_duration(shortest)
         );
-        fields.problem_at(line, &what);
+        fields.problem_of("refresh_ahead", &what);
     }
     if fields.node("commands").is_some_and(|node| node.value == Value::List(Vec::new())) {
         fields.problem("commands: names no command; write mode: off for keys that shall pass through");
@@ -517,14 +416,7 @@ fn rule_mode(text: &str) -> Result<RuleMode, String> {
 
 fn variants(fields: &mut Fields<'_>) -> Vec<Variant> {
     let Some(map) = fields.map("variants") else { return Vec::new() };
-    let names: Vec<String> = map
-        .pairs
-        .iter()
-        .filter_map(|(key, _)| match &key.value {
-            Value::Text(name) => Some(name.clone()),
-            _ => None,
-        })
-        .collect();
+    let names = map.names();
     if !(2..=VARIANTS_MAX).contains(&names.len()) {
         fields.problem(&format!(
             "variants: {} of them; 2 to {VARIANTS_MAX} share the cached keys, for example {{short: {{ttl: 5m}}, long: {{ttl: 1h}}}}",

@@ -247,7 +247,7 @@ fn entries_of_a_policy_that_are_none() {
         (
             "{cleint: a, deny: [get]}",
             &[
-                "overrides[0]: unknown key \"cleint\"; did you mean client?",
+                "overrides[0]: \"cleint\": unknown key; did you mean client?",
                 "overrides[0]: does not say for whom it is; give client, user, listener",
             ][..],
         ),
@@ -287,7 +287,7 @@ fn entries_of_a_policy_that_are_none() {
         ("{per_second: fast}", "rate[0].per_second: \"fast\" is not a whole number"),
         ("{per_second: 5, on_limit: drop}", "rate[0].on_limit: \"drop\" is not one of wait, error"),
         ("{per_second: 5, scope: each}", "rate[0].scope: \"each\" is not one of shared, connection"),
-        ("{per_second: 5, per_secnd: 4}", "rate[0]: unknown key \"per_secnd\"; did you mean per_second?"),
+        ("{per_second: 5, per_secnd: 4}", "rate[0]: \"per_secnd\": unknown key; did you mean per_second?"),
     ] {
         assert_eq!(one("rate", entry), [what], "{entry}");
     }

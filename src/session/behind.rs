@@ -21,8 +21,9 @@
 use std::rc::Rc;
 
 use super::Session;
-use super::dispatch::{Batch, Owned, Step, Work};
-use super::outage_writes::Beside;
+use super::batch::Batch;
+use super::dispatch::{Command, Step, Work};
+use super::outage_writes::{Beside, Write};
 use crate::command::{Effect, Keys, Request, Spec, keys};
 use crate::local;
 use crate::observe::reasons::Dropped;
@@ -35,19 +36,13 @@ const ABOUT_NO_DATA: [&str; 4] = ["ping", "echo", "time", "lolwut"];
 
 impl Session {
     /// A command on its way to a lane that is ready. `None`: it may go.
-    pub(super) fn behind(
-        self: &Rc<Self>,
-        ctx: &Rc<Ctx>,
-        b: &Batch,
-        req: &Request<'_>,
-        spec: &'static Spec,
-        mute: bool,
-    ) -> Option<Option<Step>> {
+    pub(super) fn behind(self: &Rc<Self>, ctx: &Rc<Ctx>, b: &Batch, cmd: &Command<'_>) -> Option<Option<Step>> {
+        let Command { req, spec, mute } = *cmd;
         let lane = b.lane();
         if spec.effect == Effect::Write
             && spec.keys != Keys::None
             && all_behind(ctx, req, spec)
-            && let Some(step) = self.write_behind(ctx, b, req, spec, mute)
+            && let Some(step) = self.write_behind(ctx, b, cmd)
         {
             return Some(step);
         }
@@ -58,33 +53,26 @@ impl Session {
         if by_keys && !self.names_held(ctx, lane, req, spec) {
             return None;
         }
-        if let Some(reply) = self.reads_held(ctx, lane, b.now, req, spec, Beside::Nothing) {
+        if let Some(reply) = self.reads_held(ctx, b.lane_at(), cmd, Beside::Nothing) {
             self.answer_safely(ctx, b.now, reply, mute);
             return Some(None);
         }
         lane.drain_first();
-        Some(Some(Step::Suspend(Work::AwaitLane(Owned::of(req)))))
+        Some(Some(Step::Suspend(Work::AwaitLane(cmd.owned()))))
     }
 
     /// `None`: it is not for the queue.
-    fn write_behind(
-        self: &Rc<Self>,
-        ctx: &Rc<Ctx>,
-        b: &Batch,
-        req: &Request<'_>,
-        spec: &'static Spec,
-        mute: bool,
-    ) -> Option<Option<Step>> {
-        let lane = b.lane();
+    fn write_behind(self: &Rc<Self>, ctx: &Rc<Ctx>, b: &Batch, cmd: &Command<'_>) -> Option<Option<Step>> {
+        let (lane, Command { req, spec, .. }) = (b.lane(), *cmd);
         if !keys::arity_ok(spec, req.argc()) || !ctx.is_accepted(&lane.profile) {
             return None;
         }
         let (needs, command) = (accept::needs(spec.name, req)?, local::command(spec.name)?);
         // R18: what is outstanding on the spare connection is executed first.
         if self.on_spare.get() && self.outbox.borrow().outstanding() > 0 {
-            return Some(Some(Step::Suspend(Work::Settle(Owned::of(req)))));
+            return Some(Some(Step::Suspend(Work::Settle(cmd.owned()))));
         }
-        let names = self.names(ctx, lane, b.now, req, spec);
+        let names = self.names(ctx, b.lane_at(), cmd);
         let held = ctx.held.of(&lane.profile);
         let queued = |key: &[u8]| held.as_ref().is_some_and(|held| held.borrow().knows(key));
         // R22: the L1 says nothing of what an outstanding command of this session may change.
@@ -92,7 +80,7 @@ impl Session {
         if needs == Needs::Keys && !names.iter().all(|n| queued(n.key) || (n.found.is_some() && l1_counts)) {
             return None;
         }
-        match self.accept(ctx, lane, b.now, How::Queue, command, req, spec, &names, mute) {
+        match self.accept(ctx, b.lane_at(), cmd, &Write { how: How::Queue, command, names }) {
             Ok(()) => {
                 lane.do_behind(ctx);
                 Some(None)

@@ -4,7 +4,9 @@
 use std::rc::Rc;
 
 use super::Session;
-use super::dispatch::{Batch, Step, asked};
+use super::batch::Batch;
+use super::dispatch::{Command, Step};
+use super::reads::asked;
 use crate::cache::FormId;
 use crate::coherence::{FetchRead, FetchRequest, Question};
 use crate::command::cacheable::{Caching, Kept};
@@ -68,12 +70,11 @@ impl Session {
         self: &Rc<Self>,
         ctx: &Rc<Ctx>,
         b: &mut Batch,
-        req: &Request<'_>,
-        spec: &'static Spec,
-        mute: bool,
+        cmd: &Command<'_>,
         epoch: Result<u64, Bypass>,
     ) -> Option<Step> {
-        let Some(kept) = kept(ctx, req, spec) else { return self.forward(ctx, b, req, spec, mute, None) };
+        let Command { req, spec, mute } = *cmd;
+        let Some(kept) = kept(ctx, req, spec) else { return self.forward(ctx, b, cmd, None) };
         let (key, method) = (req.arg(1), kept.method);
         if let Ok(epoch) = epoch
             && let Some(forms) = ctx.l1.get(key)
@@ -90,17 +91,17 @@ impl Session {
             }
             return None;
         }
-        let lane = match self.carrier(ctx, b, req, spec, mute) {
+        let lane = match self.carrier(ctx, b, cmd) {
             Ok(lane) => lane,
             Err(stop) => return stop,
         };
         if matches!(epoch, Err(Bypass::CacheOff | Bypass::TrackingRefused | Bypass::FieldExpiry)) {
             self.note_lookup(ctx, b, key, method, epoch);
-            return self.forward(ctx, b, req, spec, mute, None);
+            return self.forward(ctx, b, cmd, None);
         }
         let may_join = epoch.is_ok() || matches!(epoch, Err(Bypass::Fence | Bypass::Lease | Bypass::NotLive));
         let read = read_of(kept, req, spec);
-        let place = match self.refill(ctx, b, &lane, req, may_join.then(|| (key, read.id.clone()))) {
+        let place = match self.refill(ctx, b, &lane, cmd, may_join.then(|| (key, read.id.clone()))) {
             Ok(place) => place,
             Err(stop) => return stop,
         };

@@ -4,6 +4,7 @@
 //! over.
 
 mod agent;
+mod batch;
 mod behind;
 mod candidates;
 mod counts;
@@ -23,10 +24,13 @@ mod own_names;
 mod pinned;
 #[cfg(any(test, feature = "bench"))]
 mod probe;
+mod reads;
+mod relay;
 mod span;
 mod state;
 mod top;
 mod transaction;
+mod writes;
 
 use std::cell::{Cell, RefCell};
 use std::io;

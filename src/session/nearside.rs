@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 
-use super::dispatch::{Batch, STRANGER};
+use super::batch::Batch;
+use super::dispatch::STRANGER;
 use super::own_names::{self, Named};
 use super::{Session, counts};
 use crate::cache::{Entry, FormEntry, Value};

@@ -6,7 +6,8 @@ use std::rc::Rc;
 
 use bytes::BytesMut;
 
-use super::dispatch::{Batch, Owned, Step, Work};
+use super::batch::{Batch, LaneAt};
+use super::dispatch::{Command, Step, Work};
 use super::outage_writes::Beside;
 use super::{Client, Session};
 use crate::cache::{Entry, FormId};
@@ -30,14 +31,8 @@ const TIMED_OUT: &str = "NEARSIDE no answer from upstream within upstream.reques
 
 impl Session {
     /// A command that would go to the lane, which is gone.
-    pub(super) fn in_outage(
-        self: &Rc<Self>,
-        ctx: &Rc<Ctx>,
-        b: &Batch,
-        req: &Request<'_>,
-        spec: &'static Spec,
-        mute: bool,
-    ) -> Option<Step> {
+    pub(super) fn in_outage(self: &Rc<Self>, ctx: &Rc<Ctx>, b: &Batch, cmd: &Command<'_>) -> Option<Step> {
+        let Command { req, spec, mute } = *cmd;
         if spec.name == "ping" && req.argc() <= 2 && ctx.config.outage.reads != OutageReads::Fail {
             self.answer(mute, |out| match req.argc() {
                 1 => build::simple(out, "PONG"),
@@ -45,20 +40,20 @@ impl Session {
             });
             return None;
         }
-        let lane = b.lane();
+        let at = b.lane_at();
         if spec.effect == Effect::Write {
-            return self.write_in_outage(ctx, lane, b.now, req, spec, mute);
+            return self.write_in_outage(ctx, at, cmd);
         }
-        if let Some(reply) = self.reads_held(ctx, lane, b.now, req, spec, Beside::Nothing) {
+        if let Some(reply) = self.reads_held(ctx, at, cmd, Beside::Nothing) {
             self.answer_safely(ctx, b.now, reply, mute);
             return None;
         }
         let may_be_old = self.may_be_told_old(ctx, spec, req);
         let stale = match may_be_old {
-            true => self.with_stale(ctx, lane, b.now, req, spec, |frame, form| self.answer_kept(mute, frame, form)),
+            true => self.with_stale(ctx, at, cmd, |frame, form| self.answer_kept(mute, frame, form)),
             false => None,
         };
-        let mixed = || self.reads_held(ctx, lane, b.now, req, spec, Beside::Cache).filter(|_| may_be_old);
+        let mixed = || self.reads_held(ctx, at, cmd, Beside::Cache).filter(|_| may_be_old);
         match stale.map(|()| BytesMut::new()).or_else(mixed) {
             Some(reply) => {
                 if !reply.is_empty() {
@@ -66,7 +61,7 @@ impl Session {
                 }
                 None
             }
-            None => self.refuse_gone(ctx, lane, b.now, class(spec), mute),
+            None => self.refuse_gone(ctx, at, class(spec), mute),
         }
     }
 
@@ -79,12 +74,11 @@ impl Session {
     fn with_stale<T>(
         &self,
         ctx: &Ctx,
-        lane: &Lane,
-        now: u64,
-        req: &Request<'_>,
-        spec: &Spec,
+        at: LaneAt<'_>,
+        cmd: &Command<'_>,
         f: impl FnOnce(&[u8], Form) -> T,
     ) -> Option<T> {
+        let (LaneAt { lane, now }, Command { req, spec, .. }) = (at, *cmd);
         if !ctx.serves_stale() || !keys::arity_ok(spec, req.argc()) {
             return None;
         }
@@ -123,8 +117,8 @@ impl Session {
     }
 
     /// Upstream is gone, and this is not answered from before.
-    pub(super) fn refuse_gone(&self, ctx: &Ctx, lane: &Lane, now: u64, class: Class, mute: bool) -> Option<Step> {
-        self.refuse_with(ctx, class, mute, &outage_text(ctx, lane, now))
+    pub(super) fn refuse_gone(&self, ctx: &Ctx, at: LaneAt<'_>, class: Class, mute: bool) -> Option<Step> {
+        self.refuse_with(ctx, class, mute, &outage_text(ctx, at))
     }
 
     pub(super) fn refuse_with(&self, ctx: &Ctx, class: Class, mute: bool, text: &str) -> Option<Step> {
@@ -155,18 +149,19 @@ impl Session {
         let mut scanner = Scanner::new(raw.len(), raw.len().max(1));
         if let Scan::Request { .. } = scanner.scan(raw) {
             let req = Request { raw, args: scanner.args() };
-            if let Lookup::Known(spec) = table::lookup(&req)
-                && let Some(()) = self.with_stale(ctx, lane, clock::now(), &req, spec, |frame, form| {
+            if let Lookup::Known(spec) = table::lookup(&req) {
+                let at = LaneAt { lane, now: clock::now() };
+                let cmd = Command { req: &req, spec, mute: false };
+                let told = self.with_stale(ctx, at, &cmd, |frame, form| {
                     self.asks_nothing(slot);
                     self.complete(ctx, slot, frame, form);
-                })
-            {
-                return;
-            }
-            if let Lookup::Known(spec) = table::lookup(&req)
-                && let Some(reply) = self.reads_held(ctx, lane, clock::now(), &req, spec, Beside::Cache)
-            {
-                return self.complete_safely(ctx, slot, reply);
+                });
+                if told.is_some() {
+                    return;
+                }
+                if let Some(reply) = self.reads_held(ctx, at, &cmd, Beside::Cache) {
+                    return self.complete_safely(ctx, slot, reply);
+                }
             }
         }
         self.refuse_slot(ctx, lane, slot, false);
@@ -179,7 +174,7 @@ impl Session {
         if ctx.config.outage.error == OutageError::Close {
             return self.drop_for(ctx, Dropped::Outage, "upstream is gone, and outage.error is close");
         }
-        self.complete_error(ctx, slot, &outage_text(ctx, lane, clock::now()));
+        self.complete_error(ctx, slot, &outage_text(ctx, LaneAt { lane, now: clock::now() }));
     }
 
     // ---- after it ----
@@ -189,20 +184,18 @@ impl Session {
         self: &Rc<Self>,
         ctx: &Rc<Ctx>,
         b: &Batch,
-        req: &Request<'_>,
-        spec: &'static Spec,
+        cmd: &Command<'_>,
         last: bool,
-        mute: bool,
     ) -> Option<Option<Step>> {
-        let lane = b.lane();
+        let Command { req, spec, .. } = *cmd;
         // Which keys it reads has to be known.
         let reads = spec.effect == Effect::Read && spec.keys != crate::command::Keys::None;
-        if reads && !self.names_held(ctx, lane, req, spec) {
+        if reads && !self.names_held(ctx, b.lane(), req, spec) {
             return None;
         }
         match last {
-            true => Some(Some(Step::Suspend(Work::AwaitLane(Owned::of(req))))),
-            false => Some(self.in_outage(ctx, b, req, spec, mute)),
+            true => Some(Some(Step::Suspend(Work::AwaitLane(cmd.owned())))),
+            false => Some(self.in_outage(ctx, b, cmd)),
         }
     }
 
@@ -213,7 +206,7 @@ impl Session {
         ctx: &Ctx,
         b: &Batch,
         lane: &Lane,
-        req: &Request<'_>,
+        cmd: &Command<'_>,
         joins: Option<(&[u8], Option<FormId>)>,
     ) -> Result<Option<Place>, Option<Step>> {
         if !lane.is_recovering(b.now) || lane.is_spare() || !lane.caches() {
@@ -226,7 +219,7 @@ impl Session {
         }
         match self.place.take().or_else(|| lane.try_place()) {
             Some(place) => Ok(Some(place)),
-            None => Err(Some(Step::Suspend(Work::Refill(Owned::of(req))))),
+            None => Err(Some(Step::Suspend(Work::Refill(cmd.owned())))),
         }
     }
 }
@@ -259,8 +252,8 @@ impl Client {
     }
 }
 
-pub(super) fn outage_text(ctx: &Ctx, lane: &Lane, now: u64) -> String {
-    lane.outage_text(now).or_else(|| ctx.outage_text()).unwrap_or_else(|| UNAVAILABLE.to_owned())
+pub(super) fn outage_text(ctx: &Ctx, at: LaneAt<'_>) -> String {
+    at.lane.outage_text(at.now).or_else(|| ctx.outage_text()).unwrap_or_else(|| UNAVAILABLE.to_owned())
 }
 
 fn class(spec: &Spec) -> Class {

@@ -12,13 +12,14 @@ use bytes::BytesMut;
 use smallvec::SmallVec;
 
 use super::Session;
-use super::dispatch::Step;
+use super::batch::LaneAt;
+use super::dispatch::{Command, Step};
 use super::outbox::Asked;
 use crate::cache;
 use crate::coherence::Lane;
 use crate::command::{Effect, Kind, Request, Spec, keys};
 use crate::config::{OutageReads, OutageWrites};
-use crate::local::{self, Call, Command};
+use crate::local::{self, Call};
 use crate::observe::clock;
 use crate::observe::reasons::{Bypass, Class, Dropped, NotQueued};
 use crate::observe::stamp;
@@ -37,38 +38,39 @@ pub(super) enum Beside {
     Cache,
 }
 
+/// A write as it is done here.
+pub(super) struct Write<'k> {
+    pub(super) how: How,
+    pub(super) command: local::Command,
+    /// Its keys, and what is known of them.
+    pub(super) names: Names<'k>,
+}
+
 impl Session {
     /// A write whose lane is gone.
-    pub(super) fn write_in_outage(
-        self: &Rc<Self>,
-        ctx: &Rc<Ctx>,
-        lane: &Rc<Lane>,
-        now: u64,
-        req: &Request<'_>,
-        spec: &'static Spec,
-        mute: bool,
-    ) -> Option<Step> {
+    pub(super) fn write_in_outage(self: &Rc<Self>, ctx: &Rc<Ctx>, at: LaneAt<'_>, cmd: &Command<'_>) -> Option<Step> {
+        let (lane, Command { req, spec, mute }) = (at.lane, *cmd);
         let how = match self.how_to_write(ctx, lane, req, spec) {
             Ok(Some(how)) => how,
-            Ok(None) => return self.refuse_gone(ctx, lane, now, Class::Write, mute),
-            Err(why) => return self.refuse_write(ctx, lane, now, why, mute),
+            Ok(None) => return self.refuse_gone(ctx, at, Class::Write, mute),
+            Err(why) => return self.refuse_write(ctx, at, why, mute),
         };
         if !keys::arity_ok(spec, req.argc()) {
             self.answer_error(mute, &format!("ERR wrong number of arguments for '{}' command", spec.name));
             return None;
         }
         let (Some(needs), Some(command)) = (accept::needs(spec.name, req), local::command(spec.name)) else {
-            return self.refuse_write(ctx, lane, now, NotQueued::Command, mute);
+            return self.refuse_write(ctx, at, NotQueued::Command, mute);
         };
-        let names = self.names(ctx, lane, now, req, spec);
+        let names = self.names(ctx, at, cmd);
         let held = ctx.held.of(&lane.profile);
         let known = |named: &Named<'_>| {
             named.found.is_some() || held.as_ref().is_some_and(|held| held.borrow().knows(named.key))
         };
         if how == How::Queue && needs == Needs::Keys && !names.iter().all(known) {
-            return self.refuse_write(ctx, lane, now, NotQueued::Unknown, mute);
+            return self.refuse_write(ctx, at, NotQueued::Unknown, mute);
         }
-        self.acknowledge(ctx, lane, now, how, command, req, spec, &names, mute)
+        self.acknowledge(ctx, at, cmd, &Write { how, command, names })
     }
 
     /// What the rules of its keys say. `None`: such writes fail.
@@ -91,24 +93,19 @@ impl Session {
     }
 
     /// Carries it out here, and says so.
-    #[expect(clippy::too_many_arguments, reason = "what one command consists of")]
     fn acknowledge(
         self: &Rc<Self>,
         ctx: &Rc<Ctx>,
-        lane: &Rc<Lane>,
-        now: u64,
-        how: How,
-        command: Command,
-        req: &Request<'_>,
-        spec: &'static Spec,
-        names: &[Named<'_>],
-        mute: bool,
+        at: LaneAt<'_>,
+        cmd: &Command<'_>,
+        write: &Write<'_>,
     ) -> Option<Step> {
-        match self.accept(ctx, lane, now, how, command, req, spec, names, mute) {
+        let mute = cmd.mute;
+        match self.accept(ctx, at, cmd, write) {
             Ok(()) => None,
-            Err(NotTaken::Count) => self.refuse_write(ctx, lane, now, NotQueued::Full, mute),
-            Err(NotTaken::Bytes) => self.refuse_write(ctx, lane, now, NotQueued::Bytes, mute),
-            Err(NotTaken::Journal(why)) => self.refuse_write(ctx, lane, now, NotQueued::of(why.word()), mute),
+            Err(NotTaken::Count) => self.refuse_write(ctx, at, NotQueued::Full, mute),
+            Err(NotTaken::Bytes) => self.refuse_write(ctx, at, NotQueued::Bytes, mute),
+            Err(NotTaken::Journal(why)) => self.refuse_write(ctx, at, NotQueued::of(why.word()), mute),
             Err(NotTaken::TooLong) => {
                 self.drop_for(ctx, Dropped::OutputLimit, "a reply would be longer than listen.output_limit");
                 None
@@ -117,30 +114,26 @@ impl Session {
     }
 
     /// The same; where it is not taken nothing has changed, and nobody was told.
-    #[expect(clippy::too_many_arguments, reason = "what one command consists of")]
     pub(super) fn accept(
         self: &Rc<Self>,
         ctx: &Rc<Ctx>,
-        lane: &Rc<Lane>,
-        now: u64,
-        how: How,
-        command: Command,
-        req: &Request<'_>,
-        spec: &'static Spec,
-        names: &[Named<'_>],
-        mute: bool,
+        at: LaneAt<'_>,
+        cmd: &Command<'_>,
+        write: &Write<'_>,
     ) -> Result<(), NotTaken> {
+        let (LaneAt { lane, now }, Command { req, spec, mute }) = (at, *cmd);
         let call = self.call(ctx, req, spec);
         let mut out = BytesMut::new();
         let held = ctx.held.begin(&lane.profile);
         let room = ctx.room();
-        let changed = held.borrow_mut().write(how, (command, &call), names, (room, now), &mut out)?;
+        let changed =
+            held.borrow_mut().write(write.how, (write.command, &call), &write.names, (room, now), &mut out)?;
         for key in &changed {
             // From here on the L1 has nothing of it: what is being read is not stored either.
             ctx.l1.invalidate(key);
             lane.cover_queued(ctx, key);
         }
-        let counter = if how == How::Queue { &ctx.metrics.queue.queued } else { &ctx.metrics.queue.local_writes };
+        let counter = if write.how == How::Queue { &ctx.metrics.queue.queued } else { &ctx.metrics.queue.local_writes };
         counter.add(changed.len() as u64);
         ctx.metrics.commands.inc(Class::Write);
         ctx.show_held();
@@ -184,23 +177,16 @@ impl Session {
     }
 
     /// A write that is not acknowledged although its keys' writes may be.
-    fn refuse_write(&self, ctx: &Ctx, lane: &Lane, now: u64, why: NotQueued, mute: bool) -> Option<Step> {
+    fn refuse_write(&self, ctx: &Ctx, at: LaneAt<'_>, why: NotQueued, mute: bool) -> Option<Step> {
         ctx.metrics.queue.refused.inc(why);
-        let text = format!("{}; {}", super::outage::outage_text(ctx, lane, now), reason(why));
+        let text = format!("{}; {}", super::outage::outage_text(ctx, at), reason(why));
         self.refuse_with(ctx, Class::Write, mute, &text)
     }
 
     /// A read of keys that were written here; `beside`: and of others that are known. False: not all of it is.
-    pub(super) fn reads_held(
-        &self,
-        ctx: &Ctx,
-        lane: &Lane,
-        now: u64,
-        req: &Request<'_>,
-        spec: &'static Spec,
-        beside: Beside,
-    ) -> Option<BytesMut> {
-        let held = ctx.held.of(&lane.profile);
+    pub(super) fn reads_held(&self, ctx: &Ctx, at: LaneAt<'_>, cmd: &Command<'_>, beside: Beside) -> Option<BytesMut> {
+        let Command { req, spec, .. } = *cmd;
+        let held = ctx.held.of(&at.lane.profile);
         let local = ctx.config.outage.reads == OutageReads::Local;
         if held.is_none() && !(local && beside == Beside::Cache) {
             return None;
@@ -219,7 +205,7 @@ impl Session {
                 return None;
             }
             for named in names.iter_mut().filter(|named| missing(named)) {
-                named.found = self.found(ctx, lane, now, named.key);
+                named.found = self.found(ctx, at, named.key);
                 if named.found.is_none() && !local {
                     return None;
                 }
@@ -238,18 +224,19 @@ impl Session {
     }
 
     /// The keys of a command, each with what the L1 has of it where nothing was written here.
-    pub(super) fn names<'k>(&self, ctx: &Ctx, lane: &Lane, now: u64, req: &Request<'k>, spec: &Spec) -> Names<'k> {
-        let held = ctx.held.of(&lane.profile);
+    pub(super) fn names<'k>(&self, ctx: &Ctx, at: LaneAt<'_>, cmd: &Command<'k>) -> Names<'k> {
+        let held = ctx.held.of(&at.lane.profile);
         let mut names = SmallVec::new();
-        keys::for_each(spec, req, |key| {
+        keys::for_each(cmd.spec, cmd.req, |key| {
             let known = held.as_ref().is_some_and(|held| held.borrow().knows(key));
-            names.push(Named { key, found: if known { None } else { self.found(ctx, lane, now, key) } });
+            names.push(Named { key, found: if known { None } else { self.found(ctx, at, key) } });
         });
         names
     }
 
     /// What the L1 has of a key, if that may be served to this session.
-    fn found(&self, ctx: &Ctx, lane: &Lane, now: u64, key: &[u8]) -> Option<Found> {
+    fn found(&self, ctx: &Ctx, at: LaneAt<'_>, key: &[u8]) -> Option<Found> {
+        let LaneAt { lane, now } = at;
         if !ctx.cache_serves() {
             return None;
         }

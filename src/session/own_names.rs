@@ -7,7 +7,9 @@ use std::rc::Rc;
 use bytes::BytesMut;
 
 use super::Session;
-use super::dispatch::{Batch, Owned, STRANGER, Step, Work, announces};
+use super::batch::Batch;
+use super::dispatch::{Owned, STRANGER, Step, Work};
+use super::relay::announces;
 use crate::coherence;
 use crate::command::prefix::{self, Outcome, Prefix, Words};
 use crate::command::strip::{self, Strip, Stripper};

@@ -1,41 +1,23 @@
 //! `/metrics` as Prometheus sees it: promtool finds nothing, a real Prometheus reads it from a sidecar under load, and what
 //! is no more is in no scrape. Where Prometheus is not installed the first two say so (`holds`).
 
-use std::io::{BufRead, BufReader, Write};
-use std::net::SocketAddr;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::sessions::warm;
-use crate::support::{PATIENCE, Proxy, Redis, Reply, eventually, holds, http, poll, temp_dir};
-
-/// Whether this program of Debian's package `prometheus` is there.
-fn has(program: &str) -> bool {
-    let version = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
-    holds(version.is_ok_and(|status| status.success()), &format!("needs {program}, which is not installed"))
-}
-
-/// What `promtool check metrics` says of a scrape, one line each.
-fn promtool(scrape: &str) -> Vec<String> {
-    let command =
-        Command::new("promtool").args(["check", "metrics"]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn();
-    let mut child = command.expect("promtool");
-    child.stdin.take().expect("its input").write_all(scrape.as_bytes()).expect("taken");
-    let output = child.wait_with_output().expect("its end");
-    String::from_utf8_lossy(&output.stderr).lines().map(str::to_owned).collect()
-}
+use crate::support::prometheus::{Prometheus, check_metrics, installed};
+use crate::support::{PATIENCE, Proxy, Redis, Reply, eventually, http, poll};
 
 #[test]
 fn promtool_finds_nothing_but_the_required_name() {
-    if !has("promtool") {
+    if !installed() {
         return;
     }
     let redis = Redis::start();
     let rules = json!([{"pattern": "user:{id}", "tags": ["user:{id}"]}, {"name": "a \"b\" \\ c", "pattern": "q*"}]);
     let proxy = Proxy::to(&redis).set("rules", rules).start();
-    let fresh = promtool(&proxy.get("/metrics").body);
+    let fresh = check_metrics(&proxy.get("/metrics").body);
     let mut client = proxy.client();
     for key in ["user:1", "q1", "größe:1", "plain", "\u{1}:1"] {
         client.cmd(&["SET", key, "v"]);
@@ -43,84 +25,31 @@ fn promtool_finds_nothing_but_the_required_name() {
         client.cmd(&["GET", key]);
     }
     client.cmd(&["NEARSIDE", "FLUSH"]);
-    let used = promtool(&proxy.get("/metrics").body);
+    let used = check_metrics(&proxy.get("/metrics").body);
     for said in [fresh, used] {
         assert_eq!(said, ["cache_candidate_requests counter metrics should have \"_total\" suffix"]);
     }
 }
 
-/// A Prometheus that scrapes one sidecar five times a second.
-struct Prometheus {
-    child: Child,
-    address: SocketAddr,
-    _dir: tempfile::TempDir,
-}
-
-impl Drop for Prometheus {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Prometheus {
-    fn of(proxy: &Proxy) -> Prometheus {
-        let dir = temp_dir();
-        let file = dir.path().join("prometheus.yml");
-        let config = json!({
-            "global": {"scrape_interval": "200ms", "scrape_timeout": "200ms"},
-            "scrape_configs": [{
-                "job_name": "nearside",
-                "static_configs": [{"targets": [proxy.http_address().to_string()]}],
-            }],
-        });
-        std::fs::write(&file, config.to_string()).expect("a configuration");
-        let mut child = Command::new("prometheus")
-            .arg(format!("--config.file={}", file.display()))
-            .arg(format!("--storage.tsdb.path={}", dir.path().join("data").display()))
-            .arg("--web.listen-address=127.0.0.1:0")
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("prometheus");
-        let mut lines = BufReader::new(child.stderr.take().expect("its log")).lines();
-        let listening = lines.by_ref().map_while(Result::ok).find_map(|line| {
-            let (_, address) = line.split_once("msg=\"Listening on\" address=")?;
-            address.trim().parse().ok()
-        });
-        let address = listening.expect("the address that it listens on");
-        // Its log is read to the end, so that it never waits for us.
-        std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
-        Prometheus { child, address, _dir: dir }
-    }
-
-    /// The value of a query that has one result; none before it has.
-    fn value(&self, query: &str) -> Option<f64> {
-        let encoded: String = query.bytes().map(|b| format!("%{b:02x}")).collect();
-        let answer = http::try_request(self.address, "GET", &format!("/api/v1/query?query={encoded}")).ok()?;
-        let answer: Value = serde_json::from_str(&answer.body).ok()?;
-        assert_eq!(answer["status"], "success", "{query}: {answer}");
-        answer["data"]["result"].as_array()?.first()?["value"][1].as_str()?.parse().ok()
-    }
-
-    fn wait(&self, query: &str, wanted: impl Fn(f64) -> bool) {
-        let mut last = None;
-        let found = poll(2 * PATIENCE, || {
-            last = self.value(query);
-            last.filter(|value| wanted(*value))
-        });
-        assert!(found.is_some(), "{query}: {last:?}");
-    }
+/// Waits until this query has the value that is wanted.
+#[track_caller]
+fn wait(prometheus: &Prometheus, query: &str, wanted: impl Fn(f64) -> bool) {
+    let mut last = None;
+    let found = poll(2 * PATIENCE, || {
+        last = prometheus.value(query);
+        last.filter(|value| wanted(*value))
+    });
+    assert!(found.is_some(), "{query}: {last:?}");
 }
 
 #[test]
 fn a_real_prometheus_reads_a_sidecar_under_load() {
-    if !has("prometheus") {
+    if !installed() {
         return;
     }
     let redis = Redis::start();
     let proxy = Proxy::to(&redis).set("coherence.max_staleness", "60s").start();
-    let prometheus = Prometheus::of(&proxy);
+    let prometheus = Prometheus::scraping(&proxy, &[]);
     redis.cmd(&["SET", "user:1", "v"]);
     let mut client = proxy.client();
     warm(&proxy, &mut client, "user:1");
@@ -131,21 +60,22 @@ fn a_real_prometheus_reads_a_sidecar_under_load() {
         let one: &[&str] = &["GET", "user:1"];
         client.pipeline(&[one; 200]);
     }
-    prometheus.wait("up{job=\"nearside\"}", |up| up == 1.0);
+    wait(&prometheus, "up{job=\"sidecars\"}", |up| up == 1.0);
     // Nobody asks any more: what it has in the end is what there is.
     let (hits, misses) = (proxy.metric_sum("cache_hits_total"), proxy.metric_sum("cache_miss_total"));
     assert!(hits >= 200.0, "{hits}");
-    prometheus.wait("sum(cache_hits_total)", |read| read == hits);
-    prometheus.wait("sum(cache_miss_total)", |read| read == misses);
+    wait(&prometheus, "sum(cache_hits_total)", |read| read == hits);
+    wait(&prometheus, "sum(cache_miss_total)", |read| read == misses);
     let asked = proxy.metric_sum("cache_candidate_requests");
-    prometheus.wait("sum(cache_candidate_requests{route=\"user\",method=\"GET\"})", |read| read == asked);
-    prometheus.wait(
+    wait(&prometheus, "sum(cache_candidate_requests{route=\"user\",method=\"GET\"})", |read| read == asked);
+    wait(
+        &prometheus,
         "histogram_quantile(0.99, sum by (le) (nearside_request_duration_seconds_bucket{result=\"hit\"}))",
         |p99| p99 > 0.0 && p99 < 1.0,
     );
-    prometheus.wait("nearside_l1_entries / nearside_l1_max_bytes", |share| share >= 0.0);
-    prometheus.wait("process_open_fds < process_max_fds", |open| open > 2.0);
-    prometheus.wait("nearside_coherence_mode{mode=\"tracking\"}", |tracking| tracking == 1.0);
+    wait(&prometheus, "nearside_l1_entries / nearside_l1_max_bytes", |share| share >= 0.0);
+    wait(&prometheus, "process_open_fds < process_max_fds", |open| open > 2.0);
+    wait(&prometheus, "nearside_coherence_mode{mode=\"tracking\"}", |tracking| tracking == 1.0);
 }
 
 fn series(scrape: &str) -> usize {

@@ -62,7 +62,7 @@ fn every_expression_has_data_from_a_sidecar_at_work() {
         .set("rules", json!([{"name": "users", "pattern": "user:*"}, {"pattern": "*"}]))
         .start();
     let load = Load::on(&proxy);
-    let prometheus = Prometheus::scraping(&proxy, &Path::new(ROOT).join(ALERTS));
+    let prometheus = Prometheus::scraping(&proxy, &[&Path::new(ROOT).join(ALERTS)]);
     eventually(
         LOADED,
         "a rate over three scrapes",

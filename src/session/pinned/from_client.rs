@@ -470,7 +470,7 @@ fn known(ctx: &Ctx, req: &Request<'_>) -> Result<&'static Spec, Stranger> {
 
 /// What a PUBLISH on the sidecars' channel says; none for what nobody will understand.
 fn announced(ctx: &Ctx, spec: Option<&'static Spec>, req: &Request<'_>) -> Option<Message> {
-    let spec = spec.filter(|s| crate::session::dispatch::announces(ctx, s, req));
+    let spec = spec.filter(|s| crate::session::relay::announces(ctx, s, req));
     spec.and_then(|_| crate::coherence::parse(req.arg(2)).ok())
 }
 

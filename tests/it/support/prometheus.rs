@@ -1,7 +1,7 @@
 //! A real Prometheus that scrapes a sidecar five times a second, and promtool. Where they are not installed, `installed` says so
 //! in the line that a skipped test leaves.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -39,15 +39,25 @@ pub(crate) fn promtool(args: &[&str]) -> Output {
     command.output().expect("promtool")
 }
 
+/// What `promtool check metrics` says of a scrape, one line each.
+pub(crate) fn check_metrics(scrape: &str) -> Vec<String> {
+    let mut command = Command::new("promtool");
+    let command = command.args(["check", "metrics"]).stdin(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("promtool");
+    child.stdin.take().expect("its input").write_all(scrape.as_bytes()).expect("taken");
+    let output = child.wait_with_output().expect("its end");
+    String::from_utf8_lossy(&output.stderr).lines().map(str::to_owned).collect()
+}
+
 impl Prometheus {
-    /// With these rules, evaluated once a second.
+    /// With the rules of these files, evaluated once a second.
     #[track_caller]
-    pub(crate) fn scraping(proxy: &Proxy, rules: &Path) -> Prometheus {
+    pub(crate) fn scraping(proxy: &Proxy, rules: &[&Path]) -> Prometheus {
         let dir = temp_dir();
         let file = dir.path().join("prometheus.yml");
         let config = json!({
             "global": {"scrape_interval": "200ms", "scrape_timeout": "200ms", "evaluation_interval": "1s"},
-            "rule_files": [rules.display().to_string()],
+            "rule_files": rules.iter().map(|file| file.display().to_string()).collect::<Vec<_>>(),
             "scrape_configs": [{
                 "job_name": "sidecars",
                 "static_configs": [{"targets": [proxy.http_address().to_string()]}],
@@ -82,6 +92,15 @@ impl Prometheus {
             Some(series) => Answer::Series(series.clone()),
             None => Answer::Refused(answer["error"].to_string()),
         })
+    }
+
+    /// The value of a query that has one result; none before it has.
+    #[track_caller]
+    pub(crate) fn value(&self, expression: &str) -> Option<f64> {
+        match self.query(expression)? {
+            Answer::Series(series) => series.first()?["value"][1].as_str()?.parse().ok(),
+            Answer::Refused(why) => panic!("{expression}: {why}"),
+        }
     }
 
     /// None: it is not ready yet.
