@@ -67,7 +67,7 @@ const FAMILIES: &[Family] = &[
         invalidated),
     family!(Gauge "cache_enabled" ["impl"] "1 while the local cache answers reads; the label says what it does instead.",
         enabled),
-    family!(Counter "cache_candidate_requests" ["route", "method"] "Requests that the cache could answer, by key pattern and command.",
+    family!(Counter "cache_candidate_requests" ["route", "method"] "Requests that could be answered from the cache and are not, because no rule, mode or list of commands asks for it.",
         candidates),
     family!(Counter "nearside_bypass_total" ["reason"] "Reads of cacheable commands that were not looked up in the local cache.",
         |v, out| by_word(out, &v.metrics.bypass)),
@@ -312,7 +312,7 @@ fn enabled(view: &View, out: &mut Series) {
 fn candidates(view: &View, out: &mut Series) {
     for (i, name, row) in view.metrics.patterns.iter() {
         for method in Method::ALL {
-            let count = view.metrics.candidates_of(i, row, *method as usize);
+            let count = row.candidates[*method as usize].get();
             if count > 0 || (i == 0 && matches!(method, Method::Get | Method::Mget)) {
                 out.push(&[name, method.as_str()], count as f64);
             }

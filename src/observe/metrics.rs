@@ -13,9 +13,8 @@ use super::hot_keys::HotKeys;
 use super::patterns::{PatternId, Patterns, Row, ShardRows};
 use super::policy::PolicyCounts;
 use super::reasons::{
-    Action, Again, Bypass, Class, Decision, Discard, Dropped, ErrorType, Evict, Flush, JournalRefusal, Method,
-    NotQueued, Operation, Peer, Pin, Reject, Reload, Replayed, Reread, RolloutChange, Source, Tag, Timed, Touched,
-    Warmed,
+    Action, Again, Bypass, Class, Decision, Discard, Dropped, ErrorType, Evict, Flush, JournalRefusal, NotQueued,
+    Operation, Peer, Pin, Reject, Reload, Replayed, Reread, RolloutChange, Source, Tag, Timed, Touched, Warmed,
 };
 use super::runs::Runs;
 use super::shadow::Shadow;
@@ -26,6 +25,9 @@ use super::slow_log::SlowLog;
 pub(crate) struct Shard {
     pub(crate) rows: ShardRows,
     pub(crate) read_hits: Histogram,
+    /// The same requests by command.
+    pub(crate) gets: Counter,
+    pub(crate) mgets: Counter,
     /// Hits that a command policy was in force for; it allowed them, or they would not have been answered here.
     pub(crate) judged: Counter,
     /// Of clients, as far as the data thread has not counted them.
@@ -247,6 +249,8 @@ impl Metrics {
         let shard = |_| Shard {
             rows: patterns.shard(),
             read_hits: Histogram::default(),
+            gets: Counter::default(),
+            mgets: Counter::default(),
             judged: Counter::default(),
             bytes_in: Counter::default(),
             bytes_out: Counter::default(),
@@ -350,11 +354,6 @@ impl Metrics {
         row.cost.riders.get() + self.shards.iter().map(of_shard).sum::<u64>()
     }
 
-    pub(super) fn candidates_of(&self, index: usize, row: &Row, method: usize) -> u64 {
-        let of_shard = |shard: &Shard| shard.rows.row(index).candidates[method].get();
-        row.candidates[method].get() + self.shards.iter().map(of_shard).sum::<u64>()
-    }
-
     /// Clients' bytes, in and out, that only other workers have counted.
     pub(super) fn bytes_of_shards(&self) -> (u64, u64) {
         let (read, written) = (|s: &Shard| s.bytes_in.get(), |s: &Shard| s.bytes_out.get());
@@ -371,8 +370,9 @@ impl Metrics {
     pub(crate) fn operations(&self) -> Operations {
         let mut by_word: [(&str, u64); Operation::COUNT] = std::array::from_fn(|i| (Operation::WORDS[i], 0));
         by_word.iter_mut().zip(self.operations.iter()).for_each(|(own, (_, count))| own.1 = count);
-        for (word, method) in [(Operation::Get, Method::Get), (Operation::Mget, Method::Mget)] {
-            by_word[word as usize].1 += self.shards.iter().map(|shard| shard.rows.candidates(method)).sum::<u64>();
+        for shard in &self.shards {
+            by_word[Operation::Get as usize].1 += shard.gets.get();
+            by_word[Operation::Mget as usize].1 += shard.mgets.get();
         }
         Operations { total: by_word.iter().map(|(_, count)| count).sum(), by_word }
     }

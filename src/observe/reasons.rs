@@ -102,7 +102,7 @@ words! {
 }
 
 words! {
-    /// The commands that `cache_candidate_requests` counts: those the cache could answer.
+    /// The commands that the cache could answer: those that `cache_candidate_requests` counts.
     Method {
         Get = "GET",
         Mget = "MGET",
@@ -197,6 +197,18 @@ words! {
         Control = "control",
         /// Upstream is gone: it was answered from before, or refused.
         Outage = "outage",
+    }
+}
+
+impl Bypass {
+    /// The configuration leaves the read out: it could be answered from the cache if somebody asked for it.
+    pub(crate) fn by_choice(self) -> bool {
+        matches!(self, Bypass::CacheOff | Bypass::NoRule | Bypass::RuleOff | Bypass::RuleObserve | Bypass::Command)
+    }
+
+    /// No configuration would change it.
+    pub(crate) fn for_good(self) -> bool {
+        matches!(self, Bypass::TrackingRefused | Bypass::FieldExpiry)
     }
 }
 

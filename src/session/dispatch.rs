@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use super::forms::is_candidate;
 use super::outbox::{Asked, KeyCopy};
 use super::{BACKPRESSURE, Client, OUTSTANDING_MAX, Session};
 use crate::cache::{self, Forms, StripeId, Value};
@@ -24,7 +25,7 @@ use crate::observe::reasons::{
     Action, Bypass, Class, Coherence, Dropped, Flush, Method, Operation, Peer, Source, Timed,
 };
 use crate::observe::runs::End;
-use crate::policy::{Judged, Keep, explain};
+use crate::policy::{Judged, Keep};
 use crate::resp::Proto;
 use crate::resp::build;
 use crate::resp::request::{Arg, ProtocolError, Scan};
@@ -118,6 +119,8 @@ pub(super) struct Batch {
     hits: u64,
     /// Of these, those of experiments.
     arms: Hits,
+    /// Something has a price that is not a request's own: hits are to be weighed.
+    weighs: bool,
     /// What hits saved: keys' bytes, and what their rules say, in billionths.
     saved_bytes: u64,
     saved_cost: u64,
@@ -137,7 +140,7 @@ impl Batch {
         let since = since(&lane, session);
         let arms = Hits::default();
         let flush_gen = ctx.l1.flush_gen();
-        let (saved_bytes, saved_cost) = (0, 0);
+        let (weighs, saved_bytes, saved_cost) = (ctx.metrics.costs.weighs(), 0, 0);
         Batch {
             now,
             lane,
@@ -147,6 +150,7 @@ impl Batch {
             flush_gen,
             hits: 0,
             arms,
+            weighs,
             saved_bytes,
             saved_cost,
             passed: 0,
@@ -289,8 +293,15 @@ impl Batch {
         self.arms.request(common.arm());
     }
 
-    /// Its reply, and what its rule says of a key that is not answered here.
+    /// Its reply, and what its rule says of a key that is not answered here. Where neither has a price nobody needs to know.
+    #[inline]
     fn saves(&mut self, ctx: &Ctx, entry: &cache::Entry) {
+        if self.weighs {
+            self.weigh(ctx, entry);
+        }
+    }
+
+    fn weigh(&mut self, ctx: &Ctx, entry: &cache::Entry) {
         let bytes = entry.value.frame().len() as u64;
         self.saved_bytes += bytes;
         self.saved_cost += ctx.metrics.patterns.saved(entry.pattern, bytes);
@@ -320,7 +331,7 @@ impl Batch {
                 ctx.metrics.policy.allowed(Action::Read, self.passed);
             }
         }
-        if self.saved_bytes > 0 {
+        if self.hits > 0 || self.saved_bytes > 0 {
             session.meter.saved.add(self.hits, self.saved_bytes, self.saved_cost);
         }
         let Some(hits) = std::num::NonZeroU64::new(self.hits) else { return };
@@ -480,7 +491,8 @@ impl Session {
             Route::Cached(epoch) => self.read(ctx, b, req, spec, mute, Ok(epoch)),
             Route::Fetch(why) if spec.kind == Kind::Get => self.get(ctx, b, req, spec, mute, Err(why)),
             Route::Fetch(why) if spec.kind != Kind::Mget => self.read(ctx, b, req, spec, mute, Err(why)),
-            Route::Fetch(Bypass::CacheOff | Bypass::TrackingRefused) => self.pass_by(ctx, b, req, spec, mute),
+            Route::Fetch(Bypass::CacheOff) => self.pass_by(ctx, b, req, spec, mute),
+            Route::Fetch(Bypass::TrackingRefused) => self.forward(ctx, b, req, spec, mute, None),
             Route::Fetch(why) => self.mget(ctx, b, req, spec, mute, Err(why)),
             Route::Lane => self.pass_by(ctx, b, req, spec, mute),
             Route::Write => self.forward(ctx, b, req, spec, mute, Some(Effect::Write)),
@@ -584,7 +596,6 @@ impl Session {
         {
             b.count_hit(ctx, entry);
             ctx.metrics.patterns.note_read(entry.pattern);
-            ctx.metrics.patterns.candidate(entry.pattern, Method::Get);
             ctx.metrics.hot.hit(0, key, entry.value.wire_len(), entry.pattern);
             self.answer_hit(mute, &entry.value);
             if entry.is_due(b.now) {
@@ -623,8 +634,8 @@ impl Session {
         }
     }
 
-    /// What the rules say of a key that was not served from the L1, counted: a candidate, and a miss where the L1 was asked
-    /// and could have had it, else a bypass.
+    /// What the rules say of a key that was not served from the L1, counted: a candidate where only they keep it from being
+    /// cached; a miss where the L1 was asked and could have had it, else a bypass.
     pub(super) fn note_lookup(
         &self,
         ctx: &Ctx,
@@ -635,7 +646,7 @@ impl Session {
     ) -> Judged {
         let Judged { pattern, arm, keep } = ctx.judge(key, method);
         // MGET is one request, whatever it names: its caller counts it.
-        if method != Method::Mget {
+        if method != Method::Mget && is_candidate(epoch, &keep) {
             ctx.metrics.patterns.candidate(pattern, method);
         }
         match epoch.err().or(keep.as_ref().err().copied()) {
@@ -677,7 +688,6 @@ impl Session {
         // One request, whatever it names: its first key's family stands for it.
         let family = || entry(0).map_or_else(|| ctx.judge(req.arg(1), Method::Mget).pattern, |e| e.pattern);
         if (0..found.len()).all(|i| entry(i).is_some()) {
-            ctx.metrics.patterns.candidate(family(), Method::Mget);
             let entries: SmallVec<[&cache::Entry; 16]> = found
                 .iter()
                 .flatten()
@@ -697,9 +707,11 @@ impl Session {
             Err(stop) => return stop,
         };
         let family = family();
-        ctx.metrics.patterns.candidate(family, Method::Mget);
         let asked = asked(b, epoch).about(spec.name, family);
         if lane.is_spare() {
+            if is_candidate(epoch, &ctx.judge(req.arg(1), Method::Mget).keep) {
+                ctx.metrics.patterns.candidate(family, Method::Mget);
+            }
             let slot = self.slot(mute, true, asked);
             lane.relay(ctx, b.now, req.raw, Relay::plain(self.clone(), slot, keys::form(spec, req), spec.resend));
             return None;
@@ -707,8 +719,8 @@ impl Session {
         let mut parts = Vec::with_capacity(found.len());
         let mut misses = Vec::new();
         let mut common = Common::NoKey;
-        // The first key that is missing pays for the request.
-        let mut payer = None;
+        // The first key that is missing pays for the request; the first that nobody has asked to be cached makes it a candidate.
+        let (mut payer, mut candidate) = (None, None);
         let mut saved: SmallVec<[&cache::Entry; 16]> = SmallVec::new();
         for i in 0..found.len() {
             let key = req.arg(i + 1);
@@ -728,6 +740,7 @@ impl Session {
             } else {
                 let Judged { arm, pattern, keep } = self.note_lookup(ctx, b, key, Method::Mget, epoch);
                 payer = payer.or(Some(pattern));
+                candidate = candidate.or(is_candidate(epoch, &keep).then_some(pattern));
                 common = common.and(arm);
                 let keep = keep.ok().filter(|_| b.lane.caches());
                 let right = keep.and_then(|keep| Some((keep, ctx.l1.token(key, b.lane.epoch())?)));
@@ -738,6 +751,9 @@ impl Session {
                 misses.push(Miss { key: key.into(), right, seen, value: None });
                 parts.push(Part::Miss);
             }
+        }
+        if let Some(pattern) = candidate {
+            ctx.metrics.patterns.candidate(pattern, Method::Mget);
         }
         let asked = Asked { payer, ..asked.of(common.arm()) };
         saved.into_iter().for_each(|entry| b.saves(ctx, entry));
@@ -832,7 +848,7 @@ impl Session {
         })
     }
 
-    /// A command that the L1 has no part in; if it could have, that is counted.
+    /// A command that the L1 has no part in; if it could have, that is counted (`note_passed`).
     fn pass_by(
         self: &Rc<Self>,
         ctx: &Rc<Ctx>,
@@ -842,10 +858,8 @@ impl Session {
         mute: bool,
     ) -> Option<Step> {
         let step = self.forward(ctx, b, req, spec, mute, None);
-        let kept = explain::kept(spec, req).filter(|_| step.is_none() && keys::arity_ok(spec, req.argc()));
-        if let Some(kept) = kept {
-            let pattern = ctx.judge(req.arg(1), kept.method).pattern;
-            ctx.metrics.patterns.candidate(pattern, kept.method);
+        if step.is_none() && spec.effect == Effect::Read {
+            self.note_passed(ctx, spec, req);
         }
         step
     }

@@ -46,6 +46,7 @@ use crate::net::{ReadHalf, Stream, WriteHalf, read_some};
 use crate::observe::clock;
 use crate::observe::costs::Meter;
 use crate::observe::log;
+use crate::observe::patterns::PatternId;
 use crate::observe::reasons::{Dropped, ErrorType, Operation, Peer, RunEnd, Timed};
 use crate::observe::runs::{End, Run};
 use crate::observe::slow_log::Slow;
@@ -144,6 +145,8 @@ pub(crate) struct Session {
     due: Cell<u64>,
     /// What it saves and spends.
     meter: Arc<Meter>,
+    /// That of the last key that went by the cache: most likely the next one's.
+    family: Cell<PatternId>,
 }
 
 impl Session {
@@ -193,6 +196,7 @@ impl Session {
             seat: RefCell::default(),
             gate: RefCell::default(),
             due: Cell::new(0),
+            family: Cell::new(PatternId::OTHER),
         };
         (Rc::new(session), rd)
     }
