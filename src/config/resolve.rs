@@ -213,6 +213,7 @@ impl<'s> Resolver<'s> {
             connect_timeout: self.duration("upstream.connect_timeout", secs(1), millis(1)..=DURATION_MAX),
             request_timeout: self.timeout("upstream.request_timeout"),
             stall_timeout: self.stall_timeout(),
+            info_poll: self.one("upstream.info_poll", Some(secs(10)), info_poll),
             retry: self.retry(),
             lanes_max: self.count("upstream.lanes_max", 64, 1..=CONNECTIONS_MAX),
             pinned_max,
@@ -726,6 +727,17 @@ fn key_prefix(text: &str) -> Result<String, String> {
 
 /// More often would be a write a moment to every upstream for a figure that nobody reads so often.
 const CANARY_MIN: Duration = secs(1);
+
+/// More often would show in upstream's own figures.
+const INFO_MIN: Duration = secs(1);
+
+fn info_poll(text: &str) -> Result<Option<Duration>, String> {
+    let period = units::duration(text, Duration::ZERO..=TTL_MAX)?;
+    if !period.is_zero() && period < INFO_MIN {
+        return Err(format!("{} is less than 1s; use 0s to ask upstream nothing", shown(text)));
+    }
+    Ok((!period.is_zero()).then_some(period))
+}
 
 fn touch_interval(text: &str) -> Result<Option<Duration>, String> {
     let interval = units::duration(text, Duration::ZERO..=TTL_MAX)?;

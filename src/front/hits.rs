@@ -97,6 +97,7 @@ impl Batch<'_> {
     /// False: not answered, and nothing written.
     fn request(&mut self, req: &Request<'_>, out: &mut BytesMut) -> bool {
         let Lookup::Known(spec) = table::lookup(req) else { return false };
+        let before = out.len();
         let asked = match spec.kind {
             Kind::Get => req.argc() == 2 && self.commands.has(Method::Get),
             Kind::Mget => req.argc() >= 2 && self.commands.has(Method::Mget),
@@ -116,6 +117,7 @@ impl Batch<'_> {
             };
         if answered {
             self.hits += 1;
+            self.local.shard().reply_sizes.note(out.len() - before);
             self.mget = spec.kind == Kind::Mget;
             self.mgets += u64::from(self.mget);
         }

@@ -1,6 +1,7 @@
 //! Everything that is counted, as fields that the data path bumps by name; `families` knows how each is called outside.
 //! One writer each (see `counters`), shared by `Arc` with the side port's thread.
 
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::arms::Arms;
@@ -18,7 +19,9 @@ use super::reasons::{
 };
 use super::runs::Runs;
 use super::shadow::Shadow;
+use super::sizes::{Counted, Sizes};
 use super::slow_log::SlowLog;
+use super::upstream_size::UpstreamSize;
 
 /// What a worker other than the data thread counts: hits, which are all it answers. Cells of its own, so that each keeps one
 /// writer; added up when somebody asks.
@@ -30,6 +33,7 @@ pub(crate) struct Shard {
     pub(crate) mgets: Counter,
     /// Hits that a command policy was in force for; it allowed them, or they would not have been answered here.
     pub(crate) judged: Counter,
+    pub(crate) reply_sizes: Sizes,
     /// Of clients, as far as the data thread has not counted them.
     pub(crate) bytes_in: Counter,
     pub(crate) bytes_out: Counter,
@@ -180,6 +184,8 @@ pub(crate) struct Metrics {
     pub(crate) commands: Labeled<{ Class::COUNT }>,
     /// Of the data thread; see the function of the same name.
     pub(crate) operations: Labeled<{ Operation::COUNT }>,
+    /// Of the data thread; see the function of the same name.
+    pub(crate) reply_sizes: Arc<Sizes>,
     /// Replies to timed requests that were errors, and refusals while upstream was gone.
     pub(crate) failed: Counter,
     pub(crate) upstream: Histogram,
@@ -191,6 +197,8 @@ pub(crate) struct Metrics {
     pub(crate) reconnects: Counter,
     /// Times a lane was held up and its spare connection took over.
     pub(crate) held_up: Counter,
+    /// How much it holds.
+    pub(crate) upstream_size: UpstreamSize,
     /// Keys that were answered while upstream was gone.
     pub(crate) stale_served: Counter,
     /// Commands that were refused because it was.
@@ -252,6 +260,7 @@ impl Metrics {
             gets: Counter::default(),
             mgets: Counter::default(),
             judged: Counter::default(),
+            reply_sizes: Sizes::default(),
             bytes_in: Counter::default(),
             bytes_out: Counter::default(),
         };
@@ -288,6 +297,7 @@ impl Metrics {
             requests: std::array::from_fn(|_| Histogram::default()),
             commands: Labeled::new(Class::WORDS),
             operations: Labeled::new(Operation::WORDS),
+            reply_sizes: Arc::default(),
             failed: Counter::default(),
             upstream: Histogram::default(),
             upstream_answers: Counter::default(),
@@ -295,6 +305,7 @@ impl Metrics {
             lag: Histogram::default(),
             reconnects: Counter::default(),
             held_up: Counter::default(),
+            upstream_size: UpstreamSize::default(),
             stale_served: Counter::default(),
             outage_failed: Labeled::new(Class::WORDS),
             refills_waiting: Gauge::default(),
@@ -389,6 +400,14 @@ impl Metrics {
             self.shards.iter().for_each(|shard| sum.add(&shard.read_hits));
         }
         sum
+    }
+
+    /// How large the replies to clients were, by all workers.
+    pub(crate) fn reply_sizes(&self) -> Counted {
+        let mut counted = Counted::default();
+        counted.add(&self.reply_sizes);
+        self.shards.iter().for_each(|shard| counted.add(&shard.reply_sizes));
+        counted
     }
 
     /// How often the command policy said so of commands that do this, by all workers.

@@ -168,7 +168,7 @@ impl Session {
             listener: peer.listener,
             since: now,
             writer: RefCell::new(Some(Rc::new(wr))),
-            outbox: RefCell::default(),
+            outbox: RefCell::new(Outbox::new(ctx.metrics.reply_sizes.clone())),
             state: RefCell::new(State::new(&ctx.default_profile, ctx.locks_out(peer.near))),
             fence: Cell::new(0),
             told: Cell::new(false),
