@@ -217,6 +217,7 @@ async fn begin_backend(ctx: &Rc<Ctx>) {
             worker::observe::start(ctx);
             coherence::check_prefix(ctx);
             tokio::task::spawn_local(coherence::tell_what_is_hit(ctx.clone()));
+            tokio::task::spawn_local(coherence::ask_how_much(ctx.clone()));
             coherence::begin_last_run(ctx);
             coherence::warm(ctx);
             let lane = ctx.lane(&ctx.default_profile);

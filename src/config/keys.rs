@@ -21,6 +21,7 @@ pub(super) const KEYS: &[&str] = &[
     "upstream.connect_timeout",
     "upstream.request_timeout",
     "upstream.stall_timeout",
+    "upstream.info_poll",
     "upstream.retry.max_attempts",
     "upstream.retry.base_delay",
     "upstream.retry.max_delay",

@@ -98,7 +98,7 @@ mod tests {
             "environment: production
 listen: {{tcp: ['127.0.0.1:1'], unix: /tmp/x, unix_mode: '0600', protected: false, max_clients: 1, idle_timeout: 1s,
   output_limit: 1MiB, query_limit: 1MiB, buffers_max: 1MiB, drain_delay: 1s, drain_timeout: 1s}}
-upstream: {{url: 'redis://other', username: u, password_file: {secret}, connect_timeout: 2s, request_timeout: 1s, stall_timeout: 9s,
+upstream: {{url: 'redis://other', username: u, password_file: {secret}, connect_timeout: 2s, request_timeout: 1s, stall_timeout: 9s, info_poll: 9s,
   retry: {{max_attempts: 1, base_delay: 1ms, max_delay: 1s}}, lanes_max: 1, pinned_max: 9, pinned_idle: 1, key_prefix: 'p:'}}
 admin: {{resp: off, password_file: {secret}}}
 workers: 3

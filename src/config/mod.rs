@@ -206,6 +206,8 @@ pub(crate) struct Upstream {
     pub(crate) request_timeout: Option<Duration>,
     /// An upstream that answers nothing for so long is gone; none: never for that.
     pub(crate) stall_timeout: Option<Duration>,
+    /// How often it is asked how much it holds; none: never.
+    pub(crate) info_poll: Option<Duration>,
     pub(crate) retry: Retry,
     pub(crate) lanes_max: usize,
     pub(crate) pinned_max: usize,

@@ -145,6 +145,7 @@ impl Entries {
         self.value("upstream.connect_timeout", show_duration(upstream.connect_timeout));
         self.value("upstream.request_timeout", show_duration(upstream.request_timeout.unwrap_or_default()));
         self.value("upstream.stall_timeout", show_duration(upstream.stall_timeout.unwrap_or_default()));
+        self.value("upstream.info_poll", show_duration(upstream.info_poll.unwrap_or_default()));
         self.value("upstream.retry.max_attempts", upstream.retry.max_attempts);
         self.value("upstream.retry.base_delay", show_duration(upstream.retry.base_delay));
         self.value("upstream.retry.max_delay", show_duration(upstream.retry.max_delay));

@@ -154,7 +154,7 @@ const UNUSUAL: &str = r#"
 environment: production
 listen: {tcp: ["0.0.0.0:0"], unix: "/tmp/a b.sock", unix_mode: 0600, protected: false, max_clients: 5, idle_timeout: 90s,
          output_limit: 100000, query_limit: 2MiB, buffers_max: 200000, drain_delay: 1500ms, drain_timeout: 1m}
-upstream: {url: "unix:///run/r%3F.sock?db=3", connect_timeout: 20ms, request_timeout: 3s, lanes_max: 2, pinned_max: 3,
+upstream: {url: "unix:///run/r%3F.sock?db=3", connect_timeout: 20ms, request_timeout: 3s, info_poll: 0s, lanes_max: 2, pinned_max: 3,
            pinned_idle: 1, key_prefix: "tenant[7]:", retry: {max_attempts: 0, base_delay: 1ms, max_delay: 2ms}}
 admin: {resp: off}
 workers: 1
@@ -668,6 +668,10 @@ fn keys_must_agree_but_defaults_follow() {
 fn what_is_loaded_and_told_is_checked() {
     for (yaml, problem) in [
         (
+            "upstream: {info_poll: 900ms}",
+            "upstream.info_poll: \"900ms\" is less than 1s; use 0s to ask upstream nothing",
+        ),
+        (
             "cache: {touch_interval: 500ms}",
             "cache.touch_interval: \"500ms\" is less than 1s; use 0s to tell upstream nothing",
         ),
@@ -683,6 +687,8 @@ fn what_is_loaded_and_told_is_checked() {
         assert!(problems.len() == 1 && problems[0].starts_with("x.yaml:1: warm."), "{problems:?}");
     }
     assert_eq!(loaded("cache: {touch_interval: 0s}").cache.touch_interval, None);
+    assert_eq!(loaded("upstream: {info_poll: 0s}").upstream.info_poll, None);
+    assert_eq!(loaded("").upstream.info_poll, Some(Duration::from_secs(10)));
     assert_eq!(loaded("cache: {touch_interval: 90s}").cache.touch_interval, Some(Duration::from_secs(90)));
     let (_, warnings) = Written::new("warm: {before_ready: true}").load(&[UPSTREAM]).unwrap();
     assert!(

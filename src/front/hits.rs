@@ -39,7 +39,10 @@ struct Batch<'a> {
     hits: u64,
     /// Of these, those of experiments.
     arms: Hits,
+    /// Of these, MGETs, and whether the last one was.
+    mgets: u64,
     mget: bool,
+    weighs: bool,
     /// As in a session's batch.
     saved_bytes: u64,
     saved_cost: u64,
@@ -63,8 +66,10 @@ pub(super) fn answer(
         Err(_) => return (0, Rest::Unanswered),
     };
     let commands = shared.rules.load().commands();
-    let (hits, arms, mget, saved_bytes, saved_cost) = Default::default();
-    let mut batch = Batch { local, grant, vouched, commands, now, hits, arms, mget, saved_bytes, saved_cost };
+    let (hits, arms, mgets, mget, saved_bytes, saved_cost) = Default::default();
+    let weighs = shared.metrics.costs.weighs();
+    let mut batch =
+        Batch { local, grant, vouched, commands, now, hits, arms, mgets, mget, weighs, saved_bytes, saved_cost };
     let before = out.len();
     let mut at = 0;
     let rest = loop {
@@ -92,6 +97,7 @@ impl Batch<'_> {
     /// False: not answered, and nothing written.
     fn request(&mut self, req: &Request<'_>, out: &mut BytesMut) -> bool {
         let Lookup::Known(spec) = table::lookup(req) else { return false };
+        let before = out.len();
         let asked = match spec.kind {
             Kind::Get => req.argc() == 2 && self.commands.has(Method::Get),
             Kind::Mget => req.argc() >= 2 && self.commands.has(Method::Mget),
@@ -111,7 +117,9 @@ impl Batch<'_> {
             };
         if answered {
             self.hits += 1;
+            self.local.shard().reply_sizes.note(out.len() - before);
             self.mget = spec.kind == Kind::Mget;
+            self.mgets += u64::from(self.mget);
         }
         answered
     }
@@ -125,7 +133,6 @@ impl Batch<'_> {
         let Some(entry) = self.usable(&forms) else { return false };
         self.count(key, entry, false);
         self.arms.one(entry.arm, entry.value.frame().len() as u64);
-        self.local.shared.metrics.patterns.candidate_in(&self.local.shard().rows, entry.pattern, Method::Get);
         self.write(entry, out);
         true
     }
@@ -148,9 +155,6 @@ impl Batch<'_> {
             self.write(entry, out);
         }
         self.arms.request(common.arm());
-        if let Some(first) = entries.first() {
-            self.local.shared.metrics.patterns.candidate_in(&self.local.shard().rows, first.pattern, Method::Mget);
-        }
         true
     }
 
@@ -163,13 +167,18 @@ impl Batch<'_> {
     /// A rider is the second key of an MGET, or a later one.
     fn count(&mut self, key: &[u8], entry: &Entry, rider: bool) {
         let (rows, metrics) = (&self.local.shard().rows, &self.local.shared.metrics);
-        let bytes = entry.value.frame().len() as u64;
         rows.hit(entry.pattern);
-        rows.saved(entry.pattern, bytes, rider);
+        if rider {
+            rows.rider(entry.pattern);
+        }
         metrics.hot.hit(self.local.index + 1, key, entry.value.wire_len(), entry.pattern);
         metrics.patterns.note_read(entry.pattern);
-        self.saved_bytes += bytes;
-        self.saved_cost += metrics.patterns.per_miss(entry.pattern);
+        if self.weighs {
+            let bytes = entry.value.frame().len() as u64;
+            rows.saved(entry.pattern, bytes);
+            self.saved_bytes += bytes;
+            self.saved_cost += metrics.patterns.per_miss(entry.pattern);
+        }
     }
 
     fn write(&self, entry: &Entry, out: &mut BytesMut) {
@@ -195,6 +204,8 @@ impl Batch<'_> {
         link.saved.add(self.hits, self.saved_bytes, self.saved_cost);
         let each = clock::now().saturating_sub(self.now) / hits;
         shard.read_hits.observe_n(each, self.hits);
+        shard.gets.add(self.hits - self.mgets);
+        shard.mgets.add(self.mgets);
         self.arms.count(&self.local.shared.metrics.arms, self.now, each);
     }
 }

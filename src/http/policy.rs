@@ -20,9 +20,18 @@ pub(super) struct Policy {
     denied_commands: usize,
     breakdown: Breakdown,
     rate: Rate,
-    /// The last denials, newest first.
+    /// The last denials, newest first. Neither this nor the next in the whole snapshot.
     #[serde(skip_serializing_if = "Option::is_none")]
     recent: Option<List<Recent>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reply_sizes: Option<Vec<Size>>,
+}
+
+/// Replies that were at most so large, and larger than the bound before; null: than any.
+#[derive(Serialize)]
+struct Size {
+    le_bytes: Option<u64>,
+    count: u64,
 }
 
 #[derive(Serialize)]
@@ -74,7 +83,9 @@ impl Policy {
     pub(super) fn of(metrics: &Metrics) -> Policy {
         let denied = metrics.decided_of_all(Decision::Denied);
         let items = metrics.policy.recent().into_iter().map(Recent::of).collect();
-        Policy { recent: Some(List { total: denied, items }), ..Policy::without_recent(metrics) }
+        let sizes = metrics.reply_sizes().cells().map(|(le_bytes, count)| Size { le_bytes, count }).collect();
+        let (recent, reply_sizes) = (Some(List { total: denied, items }), Some(sizes));
+        Policy { recent, reply_sizes, ..Policy::without_recent(metrics) }
     }
 
     /// As the whole snapshot has it.
@@ -102,6 +113,7 @@ impl Policy {
                 refused: counts.limited.get(Limited::Error),
             },
             recent: None,
+            reply_sizes: None,
         }
     }
 }

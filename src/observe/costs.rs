@@ -8,6 +8,7 @@
 //! are `_rest`: the commands and bytes that were measured on upstream's connections, less those of the rules.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -118,6 +119,8 @@ impl Money {
 
 #[derive(Default)]
 pub(crate) struct Costs {
+    /// Neither a byte nor a rule's miss has a price. Written by the side port's thread with the lock on `ledger`.
+    weightless: AtomicBool,
     ledger: Mutex<Ledger>,
     meters: Mutex<Meters>,
 }
@@ -232,11 +235,20 @@ impl Costs {
         meter
     }
 
+    /// Whether the bytes that hits save, and what their rules say, are to be added up; asked once for each read of a socket.
+    /// True until the prices are known. Others come rarely and on another thread: a hit that looked just before them is
+    /// counted without its weight, as one that came just before them.
+    pub(crate) fn weighs(&self) -> bool {
+        !self.weightless.load(Ordering::Relaxed)
+    }
+
     /// From now on it costs this; what was counted before it cost what it did.
     pub(crate) fn set_prices(&self, now: u64, metrics: &Metrics, prices: Prices) {
         let mut ledger = self.ledger.lock();
         ledger.accrue(now, metrics);
         metrics.patterns.set_costs(|index| billionths(prices.of_miss(index)));
+        let weighs = prices.per_byte > 0.0 || prices.per_miss.iter().any(|price| *price > 0.0);
+        self.weightless.store(!weighs, Ordering::Relaxed);
         ledger.prices = prices;
         ledger.priced = true;
     }
@@ -444,7 +456,8 @@ mod tests {
         assert_eq!(of(&metrics, 0, "r"), (2, 13.0, 13.0));
         // Another worker's hit, and a key of an MGET that is no request of its own.
         metrics.shards[0].rows.hit(r);
-        metrics.shards[0].rows.saved(r, 4, true);
+        metrics.shards[0].rows.saved(r, 4);
+        metrics.shards[0].rows.rider(r);
         assert_eq!(of(&metrics, 0, "r"), (2, 13.0, 13.0 + 1.0 + 10.0));
         metrics.patterns.hit(r);
         metrics.patterns.saved(r, 0);
@@ -475,6 +488,22 @@ mod tests {
         metrics.patterns.fetched(r, 4);
         assert_eq!(of(&metrics, 0, "r"), (2, 102.0, 0.0));
         assert_eq!(metrics.patterns.saved(r, 0), 0);
+    }
+
+    #[test]
+    fn a_hit_is_weighed_only_where_its_weight_has_a_price() {
+        let metrics = Metrics::new(":", 10);
+        let costs = &metrics.costs;
+        assert!(costs.weighs(), "nobody has said what it costs");
+        let says = |prices: Prices| {
+            costs.set_prices(0, &metrics, prices);
+            costs.weighs()
+        };
+        assert!(!says(Prices::default()));
+        assert!(!says(Prices { per_request: 1.0, ..Prices::default() }), "requests are counted anyway");
+        assert!(says(Prices { per_byte: 1.0, ..Prices::default() }));
+        assert!(says(Prices { per_miss: vec![0.0, 2.0], ..Prices::default() }));
+        assert!(!says(Prices::default()));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use super::reasons::{
     Action, Again, BreakerState, ChannelState, Coherence, Decision, Health, JournalState, Link, Method, Mode, Peer,
     Timed,
 };
+use super::sizes::Counted;
 use super::{clock, process};
 
 /// `impl` of everything the L1 itself counts.
@@ -67,7 +68,7 @@ const FAMILIES: &[Family] = &[
         invalidated),
     family!(Gauge "cache_enabled" ["impl"] "1 while the local cache answers reads; the label says what it does instead.",
         enabled),
-    family!(Counter "cache_candidate_requests" ["route", "method"] "Requests that the cache could answer, by key pattern and command.",
+    family!(Counter "cache_candidate_requests" ["route", "method"] "Requests that could be answered from the cache and are not, because no rule, mode or list of commands asks for it.",
         candidates),
     family!(Counter "nearside_bypass_total" ["reason"] "Reads of cacheable commands that were not looked up in the local cache.",
         |v, out| by_word(out, &v.metrics.bypass)),
@@ -175,6 +176,12 @@ const FAMILIES: &[Family] = &[
         |v, out| by_word(out, &v.metrics.journal.refused)),
     family!(Histogram "nearside_journal_fsync_seconds" [] "Time that the journal's fdatasync took.",
         |v, out| out.push_histogram(&[], &v.metrics.journal.fsync)),
+    family!(Histogram "nearside_reply_bytes" [] "Sizes of single replies to clients, and of messages to subscribers.",
+        |v, out| out.push_sizes(&v.metrics.reply_sizes())),
+    family!(Gauge "nearside_upstream_memory_bytes" [] "What upstream says that it uses (used_memory); 0 while that is not known.",
+        |v, out| out.push(&[], v.metrics.upstream_size.memory().unwrap_or(0) as f64)),
+    family!(Gauge "nearside_upstream_keys" [] "Keys in all databases of upstream; 0 while that is not known.",
+        |v, out| out.push(&[], v.metrics.upstream_size.keys().unwrap_or(0) as f64)),
     family!(Gauge "nearside_refills_waiting" [] "Reads that wait for their turn while a lane recovers (cache.refills_max).",
         |v, out| out.push(&[], v.metrics.refills_waiting.get() as f64)),
     family!(Counter "nearside_upstream_reconnects_total" [] "Lanes that were connected again.",
@@ -312,7 +319,7 @@ fn enabled(view: &View, out: &mut Series) {
 fn candidates(view: &View, out: &mut Series) {
     for (i, name, row) in view.metrics.patterns.iter() {
         for method in Method::ALL {
-            let count = view.metrics.candidates_of(i, row, *method as usize);
+            let count = row.candidates[*method as usize].get();
             if count > 0 || (i == 0 && matches!(method, Method::Get | Method::Mget)) {
                 out.push(&[name, method.as_str()], count as f64);
             }
@@ -414,6 +421,21 @@ impl Series {
         histogram.set_bucket(bounds);
         histogram.set_sample_count(source.count());
         histogram.set_sample_sum(source.sum_seconds());
+        metric.set_histogram(histogram);
+        self.metrics.push(metric);
+    }
+
+    fn push_sizes(&mut self, sizes: &Counted) {
+        let mut metric = self.labeled(&[]);
+        let mut histogram = proto::Histogram::default();
+        let mut total = 0;
+        let bounds = sizes.cells().filter_map(|(bound, count)| {
+            total += count;
+            Some(bucket(bound? as f64, total))
+        });
+        histogram.set_bucket(bounds.collect::<Vec<_>>());
+        histogram.set_sample_count(sizes.count());
+        histogram.set_sample_sum(sizes.sum as f64);
         metric.set_histogram(histogram);
         self.metrics.push(metric);
     }

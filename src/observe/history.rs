@@ -2,7 +2,7 @@
 //! the durations of the last hour by minutes. `sample` runs once a second on the side port's thread; the data thread knows
 //! nothing of it. A step that nobody saw (the process stood still) is NaN, which is `null` in JSON.
 //!
-//! Memory: 150 KiB of seconds and 240 KiB of minutes, 340 KiB for twenty rules after a day, and for the windows of the
+//! Memory: 150 KiB of seconds and 240 KiB of minutes, 340 KiB for twenty rules after a day and 140 KiB for their seconds, and for the windows of the
 //! durations 12.5 KiB a minute and kind at the very most (3 MiB), 2 KiB under an even load.
 
 use std::collections::VecDeque;
@@ -138,7 +138,8 @@ pub(crate) struct RuleShown {
     pub(crate) name: String,
     pub(crate) hits: Vec<f64>,
     pub(crate) misses: Vec<f64>,
-    pub(crate) saved: Vec<f64>,
+    /// Not by seconds: it takes a look at all families.
+    pub(crate) saved: Option<Vec<f64>>,
 }
 
 #[derive(Default)]
@@ -192,8 +193,15 @@ struct Minute {
 
 struct RuleTrack {
     name: String,
-    rows: VecDeque<[f32; 3]>,
-    before: [f64; 3],
+    /// Hits and misses.
+    fine: RuleRing<2>,
+    /// The same, and what was saved.
+    coarse: RuleRing<3>,
+}
+
+struct RuleRing<const N: usize> {
+    rows: VecDeque<[f32; N]>,
+    before: [f64; N],
 }
 
 impl History {
@@ -220,7 +228,7 @@ impl History {
             Range::Day => &rings.coarse,
         };
         let series = names().enumerate().map(|(i, name)| (name, track.rows.iter().map(|row| row[i]).collect()));
-        let rules = if range == Range::Day { rings.rules.iter().map(RuleTrack::shown).collect() } else { Vec::new() };
+        let rules = rings.rules.iter().map(|rule| rule.shown(range)).collect();
         Shown {
             range,
             step_ms: range.step() / 1_000_000,
@@ -274,28 +282,33 @@ impl Rings {
     }
 
     fn take(&mut self, view: &View, reading: Reading, now: u64, rules: &[&str]) {
-        self.fine.take(&reading, now);
-        let steps = self.coarse.take(&reading, now);
-        if steps == 0 {
-            return;
-        }
+        let (seconds, minutes) = (self.fine.take(&reading, now), self.coarse.take(&reading, now));
         for rule in &mut self.rules {
-            rule.take(view, steps);
+            if seconds > 0 {
+                rule.fine.take(rule_counts(view, &rule.name), seconds, SECONDS);
+            }
+            if minutes > 0 {
+                rule.coarse.take(rule_money(view, &rule.name), minutes, MINUTES);
+            }
         }
         self.adopt(view, rules);
-        self.windows.take(reading, steps);
+        if minutes > 0 {
+            self.windows.take(reading, minutes);
+        }
     }
 
     /// Rules that are gone are forgotten; new ones begin, with the steps before them unknown.
     fn adopt(&mut self, view: &View, rules: &[&str]) {
         let names = &rules[..rules.len().min(RULES_MAX)];
         self.rules.retain(|rule| names.contains(&rule.name.as_str()));
-        let length = self.coarse.rows.len();
+        let (seconds, minutes) = (self.fine.rows.len(), self.coarse.rows.len());
         for name in names {
             if !self.rules.iter().any(|rule| rule.name == *name) {
-                let rows = std::iter::repeat_n([f32::NAN; 3], length).collect();
-                let before = RuleTrack::count(view, name);
-                self.rules.push(RuleTrack { name: (*name).to_owned(), rows, before });
+                self.rules.push(RuleTrack {
+                    name: (*name).to_owned(),
+                    fine: RuleRing::new(rule_counts(view, name), seconds),
+                    coarse: RuleRing::new(rule_money(view, name), minutes),
+                });
             }
         }
     }
@@ -428,27 +441,45 @@ impl Totals {
     }
 }
 
+/// Hits and misses.
+fn rule_counts(view: &View, name: &str) -> [f64; 2] {
+    let counts = view.metrics.counts_of(Some(view.metrics.patterns.named(name)));
+    [counts.hits as f64, counts.misses as f64]
+}
+
+/// The same, and what was saved.
+fn rule_money(view: &View, name: &str) -> [f64; 3] {
+    let [hits, misses] = rule_counts(view, name);
+    [hits, misses, view.metrics.costs.saved_by(clock::now(), &view.metrics, name)]
+}
+
 impl RuleTrack {
-    /// Hits, misses, and what was saved.
-    fn count(view: &View, name: &str) -> [f64; 3] {
-        let counts = view.metrics.counts_of(Some(view.metrics.patterns.of_rule(name)));
-        let saved = view.metrics.costs.saved_by(clock::now(), &view.metrics, name);
-        [counts.hits as f64, counts.misses as f64, saved]
+    fn shown(&self, range: Range) -> RuleShown {
+        let (hits, misses, saved) = match range {
+            Range::Quarter => (self.fine.series(0), self.fine.series(1), None),
+            Range::Day => (self.coarse.series(0), self.coarse.series(1), Some(self.coarse.series(2))),
+        };
+        RuleShown { name: self.name.clone(), hits, misses, saved }
+    }
+}
+
+impl<const N: usize> RuleRing<N> {
+    /// One that begins behind so many steps, of which nothing is known.
+    fn new(before: [f64; N], steps: usize) -> RuleRing<N> {
+        RuleRing { rows: std::iter::repeat_n([f32::NAN; N], steps).collect(), before }
     }
 
-    fn take(&mut self, view: &View, steps: usize) {
-        for _ in 1..steps.min(MINUTES + 1) {
-            push(&mut self.rows, [f32::NAN; 3], MINUTES);
+    fn take(&mut self, now: [f64; N], steps: usize, max: usize) {
+        for _ in 1..steps.min(max + 1) {
+            push(&mut self.rows, [f32::NAN; N], max);
         }
-        let now = RuleTrack::count(view, &self.name);
         let means = std::array::from_fn(|i| ((now[i] - self.before[i]).max(0.0) / steps as f64) as f32);
-        push(&mut self.rows, means, MINUTES);
+        push(&mut self.rows, means, max);
         self.before = now;
     }
 
-    fn shown(&self) -> RuleShown {
-        let series = |i: usize| self.rows.iter().map(|row| f64::from(row[i])).collect();
-        RuleShown { name: self.name.clone(), hits: series(0), misses: series(1), saved: series(2) }
+    fn series(&self, i: usize) -> Vec<f64> {
+        self.rows.iter().map(|row| f64::from(row[i])).collect()
     }
 }
 

@@ -1,6 +1,7 @@
 //! Everything that is counted, as fields that the data path bumps by name; `families` knows how each is called outside.
 //! One writer each (see `counters`), shared by `Arc` with the side port's thread.
 
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::arms::Arms;
@@ -13,21 +14,26 @@ use super::hot_keys::HotKeys;
 use super::patterns::{PatternId, Patterns, Row, ShardRows};
 use super::policy::PolicyCounts;
 use super::reasons::{
-    Action, Again, Bypass, Class, Decision, Discard, Dropped, ErrorType, Evict, Flush, JournalRefusal, Method,
-    NotQueued, Operation, Peer, Pin, Reject, Reload, Replayed, Reread, RolloutChange, Source, Tag, Timed, Touched,
-    Warmed,
+    Action, Again, Bypass, Class, Decision, Discard, Dropped, ErrorType, Evict, Flush, JournalRefusal, NotQueued,
+    Operation, Peer, Pin, Reject, Reload, Replayed, Reread, RolloutChange, Source, Tag, Timed, Touched, Warmed,
 };
 use super::runs::Runs;
 use super::shadow::Shadow;
+use super::sizes::{Counted, Sizes};
 use super::slow_log::SlowLog;
+use super::upstream_size::UpstreamSize;
 
 /// What a worker other than the data thread counts: hits, which are all it answers. Cells of its own, so that each keeps one
 /// writer; added up when somebody asks.
 pub(crate) struct Shard {
     pub(crate) rows: ShardRows,
     pub(crate) read_hits: Histogram,
+    /// The same requests by command.
+    pub(crate) gets: Counter,
+    pub(crate) mgets: Counter,
     /// Hits that a command policy was in force for; it allowed them, or they would not have been answered here.
     pub(crate) judged: Counter,
+    pub(crate) reply_sizes: Sizes,
     /// Of clients, as far as the data thread has not counted them.
     pub(crate) bytes_in: Counter,
     pub(crate) bytes_out: Counter,
@@ -178,6 +184,8 @@ pub(crate) struct Metrics {
     pub(crate) commands: Labeled<{ Class::COUNT }>,
     /// Of the data thread; see the function of the same name.
     pub(crate) operations: Labeled<{ Operation::COUNT }>,
+    /// Of the data thread; see the function of the same name.
+    pub(crate) reply_sizes: Arc<Sizes>,
     /// Replies to timed requests that were errors, and refusals while upstream was gone.
     pub(crate) failed: Counter,
     pub(crate) upstream: Histogram,
@@ -189,6 +197,8 @@ pub(crate) struct Metrics {
     pub(crate) reconnects: Counter,
     /// Times a lane was held up and its spare connection took over.
     pub(crate) held_up: Counter,
+    /// How much it holds.
+    pub(crate) upstream_size: UpstreamSize,
     /// Keys that were answered while upstream was gone.
     pub(crate) stale_served: Counter,
     /// Commands that were refused because it was.
@@ -247,7 +257,10 @@ impl Metrics {
         let shard = |_| Shard {
             rows: patterns.shard(),
             read_hits: Histogram::default(),
+            gets: Counter::default(),
+            mgets: Counter::default(),
             judged: Counter::default(),
+            reply_sizes: Sizes::default(),
             bytes_in: Counter::default(),
             bytes_out: Counter::default(),
         };
@@ -284,6 +297,7 @@ impl Metrics {
             requests: std::array::from_fn(|_| Histogram::default()),
             commands: Labeled::new(Class::WORDS),
             operations: Labeled::new(Operation::WORDS),
+            reply_sizes: Arc::default(),
             failed: Counter::default(),
             upstream: Histogram::default(),
             upstream_answers: Counter::default(),
@@ -291,6 +305,7 @@ impl Metrics {
             lag: Histogram::default(),
             reconnects: Counter::default(),
             held_up: Counter::default(),
+            upstream_size: UpstreamSize::default(),
             stale_served: Counter::default(),
             outage_failed: Labeled::new(Class::WORDS),
             refills_waiting: Gauge::default(),
@@ -350,11 +365,6 @@ impl Metrics {
         row.cost.riders.get() + self.shards.iter().map(of_shard).sum::<u64>()
     }
 
-    pub(super) fn candidates_of(&self, index: usize, row: &Row, method: usize) -> u64 {
-        let of_shard = |shard: &Shard| shard.rows.row(index).candidates[method].get();
-        row.candidates[method].get() + self.shards.iter().map(of_shard).sum::<u64>()
-    }
-
     /// Clients' bytes, in and out, that only other workers have counted.
     pub(super) fn bytes_of_shards(&self) -> (u64, u64) {
         let (read, written) = (|s: &Shard| s.bytes_in.get(), |s: &Shard| s.bytes_out.get());
@@ -371,8 +381,9 @@ impl Metrics {
     pub(crate) fn operations(&self) -> Operations {
         let mut by_word: [(&str, u64); Operation::COUNT] = std::array::from_fn(|i| (Operation::WORDS[i], 0));
         by_word.iter_mut().zip(self.operations.iter()).for_each(|(own, (_, count))| own.1 = count);
-        for (word, method) in [(Operation::Get, Method::Get), (Operation::Mget, Method::Mget)] {
-            by_word[word as usize].1 += self.shards.iter().map(|shard| shard.rows.candidates(method)).sum::<u64>();
+        for shard in &self.shards {
+            by_word[Operation::Get as usize].1 += shard.gets.get();
+            by_word[Operation::Mget as usize].1 += shard.mgets.get();
         }
         Operations { total: by_word.iter().map(|(_, count)| count).sum(), by_word }
     }
@@ -389,6 +400,14 @@ impl Metrics {
             self.shards.iter().for_each(|shard| sum.add(&shard.read_hits));
         }
         sum
+    }
+
+    /// How large the replies to clients were, by all workers.
+    pub(crate) fn reply_sizes(&self) -> Counted {
+        let mut counted = Counted::default();
+        counted.add(&self.reply_sizes);
+        self.shards.iter().for_each(|shard| counted.add(&shard.reply_sizes));
+        counted
     }
 
     /// How often the command policy said so of commands that do this, by all workers.

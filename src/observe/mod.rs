@@ -25,9 +25,11 @@ mod process;
 pub(crate) mod reasons;
 pub(crate) mod runs;
 pub(crate) mod shadow;
+pub(crate) mod sizes;
 pub(crate) mod slow_log;
 pub(crate) mod stamp;
 pub(crate) mod status;
+pub(crate) mod upstream_size;
 pub(crate) mod vitals;
 
 use std::sync::Arc;

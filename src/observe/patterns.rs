@@ -113,18 +113,11 @@ impl Default for Row {
 /// What another worker than the data thread counts for each family: every cell has one writer.
 pub(crate) struct ShardRows(Box<[ShardRow]>);
 
+#[derive(Default)]
 pub(crate) struct ShardRow {
     pub(crate) hits: Counter,
     pub(super) saved_bytes: Counter,
     pub(super) riders: Counter,
-    pub(crate) candidates: [Counter; Method::COUNT],
-}
-
-impl Default for ShardRow {
-    fn default() -> ShardRow {
-        let (hits, saved_bytes, riders) = Default::default();
-        ShardRow { hits, saved_bytes, riders, candidates: std::array::from_fn(|_| Counter::default()) }
-    }
 }
 
 impl ShardRows {
@@ -132,21 +125,18 @@ impl ShardRows {
         self.row(usize::from(id.0)).hits.inc();
     }
 
-    /// A hit saved so many bytes of reply; a rider saved no request of its own.
-    pub(crate) fn saved(&self, id: PatternId, bytes: u64, rider: bool) {
-        let row = self.row(usize::from(id.0));
-        row.saved_bytes.add(bytes);
-        if rider {
-            row.riders.inc();
-        }
+    /// A hit saved so many bytes of reply.
+    pub(crate) fn saved(&self, id: PatternId, bytes: u64) {
+        self.row(usize::from(id.0)).saved_bytes.add(bytes);
+    }
+
+    /// That hit saved no request of its own.
+    pub(crate) fn rider(&self, id: PatternId) {
+        self.row(usize::from(id.0)).riders.inc();
     }
 
     pub(super) fn hits(&self) -> u64 {
         self.0.iter().map(|row| row.hits.get()).sum()
-    }
-
-    pub(super) fn candidates(&self, method: Method) -> u64 {
-        self.0.iter().map(|row| row.candidates[method as usize].get()).sum()
     }
 
     pub(crate) fn row(&self, index: usize) -> &ShardRow {
@@ -191,6 +181,20 @@ impl Patterns {
             None if is_name(text) => self.newcomer(hash, text),
             None => PatternId::OTHER,
         }
+    }
+
+    /// The same, where `last` was the family of a key before. Clients ask for one family over and over: then nothing is hashed
+    /// and nothing looked up. A name that stands in front of a key's separator and has none within is the key's family; which
+    /// is why a rule's name, which may have one, is not taken for it, nor are the two reserved ones.
+    pub(crate) fn id_after(&self, key: &[u8], last: PatternId) -> PatternId {
+        let (row, name) = (self.row(last), self.name(last).as_bytes());
+        let ends = |byte: &u8| self.separators.contains(byte);
+        let again = usize::from(last.0) >= RESERVED.len()
+            && key.get(name.len()).is_some_and(ends)
+            && key.starts_with(name)
+            && !row.of_rule.load(Ordering::Relaxed)
+            && !row.hidden.load(Ordering::Relaxed);
+        if again { last } else { self.id(key) }
     }
 
     /// The family that a rule's keys are counted under: its name, if there is a place left.
@@ -283,14 +287,10 @@ impl Patterns {
         self.row(id).dels.add_shared(1);
     }
 
-    /// A request that the cache could answer, under its first key's family.
+    /// A request that could be answered from the cache, and is not because nobody has asked for it. By the data thread only:
+    /// other workers answer hits, which are none.
     pub(crate) fn candidate(&self, id: PatternId, method: Method) {
         self.row(self.route(id, method)).candidates[method as usize].inc();
-    }
-
-    /// The same by another worker.
-    pub(crate) fn candidate_in(&self, shard: &ShardRows, id: PatternId, method: Method) {
-        shard.row(usize::from(self.route(id, method).0)).candidates[method as usize].inc();
     }
 
     /// Cells for another worker.
@@ -597,6 +597,42 @@ mod tests {
         assert_eq!(routes, PAIRS_MAX - Method::COUNT + 1);
         let total: u64 = patterns.iter().map(|(_, _, row)| row.candidates[0].get()).sum();
         assert_eq!(total, 400);
+    }
+
+    #[test]
+    fn the_family_of_the_key_before_is_taken_only_where_it_is_this_keys() {
+        let patterns = Patterns::new(":/", 20);
+        let rules = ["user:admin", "order"].map(|name| patterns.of_rule(name));
+        let seen = [b"user:1".as_slice(), b"cart/1", b"us:1", b"order:1"].map(|key| patterns.id(key));
+        let keys: [&[u8]; 14] = [
+            b"user:2",
+            b"user/2",
+            b"user",
+            b"users:2",
+            b"use:2",
+            b"cart:2",
+            b"cart",
+            b"us:2",
+            b"user:admin:1",
+            b"order:7",
+            b"_plain:1",
+            b"_other:1",
+            b"",
+            b":",
+        ];
+        let check = || {
+            for last in seen.iter().chain(&rules).copied().chain([PatternId::OTHER, PatternId::PLAIN]) {
+                for key in keys {
+                    assert_eq!(patterns.id_after(key, last), patterns.id(key), "{} after {last:?}", key.escape_ascii());
+                }
+            }
+        };
+        check();
+        // The rules are gone: their rows are hidden until keys of that name ask for them.
+        patterns.keep_rules(&[]);
+        assert_eq!(patterns.id_after(b"order:8", seen[3]), seen[3]);
+        assert!(shown(&patterns).contains(&"order"), "asked for, it is shown again");
+        check();
     }
 
     #[test]

@@ -102,7 +102,7 @@ words! {
 }
 
 words! {
-    /// The commands that `cache_candidate_requests` counts: those the cache could answer.
+    /// The commands that the cache could answer: those that `cache_candidate_requests` counts.
     Method {
         Get = "GET",
         Mget = "MGET",
@@ -197,6 +197,18 @@ words! {
         Control = "control",
         /// Upstream is gone: it was answered from before, or refused.
         Outage = "outage",
+    }
+}
+
+impl Bypass {
+    /// The configuration leaves the read out: it could be answered from the cache if somebody asked for it.
+    pub(crate) fn by_choice(self) -> bool {
+        matches!(self, Bypass::CacheOff | Bypass::NoRule | Bypass::RuleOff | Bypass::RuleObserve | Bypass::Command)
+    }
+
+    /// No configuration would change it.
+    pub(crate) fn for_good(self) -> bool {
+        matches!(self, Bypass::TrackingRefused | Bypass::FieldExpiry)
     }
 }
 
@@ -543,8 +555,8 @@ words! {
     }
 }
 
-/// Class and result of `nearside_request_duration_seconds`: only the pairs that make sense, so that nine histograms do and
-/// not four times five.
+/// Class and result of `nearside_request_duration_seconds`: only the pairs that make sense, so that eleven histograms
+/// do and not five times five.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Timed {
     ReadHit,
@@ -556,6 +568,9 @@ pub(crate) enum Timed {
     LocalOk,
     OtherOk,
     OtherError,
+    /// On an upstream connection of the client's own.
+    PinnedOk,
+    PinnedError,
 }
 
 impl Timed {
@@ -572,6 +587,8 @@ impl Timed {
         ("local", "ok"),
         ("other", "ok"),
         ("other", "error"),
+        ("pinned", "ok"),
+        ("pinned", "error"),
     ];
 
     pub(crate) fn class(self) -> Class {
@@ -579,7 +596,8 @@ impl Timed {
             Timed::ReadHit | Timed::ReadMiss | Timed::ReadBypass | Timed::ReadError => Class::Read,
             Timed::WriteOk | Timed::WriteError => Class::Write,
             Timed::LocalOk => Class::Local,
-            Timed::OtherOk | Timed::OtherError => Class::Other,
+            // A pinned command's class is not kept, and the slow log does not know it.
+            Timed::OtherOk | Timed::OtherError | Timed::PinnedOk | Timed::PinnedError => Class::Other,
         }
     }
 }
@@ -708,7 +726,7 @@ mod tests {
     fn index_and_word_agree() {
         assert_eq!(Bypass::WORDS[usize::from(Bypass::Fence)], Bypass::Fence.as_str());
         assert_eq!(Bypass::Outage as usize + 1, Bypass::COUNT);
-        assert_eq!(Timed::LABELS[Timed::OtherError as usize], ("other", "error"));
-        assert_eq!(Timed::OtherError as usize + 1, Timed::COUNT);
+        assert_eq!(Timed::LABELS[Timed::PinnedError as usize], ("pinned", "error"));
+        assert_eq!(Timed::PinnedError as usize + 1, Timed::COUNT);
     }
 }

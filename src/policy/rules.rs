@@ -227,6 +227,11 @@ impl Rules {
         self.find(key).and_then(|rule| rule.label).unwrap_or_else(|| patterns.id(key))
     }
 
+    /// The same, where `last` was that of the key before.
+    pub(crate) fn family_after(&self, patterns: &Patterns, key: &[u8], last: PatternId) -> PatternId {
+        self.find(key).and_then(|rule| rule.label).unwrap_or_else(|| patterns.id_after(key, last))
+    }
+
     fn place(&self, key: &[u8]) -> Option<Place<'_>> {
         let rule = self.find(key)?;
         Some(Place { rule, arm: rule.arm(key) })

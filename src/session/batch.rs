@@ -27,6 +27,8 @@ pub(super) struct Batch {
     hits: u64,
     /// Of these, those of experiments.
     arms: Hits,
+    /// Something has a price that is not a request's own: hits are to be weighed.
+    weighs: bool,
     /// What hits saved: keys' bytes, and what their rules say, in billionths.
     saved_bytes: u64,
     saved_cost: u64,
@@ -53,7 +55,7 @@ impl Batch {
         let since = since(&lane, session);
         let arms = Hits::default();
         let flush_gen = ctx.l1.flush_gen();
-        let (saved_bytes, saved_cost) = (0, 0);
+        let (weighs, saved_bytes, saved_cost) = (ctx.metrics.costs.weighs(), 0, 0);
         Batch {
             now,
             lane,
@@ -63,6 +65,7 @@ impl Batch {
             flush_gen,
             hits: 0,
             arms,
+            weighs,
             saved_bytes,
             saved_cost,
             passed: 0,
@@ -123,8 +126,15 @@ impl Batch {
         self.arms.request(common.arm());
     }
 
-    /// Its reply, and what its rule says of a key that is not answered here.
+    /// Its reply, and what its rule says of a key that is not answered here. Where neither has a price nobody needs to know.
+    #[inline]
     pub(super) fn saves(&mut self, ctx: &Ctx, entry: &cache::Entry) {
+        if self.weighs {
+            self.weigh(ctx, entry);
+        }
+    }
+
+    fn weigh(&mut self, ctx: &Ctx, entry: &cache::Entry) {
         let bytes = entry.value.frame().len() as u64;
         self.saved_bytes += bytes;
         self.saved_cost += ctx.metrics.patterns.saved(entry.pattern, bytes);
@@ -154,7 +164,7 @@ impl Batch {
                 ctx.metrics.policy.allowed(Action::Read, self.passed);
             }
         }
-        if self.saved_bytes > 0 {
+        if self.hits > 0 || self.saved_bytes > 0 {
             session.meter.saved.add(self.hits, self.saved_bytes, self.saved_cost);
         }
         let Some(hits) = std::num::NonZeroU64::new(self.hits) else { return };

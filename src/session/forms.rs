@@ -33,6 +33,15 @@ fn read_of(kept: Kept, req: &Request<'_>, spec: &Spec) -> FetchRead {
     }
 }
 
+/// Whether a read that is not served could be, if the configuration asked for it.
+pub(super) fn is_candidate<T>(served: Result<u64, Bypass>, kept: &Result<T, Bypass>) -> bool {
+    match (served, kept) {
+        (Err(why), _) if why.by_choice() || why.for_good() => why.by_choice(),
+        (_, Err(why)) => why.by_choice(),
+        _ => false,
+    }
+}
+
 impl Session {
     /// The row of a request's name, also of one that upstream has explained. Inlined, because a call and its answer in
     /// memory cost every hit 26 instructions.
@@ -82,7 +91,6 @@ impl Session {
         {
             b.count_hit(ctx, entry);
             ctx.metrics.patterns.note_read(entry.pattern);
-            ctx.metrics.patterns.candidate(entry.pattern, method);
             ctx.metrics.hot.hit(0, key, entry.value.wire_len(), entry.pattern);
             self.answer_kept(mute, entry.value.frame(), keys::form(spec, req));
             if entry.is_due(b.now) {
@@ -113,6 +121,16 @@ impl Session {
         lane.fetch(ctx, b.now, self, slot, key, fetch);
         self.note_named(ctx.l1.stripe(key));
         None
+    }
+
+    /// A command that goes by the cache. If it could be answered from there, that is counted.
+    pub(super) fn note_passed(&self, ctx: &Ctx, spec: &Spec, req: &Request<'_>) {
+        let kept = explain::kept(spec, req).filter(|_| keys::arity_ok(spec, req.argc()));
+        if let Some(kept) = kept {
+            let family = ctx.family_after(req.arg(1), self.family.get());
+            self.family.set(family);
+            ctx.metrics.patterns.candidate(family, kept.method);
+        }
     }
 
     /// One reply in the lane's form is kept for both protocols: the conversion is exact, and a copy in RESP2 would cost

@@ -50,6 +50,7 @@ use crate::net::{ReadHalf, Stream, WriteHalf, read_some};
 use crate::observe::clock;
 use crate::observe::costs::Meter;
 use crate::observe::log;
+use crate::observe::patterns::PatternId;
 use crate::observe::reasons::{Dropped, ErrorType, Operation, Peer, RunEnd, Timed};
 use crate::observe::runs::{End, Run};
 use crate::observe::slow_log::Slow;
@@ -148,6 +149,8 @@ pub(crate) struct Session {
     due: Cell<u64>,
     /// What it saves and spends.
     meter: Arc<Meter>,
+    /// That of the last key that went by the cache: most likely the next one's.
+    family: Cell<PatternId>,
 }
 
 impl Session {
@@ -169,7 +172,7 @@ impl Session {
             listener: peer.listener,
             since: now,
             writer: RefCell::new(Some(Rc::new(wr))),
-            outbox: RefCell::default(),
+            outbox: RefCell::new(Outbox::new(ctx.metrics.reply_sizes.clone())),
             state: RefCell::new(State::new(&ctx.default_profile, ctx.locks_out(peer.near))),
             fence: Cell::new(0),
             told: Cell::new(false),
@@ -197,6 +200,7 @@ impl Session {
             seat: RefCell::default(),
             gate: RefCell::default(),
             due: Cell::new(0),
+            family: Cell::new(PatternId::OTHER),
         };
         (Rc::new(session), rd)
     }

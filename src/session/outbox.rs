@@ -2,6 +2,7 @@
 //! bytes to be written if nothing is awaited before it; else it takes a *slot* behind the slots that wait for upstream.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use bytes::BytesMut;
 
@@ -9,6 +10,7 @@ use crate::command::strip::Strip;
 use crate::observe::arms::ArmId;
 use crate::observe::patterns::PatternId;
 use crate::observe::reasons::Timed;
+use crate::observe::sizes::Sizes;
 use crate::resp::Proto;
 use crate::resp::downgrade::{self, Form};
 use crate::resp::reply;
@@ -22,6 +24,8 @@ pub(super) struct Outbox {
     head: u64,
     /// Bytes in answered slots behind an unanswered one.
     parked: usize,
+    /// Of all replies to all clients.
+    sizes: Arc<Sizes>,
 }
 
 struct Slot {
@@ -126,6 +130,10 @@ pub(super) struct Completed {
 }
 
 impl Outbox {
+    pub(super) fn new(sizes: Arc<Sizes>) -> Outbox {
+        Outbox { sizes, ..Outbox::default() }
+    }
+
     /// A slot at the end, to be answered by `complete`.
     pub(super) fn reserve(&mut self, proto: Proto, mute: bool, blocks: bool, asked: Asked) -> u64 {
         self.slots.push_back(Slot { proto, mute, blocks, asked, strip: Strip::None, answer: None });
@@ -138,10 +146,13 @@ impl Outbox {
             return;
         }
         if self.slots.is_empty() {
-            return write(&mut self.ready);
+            let before = self.ready.len();
+            write(&mut self.ready);
+            return self.sizes.note(self.ready.len() - before);
         }
         let mut bytes = BytesMut::new();
         write(&mut bytes);
+        self.sizes.note(bytes.len());
         self.parked += bytes.len();
         let answer = Some(bytes.to_vec());
         let asked = Asked::other(0);
@@ -200,7 +211,9 @@ impl Outbox {
         let completed = Completed { unblocked: slot.blocks, asked: slot.asked, failed };
         if index == 0 {
             if !slot.mute {
+                let before = self.ready.len();
                 write(slot.proto, &mut self.ready);
+                self.sizes.note(self.ready.len() - before);
             }
             self.slots.pop_front();
             self.head += 1;
@@ -210,6 +223,7 @@ impl Outbox {
             if !slot.mute {
                 write(slot.proto, &mut bytes);
             }
+            self.sizes.note(bytes.len());
             self.parked += bytes.len();
             slot.answer = Some(bytes.to_vec());
         }
@@ -247,7 +261,8 @@ impl Outbox {
     }
 
     pub(super) fn clear(&mut self) {
-        *self = Outbox { head: self.head + self.slots.len() as u64, ..Outbox::default() };
+        let head = self.head + self.slots.len() as u64;
+        *self = Outbox { head, ..Outbox::new(self.sizes.clone()) };
     }
 }
 

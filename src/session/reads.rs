@@ -8,6 +8,7 @@ use smallvec::SmallVec;
 use super::Session;
 use super::batch::Batch;
 use super::dispatch::{Command, Step};
+use super::forms::is_candidate;
 use super::outbox::Asked;
 use crate::cache::{self, Forms, Value};
 use crate::coherence::{FetchRead, FetchRequest, MgetRequest, Miss, Part, Question, Relay};
@@ -42,7 +43,6 @@ impl Session {
         {
             b.count_hit(ctx, entry);
             ctx.metrics.patterns.note_read(entry.pattern);
-            ctx.metrics.patterns.candidate(entry.pattern, Method::Get);
             ctx.metrics.hot.hit(0, key, entry.value.wire_len(), entry.pattern);
             self.answer_hit(mute, &entry.value);
             if entry.is_due(b.now) {
@@ -81,8 +81,8 @@ impl Session {
         }
     }
 
-    /// What the rules say of a key that was not served from the L1, counted: a candidate, and a miss where the L1 was asked
-    /// and could have had it, else a bypass.
+    /// What the rules say of a key that was not served from the L1, counted: a candidate where only they keep it from being
+    /// cached; a miss where the L1 was asked and could have had it, else a bypass.
     pub(super) fn note_lookup(
         &self,
         ctx: &Ctx,
@@ -93,7 +93,7 @@ impl Session {
     ) -> Judged {
         let Judged { pattern, arm, keep } = ctx.judge(key, method);
         // MGET is one request, whatever it names: its caller counts it.
-        if method != Method::Mget {
+        if method != Method::Mget && is_candidate(epoch, &keep) {
             ctx.metrics.patterns.candidate(pattern, method);
         }
         match epoch.err().or(keep.as_ref().err().copied()) {
@@ -134,7 +134,6 @@ impl Session {
         // One request, whatever it names: its first key's family stands for it.
         let family = || entry(0).map_or_else(|| ctx.judge(req.arg(1), Method::Mget).pattern, |e| e.pattern);
         if (0..found.len()).all(|i| entry(i).is_some()) {
-            ctx.metrics.patterns.candidate(family(), Method::Mget);
             let entries: SmallVec<[&cache::Entry; 16]> = found
                 .iter()
                 .flatten()
@@ -154,9 +153,11 @@ impl Session {
             Err(stop) => return stop,
         };
         let family = family();
-        ctx.metrics.patterns.candidate(family, Method::Mget);
         let asked = asked(b, epoch).about(spec.name, family);
         if lane.is_spare() {
+            if is_candidate(epoch, &ctx.judge(req.arg(1), Method::Mget).keep) {
+                ctx.metrics.patterns.candidate(family, Method::Mget);
+            }
             let slot = self.slot(mute, true, asked);
             lane.relay(ctx, b.now, req.raw, Relay::plain(self.clone(), slot, keys::form(spec, req), spec.resend));
             return None;
@@ -183,8 +184,8 @@ impl Session {
         let mut parts = Vec::with_capacity(entries.len());
         let mut misses = Vec::new();
         let mut common = Common::NoKey;
-        // The first key that is missing pays for the request.
-        let mut payer = None;
+        // The first key that is missing pays for the request; the first that nobody has asked to be cached makes it a candidate.
+        let (mut payer, mut candidate) = (None, None);
         for (i, entry) in entries.iter().enumerate() {
             let key = cmd.req.arg(i + 1);
             let stripe = ctx.l1.stripe(key);
@@ -203,6 +204,7 @@ impl Session {
             } else {
                 let Judged { arm, pattern, keep } = self.note_lookup(ctx, b, key, Method::Mget, epoch);
                 payer = payer.or(Some(pattern));
+                candidate = candidate.or(is_candidate(epoch, &keep).then_some(pattern));
                 common = common.and(arm);
                 let keep = keep.ok().filter(|_| b.lane.caches());
                 let right = keep.and_then(|keep| Some((keep, ctx.l1.token(key, b.lane.epoch())?)));
@@ -213,6 +215,9 @@ impl Session {
                 misses.push(Miss { key: key.into(), right, seen, value: None });
                 parts.push(Part::Miss);
             }
+        }
+        if let Some(pattern) = candidate {
+            ctx.metrics.patterns.candidate(pattern, Method::Mget);
         }
         Split { parts, misses, asked: Asked { payer, ..asked.of(common.arm()) } }
     }

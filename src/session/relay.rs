@@ -11,7 +11,6 @@ use crate::cache::StripeId;
 use crate::coherence::{self, Applied, Availability, Lane, Relay};
 use crate::command::{Effect, Keys, Kind, Request, Spec, Why, keys, prefix};
 use crate::observe::reasons::{Class, Source, Timed};
-use crate::policy::explain;
 use crate::resp::Proto;
 use crate::worker::Ctx;
 
@@ -74,10 +73,8 @@ impl Session {
     pub(super) fn pass_by(self: &Rc<Self>, ctx: &Rc<Ctx>, b: &mut Batch, cmd: &Command<'_>) -> Option<Step> {
         let step = self.forward(ctx, b, cmd, None);
         let Command { req, spec, .. } = *cmd;
-        let kept = explain::kept(spec, req).filter(|_| step.is_none() && keys::arity_ok(spec, req.argc()));
-        if let Some(kept) = kept {
-            let pattern = ctx.judge(req.arg(1), kept.method).pattern;
-            ctx.metrics.patterns.candidate(pattern, kept.method);
+        if step.is_none() && spec.effect == Effect::Read {
+            self.note_passed(ctx, spec, req);
         }
         step
     }

@@ -6,12 +6,15 @@ use std::borrow::Cow;
 use crate::coherence::{Ends, Message};
 use crate::command::strip::Strip;
 use crate::command::{Effect, Kind, Request, Spec, keys, prefix};
+use crate::observe::clock;
 use crate::resp::{Proto, reply};
 use crate::upstream::Credential;
 
 /// The reply that comes next.
 pub(super) struct Expect {
     pub(super) what: What,
+    /// When it was asked for, by the clock.
+    pub(super) at: u64,
     /// The writes it ends (R20).
     pub(super) ends: Ends,
     /// Keys to drop when it comes: a blocking pop's, whose `begin_write` would last as long as it blocks.
@@ -37,6 +40,7 @@ impl Expect {
     pub(super) fn of(what: What, mute: bool) -> Expect {
         Expect {
             what,
+            at: clock::now(),
             ends: Ends::None,
             drops: Vec::new(),
             hold: false,

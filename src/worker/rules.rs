@@ -83,6 +83,11 @@ impl Ctx {
         self.rules.load().family(&self.metrics.patterns, self.own_name(key))
     }
 
+    /// The same, where `last` was that of the client's key before.
+    pub(crate) fn family_after(&self, key: &[u8], last: PatternId) -> PatternId {
+        self.rules.load().family_after(&self.metrics.patterns, self.own_name(key), last)
+    }
+
     /// Puts other rules into force. When this is done no entry is left that they forbid or would have kept otherwise;
     /// returns how many were dropped.
     ///

@@ -231,6 +231,18 @@ async function tabs() {
     const ruleOf = (snapshot) => snapshot.cache.rules.items.find(({ rule }) => rule === 'users');
     await equal('the row of a rule', (s) => [['share', ruleOf(s).hit_rate], ...['hits', 'misses', 'sets', 'dels'].map((name) => ['count', ruleOf(s)[name]])],
       async () => (await row(page, 'Rules', 'users'))?.slice(2));
+    // A page that is opened now draws what was before: the sidecar has kept it.
+    const history = (await api('/api/v1/history?range=15m')).body;
+    const rates = await page.evaluate(async (kept) => {
+      const { Families } = await import('/page/history.js');
+      const families = new Families();
+      families.load(kept);
+      return families.rates();
+    }, history);
+    const users = rates.find(({ name }) => name === 'users');
+    assert.ok(users?.values.filter((value) => value > 0 && value <= 1).length > 3, JSON.stringify(users));
+    assert.equal(users.values.length, history.length);
+    await until('its line', async () => (await page.innerText('#panel-cache')).includes('Over 10 seconds at each point'));
     await equal('invalidations', ({ cache }) => [['count', cache.invalidations.own_write]], async () => [(await row(page, 'Invalidations by source', 'own write'))?.[2]]);
   });
 
@@ -241,6 +253,7 @@ async function tabs() {
     await equal('denied most', ({ policy }) => [['count', policy.top_denied[0].denied]], async () => [(await row(page, 'Commands denied most', 'flushall'))?.[2]]);
     const { recent } = (await api('/api/v1/dashboard/policy')).body;
     if (recent) await until('recent denials', async () => (await page.innerText('#panel-policy')).includes(recent.items[0].client));
+    await until('sizes of replies', async () => !(await page.innerText('#panel-policy')).includes('No reply has been sent yet'));
     const arms = await page.locator('#panel-policy .experiment').innerText();
     assert.ok(arms.includes('prices') && arms.includes('control'), arms);
   });

@@ -297,3 +297,80 @@ fn a_fuzzer_finds_no_answer_that_is_not_described() {
     assert!(out.contains("Tested: ") || out.contains("generated"), "nothing was checked:\n{out}{err}");
     assert_eq!(proxy.get("/health/live").status, 200);
 }
+
+/// What upstream holds: asked while the cache serves, by a user who may; else nobody knows.
+#[test]
+fn upstream_is_asked_how_much_it_holds() {
+    let mut redis = Redis::start();
+    redis.cmd(&["MSET", "a", "1", "b", "2"]);
+    let mut other = redis.client();
+    other.cmd(&["SELECT", "3"]);
+    other.cmd(&["SET", "c", "3"]);
+    let proxy = Proxy::to(&redis).set("upstream.info_poll", "1s").start();
+    let upstream = || api(&proxy, "dashboard/cache")["upstream"].clone();
+    eventually(PATIENCE, "its keys, of all databases", || upstream()["keys"] == 3);
+    assert!(upstream()["memory_bytes"].as_u64() > Some(100_000), "{}", upstream());
+    assert_eq!(proxy.metric("nearside_upstream_keys"), 3.0);
+    assert!(proxy.metric("nearside_upstream_memory_bytes") > 100_000.0);
+    redis.cmd(&["SET", "d", "4"]);
+    eventually(PATIENCE, "one more", || upstream()["keys"] == 4);
+    let mut client = proxy.client();
+    for mode in ["observe", "off"] {
+        client.cmd(&["NEARSIDE", "MODE", mode]);
+        eventually(PATIENCE, "nothing known in a mode that asks nothing", || upstream()["keys"].is_null());
+        client.cmd(&["NEARSIDE", "MODE", "serve"]);
+        eventually(PATIENCE, "it is known again", || upstream()["keys"] == 4);
+    }
+    redis.stop();
+    eventually(PATIENCE, "nothing known of one that is gone", || upstream()["memory_bytes"].is_null());
+    assert_eq!(proxy.metric("nearside_upstream_memory_bytes"), 0.0);
+}
+
+#[test]
+fn an_upstream_that_refuses_info_is_asked_once_a_connection_and_it_is_said() {
+    let redis = Redis::start();
+    redis.cmd(&["ACL", "SETUSER", "default", "-info"]);
+    let proxy = Proxy::to(&redis).set("upstream.info_poll", "1s").start();
+    proxy.wait_logged("upstream refuses INFO");
+    // Two seconds more than it takes to ask again.
+    eventually(PATIENCE, "time to ask again", || api(&proxy, "history")["length"].as_u64() >= Some(4));
+    assert!(api(&proxy, "dashboard/cache")["upstream"]["keys"].is_null());
+    let log = redis.cmd(&["ACL", "LOG"]).items();
+    let asked = |entry: &&Reply| entry.get("object").text().starts_with("info");
+    let times: i64 = log.iter().filter(asked).map(|entry| entry.get("count").int()).sum();
+    assert!((1..=2).contains(&times), "{times} refusals in upstream's log");
+    let mut client = proxy.client();
+    assert_eq!(client.cmd(&["SET", "k", "v"]), Reply::ok(), "served as before");
+}
+
+#[test]
+fn upstream_is_not_asked_where_the_configuration_says_so() {
+    let redis = Redis::start();
+    let proxy = Proxy::to(&redis).set("upstream.info_poll", "0s").start();
+    eventually(PATIENCE, "time to have asked", || api(&proxy, "history")["length"].as_u64() >= Some(3));
+    let stats = redis.cmd(&["INFO", "commandstats"]).text();
+    assert!(!stats.contains("cmdstat_info:"), "{stats}");
+    assert!(api(&proxy, "dashboard/cache")["upstream"]["keys"].is_null());
+}
+
+#[test]
+fn rules_have_a_history_by_the_second() {
+    let redis = Redis::start();
+    let rules = serde_json::json!([{"name": "users", "pattern": "user:*"}, {"name": "carts", "pattern": "cart:*"}]);
+    let proxy = Proxy::to(&redis).set("rules", rules).start();
+    let mut client = proxy.client();
+    eventually(PATIENCE, "hits and misses of it", || {
+        (0..5).for_each(|_| drop(client.cmd(&["GET", "user:1"])));
+        let history = api(&proxy, "history");
+        let of = |rule: &str, what: &str| {
+            history["rules"][rule][what].as_array().unwrap().iter().filter_map(Value::as_f64).sum::<f64>()
+        };
+        // A rule begins with the first second that is over.
+        let known = history["rules"]["users"].is_object();
+        known && of("users", "hits") >= 20.0 && of("users", "misses") >= 1.0 && of("carts", "hits") == 0.0
+    });
+    let history = api(&proxy, "history");
+    let users = &history["rules"]["users"];
+    assert_eq!(users["hits"].as_array().map(Vec::len), history["series"]["hits"].as_array().map(Vec::len));
+    assert!(users.get("saved").is_none(), "by minutes only");
+}

@@ -66,8 +66,9 @@ fn a_real_prometheus_reads_a_sidecar_under_load() {
     assert!(hits >= 200.0, "{hits}");
     wait(&prometheus, "sum(cache_hits_total)", |read| read == hits);
     wait(&prometheus, "sum(cache_miss_total)", |read| read == misses);
-    let asked = proxy.metric_sum("cache_candidate_requests");
-    wait(&prometheus, "sum(cache_candidate_requests{route=\"user\",method=\"GET\"})", |read| read == asked);
+    // EXISTS is not among the commands that are cached.
+    (0..3).for_each(|_| drop(client.cmd(&["EXISTS", "user:1"])));
+    wait(&prometheus, "sum(cache_candidate_requests{route=\"user\",method=\"EXISTS\"})", |read| read == 3.0);
     wait(
         &prometheus,
         "histogram_quantile(0.99, sum by (le) (nearside_request_duration_seconds_bucket{result=\"hit\"}))",
@@ -183,4 +184,71 @@ fn scrapes_of_thousands_of_series_keep_nobody_waiting() {
     let fewest = scraper.join().expect("no panic").expect("scrapes");
     assert!(fewest > 4000, "{fewest}");
     assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+}
+
+/// How many replies were of each size, by the upper bound; null is the last.
+fn reply_sizes(proxy: &Proxy) -> Vec<(Option<u64>, u64)> {
+    let policy = proxy.get("/api/v1/dashboard/policy").json();
+    let sizes = policy["reply_sizes"].as_array().expect("a list").iter();
+    sizes.map(|size| (size["le_bytes"].as_u64(), size["count"].as_u64().expect("a count"))).collect()
+}
+
+/// A hit, a fetch, a transaction, a message and a value that is streamed, on one worker and on two.
+#[test]
+fn every_reply_is_counted_by_its_size() {
+    for workers in [1, 2] {
+        let redis = Redis::start();
+        let proxy = Proxy::to(&redis).set("workers", workers).set("coherence.max_staleness", "60s").start();
+        redis.cmd(&["MSET", "small", "v", "middle", &"m".repeat(200), "large", &"l".repeat(3 << 20)]);
+        let mut client = proxy.client();
+        warm(&proxy, &mut client, "small");
+        let (before, hits) = (reply_sizes(&proxy), proxy.metric_sum("cache_hits_total"));
+        let sum = |what: &str| proxy.metric(&format!("nearside_reply_bytes_{what}"));
+        let (count, bytes) = (sum("count"), sum("sum"));
+        for line in ["GET small", "GET small", "MGET small small", "PING", "TYPE small", "GET middle", "GET middle"] {
+            client.cmd(&line.split(' ').collect::<Vec<_>>());
+        }
+        // A pipeline's replies are single ones; one that CLIENT REPLY keeps back is none.
+        client.pipeline(&[&["GET", "small"], &["TTL", "small"], &["GET", "middle"]]);
+        for line in ["MULTI", "GET small", "GET middle", "EXEC", "GET large"] {
+            client.cmd(&line.split(' ').collect::<Vec<_>>());
+        }
+        assert!(proxy.metric_sum("cache_hits_total") >= hits + 4.0, "workers {workers}");
+        let grown: Vec<(Option<u64>, u64)> = reply_sizes(&proxy)
+            .iter()
+            .zip(&before)
+            .map(|((bound, now), (_, then))| (*bound, now - then))
+            .filter(|(_, grown)| *grown > 0)
+            .collect();
+        // Small: five before the pipeline, two in it, +OK and two +QUEUED. Middle: three, and what EXEC says.
+        assert_eq!(grown, [(Some(64), 10), (Some(256), 4), (Some(4 << 20), 1)], "workers {workers}");
+        assert_eq!(sum("count") - count, 15.0);
+        let large = f64::from(3 << 20);
+        assert!((large + 800.0..large + 1200.0).contains(&(sum("sum") - bytes)), "{}", sum("sum") - bytes);
+        assert_eq!(sum("bucket{le=\"+Inf\"}"), sum("count"));
+    }
+}
+
+#[test]
+fn commands_on_a_connection_of_the_clients_own_are_timed_and_their_errors_counted() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(&redis);
+    redis.cmd(&["SET", "small", "v"]);
+    let counts = || {
+        let of = |result: &str| {
+            proxy.metric(&format!("nearside_request_duration_seconds_count{{class=\"pinned\",result=\"{result}\"}}"))
+        };
+        let errors = proxy.get("/api/v1/dashboard/metrics").json()["errors"].as_f64().expect("a number");
+        (of("ok"), of("error"), errors)
+    };
+    assert_eq!(counts(), (0.0, 0.0, 0.0), "there from the start");
+    let mut client = proxy.client();
+    // +OK, +QUEUED, the array; +OK, an error, +OK; and two that may wait as long as they like.
+    let lines = ["MULTI", "GET small", "EXEC", "WATCH small", "LPUSH small x", "UNWATCH", "BLPOP none 0.01"];
+    for line in lines.iter().chain(&["BLPOP none 0.02"]) {
+        client.cmd(&line.split(' ').collect::<Vec<_>>());
+    }
+    assert_eq!(counts(), (5.0, 1.0, 1.0));
+    let took = proxy.metric("nearside_request_duration_seconds_sum{class=\"pinned\",result=\"ok\"}");
+    assert!(took > 0.0 && took < 5.0 * PATIENCE.as_secs_f64(), "{took}");
 }

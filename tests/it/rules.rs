@@ -61,6 +61,91 @@ impl Ruled {
     }
 }
 
+fn candidates(proxy: &Proxy) -> Vec<(String, f64)> {
+    let body = proxy.get("/metrics").body;
+    let of_family = body.lines().filter_map(|line| line.strip_prefix("cache_candidate_requests{"));
+    let counted = of_family.filter_map(|line| {
+        let (labels, count) = line.split_once("} ")?;
+        let mut words = labels.split('"');
+        let (route, method) = (words.nth(1)?, words.nth(1)?);
+        Some((format!("{method} {route}"), count.parse().ok()?))
+    });
+    let mut counted: Vec<(String, f64)> = counted.filter(|(_, count)| *count > 0.0).collect();
+    counted.sort_by(|a, b| a.0.cmp(&b.0));
+    counted
+}
+
+/// Each read is sent so often that a count of misses or hits among them would show.
+#[test]
+fn a_candidate_is_a_read_that_could_be_cached_and_is_not() {
+    let mut r = ruled(json!([
+        {"name": "sets", "pattern": "set:*", "commands": ["SMEMBERS"]},
+        {"name": "users", "pattern": "user:*"},
+        {"name": "carts", "pattern": "cart:*", "mode": "off"},
+        {"name": "looked-at", "pattern": "look:*", "mode": "observe"},
+        {"name": "half", "pattern": "half:*", "rollout": 0},
+    ]));
+    assert!(r.is_cached("GET user:1"));
+    let reads = [
+        // Cached, or compared with what is.
+        "GET user:1",
+        "MGET user:1 user:2",
+        "GET half:1",
+        "SMEMBERS set:1",
+        // Never to be cached.
+        "TTL user:1",
+        "SCAN 0",
+        "EXISTS user:1 user:2",
+        "PING",
+        "SET user:9 1",
+        "GET",
+        "STRLEN",
+        // Candidates. An MGET counts once, for the first key that is not cached.
+        "GET other:1",
+        "MGET user:1 other:1 third:1",
+        "GET cart:1",
+        "GET look:1",
+        "GET set:2",
+        "STRLEN user:1",
+        "STRLEN 12345:x",
+        "STRLEN plain",
+        "LLEN cart:1",
+    ];
+    for line in reads {
+        (0..3).for_each(|_| drop(r.cmd(line)));
+    }
+    let in_transaction = ["MULTI", "GET other:1", "STRLEN user:1", "EXEC"];
+    in_transaction.iter().for_each(|line| drop(r.cmd(line)));
+    let wanted = [
+        "GET carts",
+        "GET looked-at",
+        "GET other",
+        "GET sets",
+        "LLEN carts",
+        "MGET other",
+        "STRLEN _other",
+        "STRLEN _plain",
+        "STRLEN users",
+    ];
+    let wanted: Vec<(String, f64)> = wanted.iter().map(|name| ((*name).to_owned(), 3.0)).collect();
+    assert_eq!(candidates(&r.proxy), wanted);
+}
+
+/// Another mode than `serve` makes a candidate of every read that could be cached.
+#[test]
+fn where_nothing_is_served_every_read_that_could_be_is_a_candidate() {
+    for mode in ["off", "observe"] {
+        let redis = Redis::start();
+        let proxy = Proxy::to(&redis).set("cache.mode", mode).start();
+        let mut client = proxy.client();
+        for line in ["GET user:1", "MGET user:1 cart:1", "HGETALL user:1", "HGETALL user:2", "TTL user:1"] {
+            client.cmd(&line.split(' ').collect::<Vec<_>>());
+        }
+        let wanted = [("GET user", 1.0), ("HGETALL user", 2.0), ("MGET user", 1.0)];
+        assert_eq!(candidates(&proxy), wanted.map(|(name, n)| (name.to_owned(), n)), "{mode}");
+    }
+}
+
 #[test]
 fn the_first_rule_that_matches_decides_and_other_keys_pass_through() {
     let mut r = ruled(json!([

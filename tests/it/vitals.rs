@@ -209,7 +209,10 @@ fn close(found: &Value, expected: f64) {
 /// A request is 1, a byte 0.0005, a key of the rule 0.06.
 fn priced(redis: &Redis, rule: &Value) -> Proxy {
     let builder = Proxy::to(redis).set("coherence.max_staleness", "60s").set("rules", serde_json::json!([rule]));
-    builder.set("costs.per_million_requests", 1_000_000).set("costs.per_gib", "536870.912").start()
+    let proxy = builder.set("costs.per_million_requests", 1_000_000).set("costs.per_gib", "536870.912").start();
+    // A session's hits are worth what they are at that moment: not before the side port's thread has read the prices.
+    eventually(PATIENCE, "the prices", || costs(&proxy)["currency"] == "USD");
+    proxy
 }
 
 #[test]

@@ -3,11 +3,14 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{CONNECTIONS_MAX, Resolver, millis, secs};
+use super::{CONNECTIONS_MAX, Resolver, TTL_MAX, millis, secs};
 use crate::command::prefix::PREFIX_MAX;
-use crate::config::units::{DURATION_MAX, shown};
+use crate::config::units::{self, DURATION_MAX, shown};
 use crate::config::url::{self, Url};
 use crate::config::{Admin, AdminResp, Backend, Environment, Retry, Secret, Upstream};
+
+/// More often would show in upstream's own figures.
+const INFO_MIN: Duration = secs(1);
 
 const NO_UPSTREAM: &str =
     "no upstream: set upstream.url, for example redis://127.0.0.1:6379, or 'embedded' for the in-memory engine";
@@ -30,6 +33,7 @@ impl Resolver<'_> {
             connect_timeout: self.duration("upstream.connect_timeout", secs(1), millis(1)..=DURATION_MAX),
             request_timeout: self.timeout("upstream.request_timeout"),
             stall_timeout: self.stall_timeout(),
+            info_poll: self.one("upstream.info_poll", Some(secs(10)), info_poll),
             retry: self.retry(),
             lanes_max: self.count("upstream.lanes_max", 64, 1..=CONNECTIONS_MAX),
             pinned_max,
@@ -115,4 +119,12 @@ fn key_prefix(text: &str) -> Result<String, String> {
         return Err(format!("{} has {} bytes; {PREFIX_MAX} are allowed", shown(text), text.len()));
     }
     Ok(text.to_owned())
+}
+
+fn info_poll(text: &str) -> Result<Option<Duration>, String> {
+    let period = units::duration(text, Duration::ZERO..=TTL_MAX)?;
+    if !period.is_zero() && period < INFO_MIN {
+        return Err(format!("{} is less than 1s; use 0s to ask upstream nothing", shown(text)));
+    }
+    Ok((!period.is_zero()).then_some(period))
 }

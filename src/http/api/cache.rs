@@ -70,7 +70,7 @@ struct Upstream {
     state: &'static str,
     server: Option<String>,
     version: Option<String>,
-    /// Of the embedded engine; what an upstream has is not asked.
+    /// Of the embedded engine, or as upstream last said; none while that is not known.
     memory_bytes: Option<u64>,
     keys: Option<u64>,
     backend: &'static str,
@@ -149,8 +149,8 @@ impl Upstream {
             state: status.breaker().as_str(),
             server,
             version,
-            memory_bytes: embedded.then(|| metrics.local.bytes.get()),
-            keys: embedded.then(|| metrics.local.keys.get()),
+            memory_bytes: if embedded { Some(metrics.local.bytes.get()) } else { metrics.upstream_size.memory() },
+            keys: if embedded { Some(metrics.local.keys.get()) } else { metrics.upstream_size.keys() },
             backend: status.backend(),
         }
     }

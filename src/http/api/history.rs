@@ -29,7 +29,9 @@ struct Points(Vec<f64>);
 struct Rule {
     hits: Points,
     misses: Points,
-    saved: Points,
+    /// By minutes only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    saved: Option<Points>,
 }
 
 impl History {
@@ -37,7 +39,7 @@ impl History {
         let Shown { range, step_ms, ended, length, series, rules } = history.shown(range);
         let rule = |rule: RuleShown| {
             let RuleShown { name, hits, misses, saved } = rule;
-            (name, Rule { hits: Points(hits), misses: Points(misses), saved: Points(saved) })
+            (name, Rule { hits: Points(hits), misses: Points(misses), saved: saved.map(Points) })
         };
         History {
             range: range.as_str(),

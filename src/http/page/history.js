@@ -1,6 +1,5 @@
 // What was: the rings that the side port keeps (15 minutes by the second, 24 hours by the minute), the former prolonged by
-// each snapshot of the stream, so that the page asks for it once and after a gap only. Rules by the second are what this page
-// has seen itself since it was opened.
+// each snapshot of the stream, so that the page asks for it once and after a gap only.
 
 const LENGTH = 900;
 // A young ring is not stretched over the whole width.
@@ -76,11 +75,24 @@ export class View {
   }
 }
 
-// Hits and misses of each rule and pattern at each snapshot.
+// Hits and misses of each rule and pattern in each second: rules' from the side port's ring, then those of all from each
+// snapshot of the stream.
 export class Families {
   constructor() {
-    this.times = [];
-    this.seen = [];
+    this.clear();
+  }
+
+  // What was before; what has been seen here since then stays behind it.
+  load({ end, length, rules }) {
+    if (!end) return;
+    const last = Date.parse(end);
+    const first = this.times.findIndex((time) => time > last + STEP_MS / 2);
+    const [times, seen] = first < 0 ? [[], []] : [this.times.slice(first), this.seen.slice(first)];
+    const all = Object.entries(rules);
+    const past = Array.from({ length }, (_, i) => new Map(all.filter(([, { hits }]) => hits[i] !== null)
+      .map(([name, { hits, misses }]) => [name, { hits: hits[i], misses: misses[i] }])));
+    this.times = [...past.map((_, i) => last - (length - 1 - i) * STEP_MS), ...times].slice(-LENGTH);
+    this.seen = [...past, ...seen].slice(-LENGTH);
   }
 
   push({ at, cache }) {
@@ -91,8 +103,17 @@ export class Families {
     }
     const time = Date.parse(at);
     if (this.times.length && time - this.times.at(-1) < STEP_MS / 2) return;
+    const since = new Map();
+    for (const [name, now] of counts) {
+      const before = this.totals.get(name);
+      // Counts that fall are a restart: unknown.
+      if (before && now.hits >= before.hits && now.misses >= before.misses) {
+        since.set(name, { hits: now.hits - before.hits, misses: now.misses - before.misses });
+      }
+    }
+    this.totals = counts;
     this.times.push(time);
-    this.seen.push(counts);
+    this.seen.push(since);
     if (this.times.length > LENGTH) {
       this.times.shift();
       this.seen.shift();
@@ -101,22 +122,28 @@ export class Families {
 
   clear() {
     this.times = [];
+    // By name, for each of the times; where it is not known, without that name.
     this.seen = [];
+    // As of the newest snapshot.
+    this.totals = new Map();
   }
 
-  // [{name, values}]: the hit rate over the last seconds at each of them. Counts that fall are a restart: unknown.
+  // [{name, values}]: the hit rate over the last seconds at each of them.
   rates() {
-    const names = [...(this.seen.at(-1)?.keys() ?? [])];
-    const series = names.map((name) => ({
-      name,
-      values: this.seen.map((now, i) => {
-        const before = this.seen[Math.max(0, i - WINDOW)].get(name);
-        const after = now.get(name);
-        if (!before || !after) return null;
-        const [hits, misses] = [after.hits - before.hits, after.misses - before.misses];
-        return hits >= 0 && misses >= 0 && hits + misses > 0 ? hits / (hits + misses) : null;
-      }),
-    }));
+    const names = new Set([...this.totals.keys(), ...(this.seen.at(-1)?.keys() ?? [])]);
+    const series = [...names].map((name) => {
+      let [hits, misses] = [0, 0];
+      const add = (counts, sign) => {
+        hits += sign * (counts?.hits ?? 0);
+        misses += sign * (counts?.misses ?? 0);
+      };
+      const values = this.seen.map((now, i) => {
+        add(now.get(name), 1);
+        if (i >= WINDOW) add(this.seen[i - WINDOW].get(name), -1);
+        return now.has(name) && hits + misses > 0 ? hits / (hits + misses) : null;
+      });
+      return { name, values };
+    });
     return series.filter(({ values }) => values.some((value) => value !== null));
   }
 

@@ -112,7 +112,10 @@ async function poll() {
 
 async function loadSeconds() {
   const { data } = await ask('/api/v1/history?range=15m');
-  if (data) seconds.load(data);
+  if (data) {
+    seconds.load(data);
+    families.load(data);
+  }
   draw();
 }
 

@@ -158,12 +158,39 @@ fn rules_come_and_go_and_are_few() {
     assert_eq!(shown.rules.iter().map(|rule| rule.name.as_str()).collect::<Vec<_>>(), ["a", "b"]);
     same(&shown.rules[0].hits, &[f64::NAN, 6.0]);
     same(&shown.rules[1].hits, &[f64::NAN, f64::NAN]);
-    assert!(world.view.history.shown(Range::Quarter).rules.is_empty());
     let many: Vec<String> = (0..100).map(|i| format!("r{i}")).collect();
     minute(&mut world, &many.iter().map(String::as_str).collect::<Vec<_>>());
     let shown = world.view.history.shown(Range::Day);
     assert_eq!((shown.rules.len(), shown.rules[0].name.as_str()), (RULES_MAX, "r0"));
     assert!(shown.rules.iter().all(|rule| rule.hits.len() == shown.length));
+}
+
+#[test]
+fn rules_have_their_seconds_too() {
+    let mut world = World::new();
+    let id = world.view.metrics.patterns.of_rule("a");
+    let second = |world: &mut World, seconds: u64, hits: usize, rules: &[&str]| {
+        (0..hits).for_each(|_| world.view.metrics.patterns.hit(id));
+        world.view.metrics.patterns.miss(id);
+        world.now += seconds * SECOND;
+        world.sample(rules);
+    };
+    second(&mut world, 1, 1, &["a"]);
+    second(&mut world, 1, 3, &["a", "b"]);
+    second(&mut world, 2, 4, &["a", "b"]);
+    let nan = f64::NAN;
+    let shown = world.view.history.shown(Range::Quarter);
+    assert_eq!(shown.rules.iter().map(|rule| rule.name.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+    same(&shown.rules[0].hits, &[nan, 3.0, nan, 2.0]);
+    same(&shown.rules[0].misses, &[nan, 1.0, nan, 0.5]);
+    same(&shown.rules[1].hits, &[nan, nan, nan, 0.0]);
+    assert!(shown.rules[0].saved.is_none());
+    (0..100).for_each(|_| second(&mut world, 10, 10, &["a"]));
+    let shown = world.view.history.shown(Range::Quarter);
+    assert_eq!((shown.rules.len(), shown.length), (1, SECONDS));
+    let seen: Vec<f64> = shown.rules[0].hits.iter().copied().filter(|hits| !hits.is_nan()).collect();
+    same(&seen, &[1.0; SECONDS / 10]);
+    assert!(world.view.history.shown(Range::Day).rules[0].saved.is_some());
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use bytes::BytesMut;
 
-use super::{Pin, settle};
+use super::{Pin, note_answer, settle};
 use crate::command::Request;
 use crate::resp::build;
 use crate::resp::reply;
@@ -26,6 +26,7 @@ impl Pin {
         let Some(end) = memchr::memchr(b'\n', &self.conn.link.rbuf) else { return false };
         let header = self.conn.link.rbuf.split_to(end + 1);
         let Some(expect) = self.expect.pop_front() else { return false };
+        note_answer(ctx, &expect, false);
         self.announce(ctx, client, &expect);
         *hold |= settle(ctx, &expect) | self.tell(&expect);
         client.session.set_fence();

@@ -7,9 +7,10 @@ use bytes::BytesMut;
 use tokio::time::Instant;
 
 use super::own_names::own_piece;
-use super::{Pin, settle};
+use super::{Pin, note_answer, settle};
 use crate::coherence::{Applied, Hold, Message, Op, apply, publish};
 use crate::config::Fence;
+use crate::observe::clock;
 use crate::observe::reasons::Source;
 use crate::resp::build;
 use crate::resp::reply::{self, Frame};
@@ -24,9 +25,11 @@ const SWEEP_MAX: std::time::Duration = std::time::Duration::from_secs(60);
 
 impl Pin {
     pub(super) fn read_upstream(&mut self, ctx: &Rc<Ctx>, client: &Client) -> Result<(), String> {
+        ctx.now.set(clock::now());
         let mut hold = false;
         let nothing = self.conn.link.rbuf.is_empty();
         while self.hold.is_none() && !self.conn.link.rbuf.is_empty() {
+            self.note_size(ctx);
             if self.streaming {
                 if !self.stream_on(ctx)? {
                     break;
@@ -51,6 +54,7 @@ impl Pin {
                 }
             }
         }
+        self.note_size(ctx);
         // Not at the end of a hold: its PONGs have proved what was read before.
         if !nothing {
             client.session.set_fence();
@@ -120,7 +124,15 @@ impl Pin {
 
     pub(super) fn deliver(&mut self, mute: bool, bytes: &[u8]) {
         if !mute {
+            self.size += bytes.len();
             self.staged.extend_from_slice(bytes);
+        }
+    }
+
+    /// Counts what was delivered, unless it is a part of something.
+    fn note_size(&mut self, ctx: &Ctx) {
+        if self.walk.is_none() && !self.streaming {
+            ctx.metrics.reply_sizes.note(std::mem::take(&mut self.size));
         }
     }
 
@@ -190,6 +202,10 @@ impl Pin {
         frame: &[u8],
     ) -> Result<bool, String> {
         let failed = reply::is_error(frame);
+        note_answer(ctx, &expect, failed);
+        if failed || matches!(expect.what, What::Aborted(_)) {
+            client.session.run.errors.inc();
+        }
         self.announce(ctx, client, &expect);
         let nothing = matches!(expect.what, What::Blocking) && reply::is_null(frame);
         let hold = settle(ctx, &expect) && !nothing;
@@ -299,6 +315,7 @@ impl Pin {
         }
         let Some(expect) = self.expect.pop_front() else { return false };
         self.streaming_mute = expect.mute;
+        note_answer(ctx, &expect, false);
         match expect.what {
             What::Exec(_) => self.watching = false,
             What::Queued(_) | What::Multi | What::Watch => self.soiled = true,

@@ -30,7 +30,7 @@ use crate::command::table::{self, Lookup};
 use crate::command::{Request, Spec, Why};
 use crate::net::read_some;
 use crate::observe::clock;
-use crate::observe::reasons::{Bypass, Dropped, Flush, Peer, Source};
+use crate::observe::reasons::{Bypass, Dropped, Flush, Peer, Source, Timed};
 use crate::resp::reply::FrameScanner;
 use crate::resp::request::ProtocolError;
 use crate::session::batch::Batch;
@@ -98,6 +98,8 @@ struct Pin {
     walk: Option<Walk>,
     /// Replies that wait for a hold, in order.
     staged: BytesMut,
+    /// Bytes of the reply that is being delivered.
+    size: usize,
     /// Messages that go out before what is staged is passed on (`pubsub` mode).
     tells: Vec<Box<[u8]>>,
     hold: Option<(Rc<Hold>, Instant)>,
@@ -336,6 +338,7 @@ impl Pin {
             redirect: (0, 0),
             walk: None,
             staged: BytesMut::new(),
+            size: 0,
             tells: Vec::new(),
             hold: None,
             streaming: false,
@@ -536,9 +539,11 @@ impl Pin {
     fn fail(&mut self, ctx: &Rc<Ctx>, client: &Client) {
         self.unstage(client);
         client.session.set_fence();
+        ctx.now.set(clock::now());
         for expect in std::mem::take(&mut self.expect) {
             settle(ctx, &expect);
             self.tell(&expect);
+            note_answer(ctx, &expect, true);
             let text = if expect.write {
                 "NEARSIDE upstream connection lost: outcome unknown"
             } else {
@@ -589,6 +594,19 @@ fn settle(ctx: &Ctx, expect: &Expect) -> bool {
         ctx.l1.flush();
     }
     expect.hold
+}
+
+/// A command is answered: how long that took, and whether by an error. Not what may wait as long as it likes, nor what no
+/// client has asked for, nor what was refused here, which is no error of upstream's.
+fn note_answer(ctx: &Ctx, expect: &Expect, failed: bool) {
+    if matches!(expect.what, What::Blocking | What::Told | What::Refused(_) | What::Aborted(_)) {
+        return;
+    }
+    let timed = if failed { Timed::PinnedError } else { Timed::PinnedOk };
+    ctx.metrics.request(timed, ctx.now.get().saturating_sub(expect.at));
+    if failed {
+        ctx.metrics.failed.inc();
+    }
 }
 
 fn begin_all(ctx: &Ctx, named: &[Box<[u8]>]) -> Ends {

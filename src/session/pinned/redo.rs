@@ -74,7 +74,7 @@ impl Client {
         let session = self.session.clone();
         let mute = session.outbox.borrow().head_is_mute();
         let mut stripper = session.own_stream(ctx);
-        let mut begun = false;
+        let (mut begun, mut size) = (false, 0);
         loop {
             let Ok(step) = scanner.advance(&conn.link.rbuf) else {
                 session.closing.set(begun);
@@ -82,10 +82,12 @@ impl Client {
             };
             let bytes = own_piece(ctx, stripper.as_mut(), conn.link.rbuf.split_to(step.take));
             if !mute {
+                size += bytes.len();
                 session.outbox.borrow_mut().ready.extend_from_slice(&bytes);
             }
             begun |= step.take > 0;
             if step.done {
+                ctx.metrics.reply_sizes.note(size);
                 scanner.reset();
                 return true;
             }

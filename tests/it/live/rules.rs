@@ -317,3 +317,36 @@ fn rules_that_begin_to_name_reads_of_hashes_get_hits() {
     stand.redis.cmd(&["HSET", "h:1", "f", "w"]);
     eventually(PATIENCE, "the new value", || run(&mut client, "HGETALL h:1") == Reply::bulks(&["f", "w"]));
 }
+
+/// Hits are weighed only while a byte or a rule has a price: the first hit behind the change counts, and nothing before it.
+#[test]
+fn a_price_that_comes_while_it_runs_holds_for_the_hits_behind_it() {
+    let stand = Stand::with_rules(json!([{"name": "user", "pattern": "user:*", "ttl": "10m"}]));
+    let mut client = stand.proxy.client();
+    warm(&stand.proxy, &mut client, "user:1");
+    let saved = || stand.proxy.metric("nearside_cost_saved_total{rule=\"user\"}");
+    let mut hit = |n: usize| (0..n).for_each(|_| drop(run(&mut client, "GET user:1")));
+    hit(5);
+    assert_eq!(saved(), 0.0);
+    for (cost, each) in [("0.5", 0.5), ("0", 0.0), ("2", 2.0)] {
+        let before = saved();
+        stand.put("/api/v1/rules/user", &json!({"pattern": "user:*", "ttl": "10m", "cost_per_miss": cost}));
+        // The side port's thread takes the price over at its next second; without one there is nothing to see of it.
+        if each > 0.0 {
+            eventually(PATIENCE, "the price", || {
+                hit(1);
+                saved() > before
+            });
+        } else {
+            eventually(PATIENCE, "no price", || {
+                let before = saved();
+                hit(1);
+                saved() == before
+            });
+        }
+        let before = saved();
+        hit(3);
+        let grown = saved() - before;
+        assert!((grown - 3.0 * each).abs() < 1e-9, "{grown} for three hits at {cost}");
+    }
+}

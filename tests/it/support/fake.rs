@@ -379,6 +379,8 @@ fn housekeeping(link: &mut Link, number: usize, name: &str, words: &Words) -> Op
         ("CLIENT", "ID") => format!(":{id}\r\n"),
         ("CLIENT", _) => "+OK\r\n".into(),
         ("COMMAND", "INFO") => format!("*{}\r\n{}", words.len() - 2, nil.repeat(words.len() - 2)),
+        ("INFO", "MEMORY") => "$28\r\n# Memory\r\nused_memory:1000\r\n\r\n".into(),
+        ("INFO", "KEYSPACE") => "$12\r\n# Keyspace\r\n\r\n".into(),
         ("ACL", "WHOAMI") => "$7\r\ndefault\r\n".into(),
         _ => return None,
     };

@@ -101,7 +101,7 @@ export function create(page) {
       const some = page.families.rates().slice(0, LINES_MAX);
       const pad = Math.max(0, 120 - (some[0]?.values.length ?? 0));
       const padded = some.map(({ name, values }) => ({ name, values: [...Array(pad).fill(null), ...values] }));
-      ruleLines.note(some.length ? 'Over 10 seconds at each point, since this page was opened.' : 'Waiting for look-ups: this chart begins when the page is opened; 24 h shows what was before.');
+      ruleLines.note(some.length ? 'Over 10 seconds at each point. Patterns, which have no rule, since this page was opened.' : 'No look-ups in the last 15 minutes.');
       byRule.update({ end: page.families.end(), step: 1000, series: padded.map(lineOf) });
       return;
     }

@@ -9,8 +9,6 @@ const POLICY = '/api/v1/dashboard/policy';
 const METRICS = '/api/v1/dashboard/metrics';
 const EXPERIMENTS = '/api/v1/experiments';
 
-// Upper ends of the histogram's columns.
-const SIZES = [64, 256, 1024, 4096, 16384, 65536, 262144, null];
 const KINDS = { read: 'hit', write: 'c2', execute: 'c4', admin: 'error' };
 
 export function create(page) {
@@ -43,8 +41,8 @@ export function create(page) {
     ],
   });
   const recentCard = card('Recent denials', { size: 'wide', note: 'Without arguments, which are never kept.' }, recent.root);
-  const sizes = columns({ label: 'Reply sizes', unit: '', none: 'No reply has been sent in this time.' });
-  const sizeCard = card('Reply sizes', {}, sizes.root);
+  const sizes = columns({ label: 'Reply sizes', unit: '', none: 'No reply has been sent yet.' });
+  const sizeCard = card('Reply sizes', { note: 'Single replies to clients, since the start.' }, sizes.root);
   const bypass = bars({ label: 'Reads past the cache, by reason', none: 'No read has gone past the cache.' });
   const bypassCard = card('Reads past the cache', { size: 'wider' }, bypass.root);
   const arms = el('div', { class: 'arms' });
@@ -55,17 +53,6 @@ export function create(page) {
     grid(overCard, card('Decisions by kind', {}, kinds.root, byKind.root),
       card('Denied most', {}, top.root), recentCard,
       sizeCard, bypassCard, armCard));
-
-  function drawSizes(past) {
-    // The mean of each second or minute: single replies are not kept.
-    const means = past.ratio('bytes_client_out', 'requests').filter((value) => value !== null);
-    const found = SIZES.map((end, i) => ({
-      name: end === null ? 'more' : `≤ ${format.bytes(end)}`,
-      value: means.filter((mean) => (end === null || mean <= end) && (i === 0 || mean > SIZES[i - 1])).length,
-    }));
-    sizeCard.note(`How many ${past.step === 1000 ? 'seconds' : 'minutes'} had a mean reply of this size.`);
-    sizes.update(found, 'upstream');
-  }
 
   const made = new Map();
   function drawArms(data) {
@@ -106,7 +93,8 @@ export function create(page) {
     })));
     const detail = recentCard.data(page.answer(POLICY));
     if (detail?.recent) recent.update(detail.recent.items, detail.recent.total);
-    drawSizes(past);
+    const counted = sizeCard.data(page.answer(POLICY))?.reply_sizes;
+    if (counted) sizes.update(counted.map(({ le_bytes: le, count }) => ({ name: le === null ? 'more' : `≤ ${format.bytes(le)}`, value: count })), 'upstream');
     const numbers = bypassCard.data(page.answer(METRICS));
     if (numbers?.bypass) {
       const some = Object.entries(numbers.bypass).filter(([, value]) => value > 0).sort((a, b) => b[1] - a[1]);
