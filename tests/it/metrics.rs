@@ -306,9 +306,7 @@ fn commands_on_a_connection_of_the_clients_own_are_timed_and_their_errors_counte
     redis.cmd(&["SET", "small", "v"]);
     let counts = || {
         let of = |result: &str| {
-            proxy.metric(&format!(
-                "nearside_request_duration_seconds_count{{class=\"pinned\",result=\"{result}\"}}"
-            ))
+            proxy.metric(&format!("nearside_request_duration_seconds_count{{class=\"pinned\",result=\"{result}\"}}"))
         };
         let errors = proxy.get("/api/v1/dashboard/metrics").json()["errors"].as_f64().expect("a number");
         (of("ok"), of("error"), errors)
