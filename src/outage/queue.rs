@@ -111,8 +111,18 @@ struct Series {
     number: u64,
     base: Base,
     left: usize,
-    /// It has been compared, or need not be.
-    begun: bool,
+    stage: Stage,
+}
+
+/// How far a series has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Nothing of it is upstream.
+    Waits,
+    /// Its key was found to be so, and something of it may be upstream. That is kept until its first effect is counted: a
+    /// connection may be lost in between, and what is upstream then may be this series' own.
+    Begun(Replayed),
+    Counted,
 }
 
 /// A series that is not to be done.
@@ -180,7 +190,12 @@ impl Queue {
             let key: Box<[u8]> = new.effect.key().into();
             let next = self.series + 1;
             let series =
-                self.keys.entry(key).or_insert_with(|| Series { number: next, base: new.base, left: 0, begun: false });
+                self.keys.entry(key).or_insert_with(|| Series {
+                    number: next,
+                    base: new.base,
+                    left: 0,
+                    stage: Stage::Waits,
+                });
             self.series = self.series.max(series.number);
             series.left += 1;
             self.last += 1;
@@ -207,14 +222,20 @@ impl Queue {
     /// The base to compare before this effect, if its series has not begun.
     pub(crate) fn to_compare(&self, item: &Item) -> Option<&Base> {
         let series = self.keys.get(item.effect.key())?;
-        (series.number == item.series && !series.begun).then_some(&series.base)
+        (series.number == item.series && series.stage == Stage::Waits).then_some(&series.base)
     }
 
-    /// The key's series is about to be done: what is upstream from here on may be its own. Or, where it turns out that
-    /// nothing of it was: not yet.
-    pub(crate) fn begin(&mut self, key: &[u8], begun: bool) {
+    /// The key's series is about to be done, and its key was found to be so: what is upstream from here on may be its own.
+    pub(crate) fn begin(&mut self, key: &[u8], found: Replayed) {
         if let Some(series) = self.keys.get_mut(key) {
-            series.begun = begun;
+            series.stage = Stage::Begun(found);
+        }
+    }
+
+    /// It has turned out that nothing of it was done: what its key is then is to be asked again.
+    pub(crate) fn not_begun(&mut self, key: &[u8]) {
+        if let Some(series) = self.keys.get_mut(key) {
+            series.stage = Stage::Waits;
         }
     }
 
@@ -229,6 +250,22 @@ impl Queue {
     pub(crate) fn mark_of(&self, seq: u64) -> Option<u64> {
         let last = self.items.iter().take_while(|item| item.seq <= seq).last();
         last.map(|item| item.mark).filter(|mark| *mark > 0)
+    }
+
+    /// What each effect up to this number counts as, now that it is done or will never be; asked once, before `applied`.
+    pub(crate) fn outcomes(&mut self, seq: u64) -> Vec<Replayed> {
+        let Queue { items, keys, skipped, .. } = self;
+        let outcome = |item: &Item| {
+            if let Some(skipped) = skipped.get(&item.series) {
+                return skipped.why;
+            }
+            let series = keys.get_mut(item.effect.key()).filter(|series| series.number == item.series);
+            match series.map(|series| std::mem::replace(&mut series.stage, Stage::Counted)) {
+                Some(Stage::Begun(found)) => found,
+                _ => Replayed::Applied,
+            }
+        };
+        items.iter().take_while(|item| item.seq <= seq).map(outcome).collect()
     }
 
     /// Everything up to this number is done, or will never be.
