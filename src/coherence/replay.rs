@@ -435,7 +435,11 @@ async fn compare(ctx: &Ctx, lane: &Lane, means: &mut Means, todo: &[Todo]) -> Re
     for ((key, base), reply) in asked.iter().zip(replies) {
         let frame = reply.await.map_err(|_| Went::Lost)?;
         refused = refused.or_else(|| transient(&frame));
-        verdicts.insert((*key).into(), verdict(base, &frame, wall));
+        let mut found = verdict(base, &frame, wall);
+        if found == Replayed::Overwritten && may_be_own(ctx, lane, key, &frame, wall) {
+            found = Replayed::Applied;
+        }
+        verdicts.insert((*key).into(), found);
     }
     match refused {
         Some(why) => {
@@ -447,6 +451,13 @@ async fn compare(ctx: &Ctx, lane: &Lane, means: &mut Means, todo: &[Todo]) -> Re
         }
         None => Ok(verdicts),
     }
+}
+
+/// Whether this answer to GET shows what a process before this one has done of the same journal.
+fn may_be_own(ctx: &Ctx, lane: &Lane, key: &[u8], frame: &[u8], now: i64) -> bool {
+    let value = reply::bulk(frame).filter(|_| !reply::is_error(frame));
+    let is_answer = value.is_some() || reply::is_null(frame);
+    is_answer && ctx.held.of(&lane.profile).is_some_and(|held| held.borrow().queue.may_be_own(key, value, now))
 }
 
 fn verdict(base: &Base, frame: &[u8], now: i64) -> Replayed {
@@ -595,7 +606,8 @@ fn one_by_one(todo: &[&Todo], frames: &[Vec<u8>]) -> Result<(), Stopped> {
     if refused == Refused::default() {
         return Ok(());
     }
-    refused.undone = todo.iter().map(|one| one.effect.key()).filter(|key| !touched.contains(key)).map(Into::into).collect();
+    refused.undone =
+        todo.iter().map(|one| one.effect.key()).filter(|key| !touched.contains(key)).map(Into::into).collect();
     Err(Stopped::Some(refused))
 }
 

@@ -18,6 +18,10 @@ use crate::observe::reasons::Replayed;
 /// What an effect costs besides its bytes: its place in the row, its key's in the map, three allocations.
 const OVERHEAD: usize = 192;
 
+/// So many effects from the front on are looked at for what may have been done without a mark. Marks go to the journal with
+/// each batch, 128 effects, and its thread is seldom more than one behind.
+const UNMARKED: usize = 1024;
+
 /// What is to be done upstream to one key, by upstream's name of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Effect {
@@ -36,6 +40,14 @@ impl Effect {
     pub(crate) fn key(&self) -> &[u8] {
         match self {
             Effect::Set { key, .. } | Effect::Del { key } => key,
+        }
+    }
+
+    /// What the key holds behind it.
+    fn leaves(&self, now: i64) -> Option<&[u8]> {
+        match self {
+            Effect::Set { value, expire_at_ms, .. } if expire_at_ms.is_none_or(|at| at > now) => Some(value),
+            Effect::Set { .. } | Effect::Del { .. } => None,
         }
     }
 
@@ -112,6 +124,8 @@ struct Series {
     base: Base,
     left: usize,
     stage: Stage,
+    /// It is from the journal, which need not know yet what of it is upstream already.
+    restored: bool,
 }
 
 /// How far a series has come.
@@ -189,19 +203,38 @@ impl Queue {
             let bytes = new.bytes();
             let key: Box<[u8]> = new.effect.key().into();
             let next = self.series + 1;
-            let series =
-                self.keys.entry(key).or_insert_with(|| Series {
-                    number: next,
-                    base: new.base,
-                    left: 0,
-                    stage: Stage::Waits,
-                });
+            let series = self.keys.entry(key).or_insert_with(|| Series {
+                number: next,
+                base: new.base,
+                left: 0,
+                stage: Stage::Waits,
+                restored: false,
+            });
             self.series = self.series.max(series.number);
             series.left += 1;
             self.last += 1;
             self.bytes += bytes;
             self.items.push_back(Item { seq: self.last, at, effect: new.effect, mark, series: series.number, bytes });
         }
+    }
+
+    /// The same of effects that a process before this one has queued.
+    pub(crate) fn restore(&mut self, at: u64, effects: Vec<New>, mark: u64) {
+        let keys: Vec<Box<[u8]>> = effects.iter().map(|new| new.effect.key().into()).collect();
+        self.push_marked(at, effects, mark);
+        for key in keys {
+            if let Some(series) = self.keys.get_mut(&key) {
+                series.restored = true;
+            }
+        }
+    }
+
+    /// Whether what upstream has of the key, a value or none, may be this queue's own doing, of a process that ended before
+    /// its journal had the mark. A foreign write of the same value is not told apart.
+    pub(crate) fn may_be_own(&self, key: &[u8], upstream: Option<&[u8]>, now: i64) -> bool {
+        let Some(series) = self.keys.get(key).filter(|series| series.restored) else { return false };
+        let own = self.items.iter().take(UNMARKED).filter(|item| item.series == series.number);
+        own.map(|item| item.effect.leaves(now)).any(|left| left == upstream)
     }
 
     /// The oldest ones: up to `count`, and no more than `bytes` of them unless it is one alone.

@@ -487,6 +487,7 @@ impl Session {
             Route::Opaque => self.forward(ctx, b, req, spec, mute, Some(Effect::Opaque)),
             Route::SwapDb => self.forward(ctx, b, req, spec, mute, Some(Effect::SwapDb)),
             Route::Announce => self.announce(ctx, b, req, spec, mute),
+            Route::Pinned(_) if self.greets_in_outage(ctx, spec, mute) => None,
             Route::Pinned(why) => Some(Step::Suspend(Work::Pinned(why, Owned::of(req)))),
             Route::Local if spec.kind == Kind::Hello && b.lane.availability() == Availability::Starting => {
                 // Which protocols there are is upstream's to say, as long as it may say so soon.

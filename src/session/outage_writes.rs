@@ -37,6 +37,18 @@ pub(super) enum Beside {
     Cache,
 }
 
+/// What becomes of a write while upstream is gone.
+pub(super) enum Plan<'k> {
+    /// Such writes fail.
+    Fail,
+    /// They do not, but this one is not acknowledged.
+    Refuse(NotQueued),
+    /// It has too many words, or too few.
+    Arity,
+    /// It is carried out here, where there is room.
+    Take(How, Command, Names<'k>),
+}
+
 impl Session {
     /// A write whose lane is gone.
     pub(super) fn write_in_outage(
@@ -48,17 +60,29 @@ impl Session {
         spec: &'static Spec,
         mute: bool,
     ) -> Option<Step> {
+        match self.plan_write(ctx, lane, now, req, spec) {
+            Plan::Fail => self.refuse_gone(ctx, lane, now, Class::Write, mute),
+            Plan::Refuse(why) => self.refuse_write(ctx, lane, now, why, mute),
+            Plan::Arity => {
+                self.answer_error(mute, &format!("ERR wrong number of arguments for '{}' command", spec.name));
+                None
+            }
+            Plan::Take(how, command, names) => self.acknowledge(ctx, lane, now, how, command, req, spec, &names, mute),
+        }
+    }
+
+    /// What becomes of a write whose lane is gone; EXPLAIN asks it of a lane that is there, as if it were.
+    pub(super) fn plan_write<'k>(&self, ctx: &Ctx, lane: &Lane, now: u64, req: &Request<'k>, spec: &Spec) -> Plan<'k> {
         let how = match self.how_to_write(ctx, lane, req, spec) {
             Ok(Some(how)) => how,
-            Ok(None) => return self.refuse_gone(ctx, lane, now, Class::Write, mute),
-            Err(why) => return self.refuse_write(ctx, lane, now, why, mute),
+            Ok(None) => return Plan::Fail,
+            Err(why) => return Plan::Refuse(why),
         };
         if !keys::arity_ok(spec, req.argc()) {
-            self.answer_error(mute, &format!("ERR wrong number of arguments for '{}' command", spec.name));
-            return None;
+            return Plan::Arity;
         }
         let (Some(needs), Some(command)) = (accept::needs(spec.name, req), local::command(spec.name)) else {
-            return self.refuse_write(ctx, lane, now, NotQueued::Command, mute);
+            return Plan::Refuse(NotQueued::Command);
         };
         let names = self.names(ctx, lane, now, req, spec);
         let held = ctx.held.of(&lane.profile);
@@ -66,9 +90,9 @@ impl Session {
             named.found.is_some() || held.as_ref().is_some_and(|held| held.borrow().knows(named.key))
         };
         if how == How::Queue && needs == Needs::Keys && !names.iter().all(known) {
-            return self.refuse_write(ctx, lane, now, NotQueued::Unknown, mute);
+            return Plan::Refuse(NotQueued::Unknown);
         }
-        self.acknowledge(ctx, lane, now, how, command, req, spec, &names, mute)
+        Plan::Take(how, command, names)
     }
 
     /// What the rules of its keys say. `None`: such writes fail.

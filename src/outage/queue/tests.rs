@@ -96,6 +96,35 @@ fn what_a_key_was_found_to_be_is_counted_with_its_first_effect() {
     assert_eq!(q.outcomes(5), [Replayed::Overwritten, Replayed::Applied]);
 }
 
+#[test]
+fn only_what_is_from_the_journal_may_have_been_done_before() {
+    let mut q = Queue::default();
+    q.restore(
+        1,
+        vec![
+            based("k", "2", "1"),
+            set("gone", "x"),
+            New { effect: Effect::Del { key: b"gone"[..].into() }, ..set("gone", "") },
+        ],
+        7,
+    );
+    q.push(2, vec![set("k", "3"), based("here", "2", "1")]);
+    for (key, upstream, own) in [
+        ("k", Some("2"), true),
+        ("k", Some("3"), true),
+        ("k", Some("theirs"), false),
+        ("k", None, false),
+        ("gone", None, true),
+        ("here", Some("2"), false),
+        ("nobody's", None, false),
+    ] {
+        assert_eq!(q.may_be_own(key.as_bytes(), upstream.map(str::as_bytes), 0), own, "{key} {upstream:?}");
+    }
+    q.applied(4);
+    q.push(3, vec![based("k", "4", "3")]);
+    assert!(!q.may_be_own(b"k", Some(b"4"), 0), "another series");
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Push(Vec<(u8, u8)>),

@@ -278,3 +278,34 @@ fn policies_that_do_not_wait_for_the_disk_outlive_the_process_too() {
         eventually(PATIENCE + ms(1), "it upstream", || redis.cmd(&["GET", "k"]) == Reply::bulk(policy));
     }
 }
+
+/// What of a key's writes is upstream already, and not marked as such when the process was killed, is no foreign change: with
+/// `queue_conflict: skip` the rest of them would be lost.
+#[test]
+fn what_was_done_before_the_kill_is_no_conflict() {
+    let dir = TempDir::new().unwrap();
+    let mut redis = lasting();
+    redis.cmd(&["MSET", "n", "1", "theirs", "1", "gone", "1"]);
+    let with_skip = |redis: &Redis| journaled(redis, dir.path()).set("outage.queue_conflict", "skip");
+    let proxy = with_skip(&redis).start();
+    let mut c = proxy.client();
+    ["n", "theirs", "gone"].iter().for_each(|key| drop(super::warm(&proxy, &mut c, key)));
+    redis.stop();
+    wait_gone(&proxy);
+    for i in 2..=4 {
+        assert_eq!(c.cmd(&["INCR", "n"]), Reply::Int(i));
+    }
+    assert_eq!(c.cmd(&["INCR", "theirs"]), Reply::Int(2));
+    assert_eq!(c.cmd(&["DEL", "gone"]), Reply::Int(1));
+    assert_eq!(c.cmd(&["SET", "gone", "new"]), Reply::ok());
+    kill(proxy);
+    redis.restart();
+    // As if upstream had got two of n's writes and one of gone's.
+    redis.cmd(&["MSET", "n", "3", "theirs", "100"]);
+    redis.cmd(&["DEL", "gone"]);
+    let proxy = with_skip(&redis).start();
+    wait_replayed(&proxy);
+    assert_eq!(redis.cmd(&["MGET", "n", "theirs", "gone"]), Reply::bulks(&["4", "100", "new"]));
+    let replayed = |what| super::queue::replayed(&proxy, what);
+    assert_eq!((replayed("applied"), replayed("conflict_skipped")), (5.0, 1.0));
+}
