@@ -112,23 +112,34 @@ impl Outage {
 
 const REASON: &str = "NEARSIDE upstream unavailable: ";
 
-#[track_caller]
-fn raises(said: (String, u32), start: &str) {
-    assert!(said.0.starts_with(start) && said.0.ends_with(" s)") && said.1 == 0, "{said:?}");
+/// The name that each has for an error that a server answers, and its word for OK.
+fn words(suite: Suite) -> (&'static str, &'static str) {
+    match suite {
+        Suite::RedisPy => ("ResponseError", "value True"),
+        _ => ("SimpleError", "value OK"),
+    }
+}
+
+fn here(said: &str) -> (String, u32) {
+    (said.to_owned(), 0)
 }
 
 /// An ordinary error of one command; the connection goes on.
-fn with_reply(suite: Suite, error: &str) {
+fn with_reply(suite: Suite) {
     if is_skipped(suite) {
         return;
     }
+    let (error, ok) = words(suite);
     let mut outage = Outage::begin(suite, "reply");
-    assert_eq!(outage.ask("get cached"), ("value 1".to_owned(), 0), "stale");
-    raises(outage.ask("get miss"), &format!("error {error}: {REASON}"));
-    let refused = outage.ask("lpush list x").0;
-    assert!(refused.starts_with(&format!("error {error}: {REASON}")), "{refused}");
-    assert!(outage.ask("set queued v").0.ends_with(if suite == Suite::RedisPy { "True" } else { "OK" }));
-    assert_eq!(outage.ask("get queued"), ("value v".to_owned(), 0));
+    assert_eq!(outage.ask("get cached"), here("value 1"), "stale");
+    for command in ["get miss", "lpush list x"] {
+        let (said, closed) = outage.ask(command);
+        assert!(said.starts_with(&format!("error {error}: {REASON}")) && closed == 0, "{command}: {said}");
+    }
+    assert_eq!(outage.ask("set queued v"), here(ok));
+    assert_eq!(outage.ask("get queued"), here("value v"));
+    // Whoever connects now is greeted, and answered too.
+    assert_eq!(Library::start(suite, outage.proxy.address()).ask("get cached"), "value 1");
     outage.over();
     outage.works_again();
     assert_eq!(outage.redis.cmd(&["EXISTS", "list"]), Reply::Int(0), "a refused write is not sent again");
@@ -136,33 +147,62 @@ fn with_reply(suite: Suite, error: &str) {
 
 #[test]
 fn redis_py_and_replies() {
-    with_reply(Suite::RedisPy, "ResponseError");
+    with_reply(Suite::RedisPy);
 }
 
 #[test]
 fn ioredis_and_replies() {
-    with_reply(Suite::Ioredis, "SimpleError");
+    with_reply(Suite::Ioredis);
 }
 
 #[test]
 fn node_redis_and_replies() {
-    with_reply(Suite::NodeRedis, "SimpleError");
+    with_reply(Suite::NodeRedis);
+}
+
+/// What could be answered is; what not ends the connection `closed` times, and then this is raised.
+fn with_close(suite: Suite, raised: &str, closed: u32) {
+    if is_skipped(suite) {
+        return;
+    }
+    let mut outage = Outage::begin(suite, "close");
+    for command in ["get miss", "lpush list x"] {
+        assert_eq!(outage.ask(command), (format!("error {raised}"), closed), "{command}");
+        // On the next connection, which was made without being asked for.
+        assert_eq!(outage.ask("get cached"), here("value 1"));
+    }
+    assert_eq!(outage.ask("set queued v"), here(words(suite).1));
+    outage.over();
+    outage.works_again();
+    assert_eq!(outage.redis.cmd(&["EXISTS", "list"]), Reply::Int(0), "nor is it sent again later");
+}
+
+/// Ten times again, also a write.
+#[test]
+fn redis_py_and_the_end_of_connections() {
+    with_close(Suite::RedisPy, "ConnectionError: Connection closed by server.", 11);
 }
 
 #[test]
-fn explore() {
-    for suite in [Suite::RedisPy, Suite::Ioredis, Suite::NodeRedis] {
-        let mut outage = Outage::begin(suite, "close");
-        for command in ["get cached", "get miss", "get cached", "lpush list x", "set queued v", "get cached"] {
-            let start = std::time::Instant::now();
-            let said = outage.ask(command);
-            eprintln!("XX {} {command}: {said:?} {:?}", suite.script(), start.elapsed());
-        }
-        outage.over();
-        for command in ["settled", "get queued", "get miss", "lpush list y"] {
-            let start = std::time::Instant::now();
-            let said = outage.ask(command);
-            eprintln!("XX after {} {command}: {said:?} {:?}", suite.script(), start.elapsed());
-        }
+fn node_redis_and_the_end_of_connections() {
+    with_close(Suite::NodeRedis, "SocketClosedUnexpectedlyError: Socket closed unexpectedly", 1);
+}
+
+/// It sends the command again on each new connection, also a write, and what it is asked meanwhile waits behind it.
+#[test]
+fn ioredis_and_the_end_of_connections() {
+    if is_skipped(Suite::Ioredis) {
+        return;
     }
+    let mut outage = Outage::begin(Suite::Ioredis, "close");
+    assert_eq!(outage.ask("get cached"), here("value 1"));
+    assert_eq!(outage.ask("set queued v"), here("value OK"));
+    let (said, closed) = outage.ask("lpush list x");
+    assert!(said == "pending" && closed >= 2, "{said}, {closed} times");
+    let (said, closed) = outage.ask("get cached");
+    assert!(said == "pending" && closed >= 2, "{said}, {closed} times");
+    outage.over();
+    assert_eq!(outage.library.ask("settled"), "value 1", "what waited is answered");
+    assert_eq!(outage.redis.cmd(&["LLEN", "list"]), Reply::Int(1), "the refused write is done in the end");
+    outage.works_again();
 }

@@ -301,8 +301,9 @@ fn what_was_done_before_the_kill_is_no_conflict() {
     kill(proxy);
     redis.restart();
     // As if upstream had got two of n's writes and one of gone's.
-    redis.cmd(&["MSET", "n", "3", "theirs", "100"]);
-    redis.cmd(&["DEL", "gone"]);
+    let loaded = || redis.cmd(&["MSET", "n", "3", "theirs", "100"]) == Reply::ok();
+    eventually(PATIENCE, "it to have loaded its data", loaded);
+    assert_eq!(redis.cmd(&["DEL", "gone"]), Reply::Int(1));
     let proxy = with_skip(&redis).start();
     wait_replayed(&proxy);
     assert_eq!(redis.cmd(&["MGET", "n", "theirs", "gone"]), Reply::bulks(&["4", "100", "new"]));
