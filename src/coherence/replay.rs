@@ -391,11 +391,10 @@ fn settle(ctx: &Ctx, lane: &Lane, until: u64) {
     held.applied(until);
 }
 
-/// Upstream will not have this key's writes.
+/// Upstream will not have this key's writes: all that are queued, said once.
 fn give_up(ctx: &Ctx, lane: &Lane, key: &[u8], why: &str) {
-    if let Some(held) = ctx.held.of(&lane.profile) {
-        held.borrow_mut().forget(key, Replayed::Failed);
-    }
+    let Some(held) = ctx.held.of(&lane.profile).filter(|held| held.borrow().queue.has(key)) else { return };
+    held.borrow_mut().forget(key, Replayed::Failed);
     tracing::error!(user = %lane.profile.user(), db = lane.profile.db,
         "an acknowledged write is lost: upstream refuses it for good: {why}");
     let detail = vec![("why", why.to_owned())];

@@ -275,7 +275,6 @@ fn explain_says_what_is_written_behind_and_what_an_outage_would_make_of_it() {
         ("LPUSH l:new v", "through", "refused: command"),
         ("SET other v", "through", "fail"),
         ("SET b:k", "through", "wrong number of arguments"),
-        ("FLUSHALL", "through", "fail"),
     ] {
         let words: Vec<&str> = ["NEARSIDE", "EXPLAIN"].into_iter().chain(command.split(' ')).collect();
         let explained = c.cmd(&words);

@@ -55,12 +55,17 @@ fn write_until_the_end(socket: &Path, key: &str) -> usize {
 #[test]
 fn every_acknowledged_write_outlives_kill_9() {
     let rounds = if std::env::var_os("NEARSIDE_TEST_LONG").is_some() { 100 } else { 10 };
+    // On a busy machine a round may be over before anything was written.
+    const ROUNDS_MAX: u32 = 200;
     let dir = TempDir::new().unwrap();
     let mut redis = lasting();
     redis.stop();
     let seed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos();
     let mut acknowledged: Vec<(String, usize)> = Vec::new();
-    for round in 0..rounds {
+    for round in 0..ROUNDS_MAX {
+        if round >= rounds && acknowledged.iter().map(|(_, count)| count).sum::<usize>() > 50 {
+            break;
+        }
         let proxy = journaled(&redis, dir.path()).set("outage.queue_max", 1_000_000).start();
         wait_gone(&proxy);
         let mut c = proxy.client();
@@ -83,7 +88,7 @@ fn every_acknowledged_write_outlives_kill_9() {
         acknowledged.extend(told.filter(|(_, count)| *count > 0));
     }
     let total: usize = acknowledged.iter().map(|(_, count)| count).sum();
-    assert!(total > 50, "only {total} writes in {rounds} rounds, {seed}");
+    assert!(total > 50, "only {total} writes, {seed}");
     let proxy = journaled(&redis, dir.path()).set("outage.queue_max", 1_000_000).start();
     proxy.wait_logged("writes that were acknowledged before wait for upstream");
     redis.restart();
