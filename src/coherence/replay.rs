@@ -21,7 +21,7 @@
 //! the batch is compared again. Users without these commands, and keys that keep being changed, go without; then a change in
 //! that moment is overwritten and not counted.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -61,6 +61,9 @@ const AGAIN_MAX: u32 = 8;
 /// Errors of a server that will take the write later, or of one that another connection attempt may replace.
 const TRANSIENT: [&str; 9] =
     ["OOM", "READONLY", "MISCONF", "LOADING", "BUSY", "MASTERDOWN", "NOREPLICAS", "CLUSTERDOWN", "TRYAGAIN"];
+
+/// So EXEC begins that was refused itself, before the reason.
+const ABORTED: &str = "EXECABORT Transaction discarded because of: ";
 
 /// What has become of one batch.
 enum Went {
@@ -329,37 +332,30 @@ async fn batch(ctx: &Rc<Ctx>, lane: &Rc<Lane>, means: &mut Means) -> Went {
     // Again: what was just skipped is no more to be done.
     let todo = take_until(ctx, lane, last);
     let wanted: Vec<&Todo> = todo.iter().filter(|todo| todo.skipped.is_none()).collect();
-    let compared: Vec<Box<[u8]>> = verdicts.keys().cloned().collect();
-    let begin = |begun: bool| compared.iter().for_each(|key| held.borrow_mut().queue.begin(key, begun));
-    begin(true);
-    let done = execute(ctx, lane, means, &wanted).await;
-    let until = match &done {
-        Ok(()) => last,
-        Err(Stopped::Before(seq, _)) => seq.saturating_sub(1),
-        Err(Stopped::Nothing | Stopped::NothingBecause(_)) => {
-            begin(false);
-            0
-        }
-        Err(Stopped::Failed(..) | Stopped::Lost) => 0,
-    };
-    settle(ctx, lane, &todo, until, &mut verdicts);
-    match done {
+    verdicts.iter().for_each(|(key, found)| held.borrow_mut().queue.begin(key, *found));
+    let not_begun = |key: &[u8]| held.borrow_mut().queue.not_begun(key);
+    match execute(ctx, lane, means, &wanted).await {
         Ok(()) => {
+            settle(ctx, lane, last);
             means.again = 0;
             Went::Done
         }
-        Err(Stopped::Nothing) => {
-            means.again += 1;
-            means.watch &= means.again < AGAIN_MAX;
-            Went::Again
-        }
-        Err(Stopped::NothingBecause(why) | Stopped::Before(_, why)) => Went::Refused(why),
-        Err(Stopped::Failed(failed, nothing)) => {
-            if nothing {
-                begin(false);
+        Err(Stopped::Nothing(why)) => {
+            verdicts.keys().for_each(|key| not_begun(key));
+            match why {
+                Some(why) => Went::Refused(why),
+                None => {
+                    means.again += 1;
+                    means.watch &= means.again < AGAIN_MAX;
+                    Went::Again
+                }
             }
-            failed.iter().for_each(|(key, why)| give_up(ctx, lane, key, why));
-            Went::Again
+        }
+        Err(Stopped::Some(refused)) => {
+            refused.undone.iter().filter(|key| verdicts.contains_key(*key)).for_each(|key| not_begun(key));
+            refused.for_good.iter().for_each(|(key, why)| give_up(ctx, lane, key, why));
+            settle(ctx, lane, refused.until.unwrap_or(last));
+            refused.for_now.map_or(Went::Done, Went::Refused)
         }
         Err(Stopped::Lost) => Went::Lost,
     }
@@ -385,23 +381,20 @@ fn collect(ctx: &Ctx, lane: &Lane, last: u64) -> Vec<Todo> {
 }
 
 /// Everything up to `until` is over: counted, and out of the queue.
-fn settle(ctx: &Ctx, lane: &Lane, todo: &[Todo], until: u64, verdicts: &mut Verdicts) {
+fn settle(ctx: &Ctx, lane: &Lane, until: u64) {
     let Some(held) = ctx.held.of(&lane.profile) else { return };
     let mut held = held.borrow_mut();
-    for one in todo.iter().take_while(|one| one.seq <= until) {
-        let first = || verdicts.remove(one.effect.key());
-        let what = one.skipped.or_else(first).unwrap_or(Replayed::Applied);
+    for what in held.queue.outcomes(until) {
         ctx.metrics.queue.replayed.inc(what);
         held.count(what);
     }
     held.applied(until);
 }
 
-/// Upstream will not have this key's writes.
+/// Upstream will not have this key's writes: all that are queued, said once.
 fn give_up(ctx: &Ctx, lane: &Lane, key: &[u8], why: &str) {
-    if let Some(held) = ctx.held.of(&lane.profile) {
-        held.borrow_mut().forget(key, Replayed::Failed);
-    }
+    let Some(held) = ctx.held.of(&lane.profile).filter(|held| held.borrow().queue.has(key)) else { return };
+    held.borrow_mut().forget(key, Replayed::Failed);
     tracing::error!(user = %lane.profile.user(), db = lane.profile.db,
         "an acknowledged write is lost: upstream refuses it for good: {why}");
     let detail = vec![("why", why.to_owned())];
@@ -441,7 +434,11 @@ async fn compare(ctx: &Ctx, lane: &Lane, means: &mut Means, todo: &[Todo]) -> Re
     for ((key, base), reply) in asked.iter().zip(replies) {
         let frame = reply.await.map_err(|_| Went::Lost)?;
         refused = refused.or_else(|| transient(&frame));
-        verdicts.insert((*key).into(), verdict(base, &frame, wall));
+        let mut found = verdict(base, &frame, wall);
+        if found == Replayed::Overwritten && may_be_own(ctx, lane, key, &frame, wall) {
+            found = Replayed::Applied;
+        }
+        verdicts.insert((*key).into(), found);
     }
     match refused {
         Some(why) => {
@@ -453,6 +450,13 @@ async fn compare(ctx: &Ctx, lane: &Lane, means: &mut Means, todo: &[Todo]) -> Re
         }
         None => Ok(verdicts),
     }
+}
+
+/// Whether this answer to GET shows what a process before this one has done of the same journal.
+fn may_be_own(ctx: &Ctx, lane: &Lane, key: &[u8], frame: &[u8], now: i64) -> bool {
+    let value = reply::bulk(frame).filter(|_| !reply::is_error(frame));
+    let is_answer = value.is_some() || reply::is_null(frame);
+    is_answer && ctx.held.of(&lane.profile).is_some_and(|held| held.borrow().queue.may_be_own(key, value, now))
 }
 
 fn verdict(base: &Base, frame: &[u8], now: i64) -> Replayed {
@@ -469,21 +473,33 @@ fn verdict(base: &Base, frame: &[u8], now: i64) -> Replayed {
 /// The error, if the server will take it later.
 fn transient(frame: &[u8]) -> Option<String> {
     let text = reply::is_error(frame).then(|| error_text(frame))?;
-    let code = text.split(' ').next().unwrap_or_default();
-    TRANSIENT.contains(&code).then_some(text)
+    is_transient(&text).then_some(text)
+}
+
+fn is_transient(text: &str) -> bool {
+    TRANSIENT.contains(&text.split(' ').next().unwrap_or_default())
 }
 
 /// Why not all of a batch was done.
 enum Stopped {
-    /// Somebody changed a key meanwhile: nothing was done.
-    Nothing,
-    /// Upstream refuses for now: nothing was done.
-    NothingBecause(String),
-    /// Upstream refuses this one for now; what stands before it was done.
-    Before(u64, String),
-    /// Upstream will never do these; true: nothing of the others was done either.
-    Failed(Vec<(Box<[u8]>, String)>, bool),
+    /// Nothing was: somebody changed a key meanwhile, or upstream refuses for now, and says why.
+    Nothing(Option<String>),
+    /// Each effect has its own fate.
+    Some(Refused),
     Lost,
+}
+
+/// What upstream has refused of a batch.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Refused {
+    /// Keys whose writes it will never do, and why.
+    for_good: Vec<(Box<[u8]>, String)>,
+    /// Why it will do some only later; none: it has done all the others.
+    for_now: Option<String>,
+    /// Keys of which nothing was done.
+    undone: Vec<Box<[u8]>>,
+    /// So far everything is done, or will never be; none: all of the batch.
+    until: Option<u64>,
 }
 
 /// Does the effects, in one transaction where this user may.
@@ -513,9 +529,9 @@ async fn execute(ctx: &Ctx, lane: &Lane, means: &mut Means, todo: &[&Todo]) -> R
         // Its message is refused: the writes go without, one by one.
         (Some(_), Some(exec)) if reply::is_error(&exec) && publish.is_some_and(|frame| is_refusal(&frame)) => {
             means.multi = false;
-            Err(Stopped::Nothing)
+            Err(Stopped::Nothing(None))
         }
-        (Some(multi), Some(exec)) if !reply::is_error(&multi) => executed(todo, frames, &exec),
+        (Some(multi), Some(exec)) if !reply::is_error(&multi) => executed(means, todo, frames, &exec),
         (Some(multi), _) => {
             // Each was executed by itself, or refused as MULTI was.
             means.multi = transient(&multi).is_some();
@@ -537,39 +553,80 @@ async fn answer(asked: Option<Receiver<Vec<u8>>>) -> Result<Option<Vec<u8>>, Sto
 }
 
 /// What EXEC says of a batch.
-fn executed(todo: &[&Todo], queued: Vec<Vec<u8>>, exec: &[u8]) -> Result<(), Stopped> {
+fn executed(means: &mut Means, todo: &[&Todo], queued: Vec<Vec<u8>>, exec: &[u8]) -> Result<(), Stopped> {
     if reply::is_null(exec) {
-        return Err(Stopped::Nothing);
+        return Err(Stopped::Nothing(None));
     }
     if !reply::is_error(exec) {
         let frames: Vec<Vec<u8>> = reply::elements(exec).map(<[u8]>::to_vec).collect();
         return one_by_one(todo, &frames);
     }
     if let Some(why) = queued.iter().find_map(|frame| transient(frame)) {
-        return Err(Stopped::NothingBecause(why));
+        return Err(Stopped::Nothing(Some(why)));
     }
-    let failed: Vec<(Box<[u8]>, String)> = todo
-        .iter()
-        .zip(&queued)
-        .filter(|(_, frame)| reply::is_error(frame))
-        .map(|(one, frame)| (one.effect.key().into(), error_text(frame)))
-        .collect();
-    match failed.is_empty() {
-        true => Err(Stopped::NothingBecause(error_text(exec))),
-        false => Err(Stopped::Failed(failed, true)),
+    let key = |one: &&Todo| -> Box<[u8]> { one.effect.key().into() };
+    let refused = todo.iter().zip(&queued).filter(|(_, frame)| reply::is_error(frame));
+    let for_good: Vec<_> = refused.map(|(one, frame)| (key(one), error_text(frame))).collect();
+    if !for_good.is_empty() {
+        // The others were not done either: they are the front of the next batch.
+        let before = todo.first().map_or(0, |one| one.seq - 1);
+        let undone = todo.iter().map(key).collect();
+        return Err(Stopped::Some(Refused { for_good, for_now: None, undone, until: Some(before) }));
     }
+    // It took each of them, and will not have EXEC.
+    let text = error_text(exec);
+    let why = text.strip_prefix(ABORTED).unwrap_or(&text);
+    if is_transient(why) {
+        return Err(Stopped::Nothing(Some(why.to_owned())));
+    }
+    // Nor will it tomorrow: they go without, one by one.
+    means.multi = false;
+    Err(Stopped::Nothing(None))
 }
 
 /// Each has its own reply.
+///
+/// The queue becomes shorter up to the first that is to be done later: those behind it are done again, in order. What
+/// will never be done stands in nobody's way.
 fn one_by_one(todo: &[&Todo], frames: &[Vec<u8>]) -> Result<(), Stopped> {
-    let mut failed = Vec::new();
-    for (one, frame) in todo.iter().zip(frames).filter(|(_, frame)| reply::is_error(frame)) {
-        match transient(frame) {
-            Some(why) => return Err(Stopped::Before(one.seq, why)),
-            None => failed.push((one.effect.key().into(), error_text(frame))),
+    let mut refused = Refused::default();
+    let mut touched: HashSet<&[u8]> = HashSet::new();
+    for (i, one) in todo.iter().enumerate() {
+        let key = one.effect.key();
+        match fate(frames.get(i).map(Vec::as_slice)) {
+            Fate::Done => drop(touched.insert(key)),
+            Fate::Never(why) => refused.for_good.push((key.into(), why)),
+            Fate::Later(why) => {
+                refused.until.get_or_insert(one.seq - 1);
+                refused.for_now.get_or_insert(why);
+            }
         }
     }
-    if failed.is_empty() { Ok(()) } else { Err(Stopped::Failed(failed, false)) }
+    if refused == Refused::default() {
+        return Ok(());
+    }
+    refused.undone =
+        todo.iter().map(|one| one.effect.key()).filter(|key| !touched.contains(key)).map(Into::into).collect();
+    Err(Stopped::Some(refused))
+}
+
+/// What has become of one effect.
+enum Fate {
+    Done,
+    Later(String),
+    Never(String),
+}
+
+fn fate(frame: Option<&[u8]>) -> Fate {
+    match frame {
+        // A transaction that could not be ended: it was not done.
+        None | Some(b"+QUEUED\r\n") => Fate::Later("it has not said what became of one".to_owned()),
+        Some(frame) if reply::is_error(frame) => match error_text(frame) {
+            text if is_transient(&text) => Fate::Later(text),
+            text => Fate::Never(text),
+        },
+        Some(_) => Fate::Done,
+    }
 }
 
 /// As upstream is told. Servers before 6.2 have no PXAT: they are told how long is left.

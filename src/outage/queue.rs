@@ -18,6 +18,10 @@ use crate::observe::reasons::Replayed;
 /// What an effect costs besides its bytes: its place in the row, its key's in the map, three allocations.
 const OVERHEAD: usize = 192;
 
+/// So many effects from the front on are looked at for what may have been done without a mark. Marks go to the journal with
+/// each batch, 128 effects, and its thread is seldom more than one behind.
+const UNMARKED: usize = 1024;
+
 /// What is to be done upstream to one key, by upstream's name of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Effect {
@@ -36,6 +40,14 @@ impl Effect {
     pub(crate) fn key(&self) -> &[u8] {
         match self {
             Effect::Set { key, .. } | Effect::Del { key } => key,
+        }
+    }
+
+    /// What the key holds behind it.
+    fn leaves(&self, now: i64) -> Option<&[u8]> {
+        match self {
+            Effect::Set { value, expire_at_ms, .. } if expire_at_ms.is_none_or(|at| at > now) => Some(value),
+            Effect::Set { .. } | Effect::Del { .. } => None,
         }
     }
 
@@ -111,8 +123,20 @@ struct Series {
     number: u64,
     base: Base,
     left: usize,
-    /// It has been compared, or need not be.
-    begun: bool,
+    stage: Stage,
+    /// It is from the journal, which need not know yet what of it is upstream already.
+    restored: bool,
+}
+
+/// How far a series has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Nothing of it is upstream.
+    Waits,
+    /// Its key was found to be so, and something of it may be upstream. That is kept until its first effect is counted: a
+    /// connection may be lost in between, and what is upstream then may be this series' own.
+    Begun(Replayed),
+    Counted,
 }
 
 /// A series that is not to be done.
@@ -179,14 +203,38 @@ impl Queue {
             let bytes = new.bytes();
             let key: Box<[u8]> = new.effect.key().into();
             let next = self.series + 1;
-            let series =
-                self.keys.entry(key).or_insert_with(|| Series { number: next, base: new.base, left: 0, begun: false });
+            let series = self.keys.entry(key).or_insert_with(|| Series {
+                number: next,
+                base: new.base,
+                left: 0,
+                stage: Stage::Waits,
+                restored: false,
+            });
             self.series = self.series.max(series.number);
             series.left += 1;
             self.last += 1;
             self.bytes += bytes;
             self.items.push_back(Item { seq: self.last, at, effect: new.effect, mark, series: series.number, bytes });
         }
+    }
+
+    /// The same of effects that a process before this one has queued.
+    pub(crate) fn restore(&mut self, at: u64, effects: Vec<New>, mark: u64) {
+        let keys: Vec<Box<[u8]>> = effects.iter().map(|new| new.effect.key().into()).collect();
+        self.push_marked(at, effects, mark);
+        for key in keys {
+            if let Some(series) = self.keys.get_mut(&key) {
+                series.restored = true;
+            }
+        }
+    }
+
+    /// Whether what upstream has of the key, a value or none, may be this queue's own doing, of a process that ended before
+    /// its journal had the mark. A foreign write of the same value is not told apart.
+    pub(crate) fn may_be_own(&self, key: &[u8], upstream: Option<&[u8]>, now: i64) -> bool {
+        let Some(series) = self.keys.get(key).filter(|series| series.restored) else { return false };
+        let own = self.items.iter().take(UNMARKED).filter(|item| item.series == series.number);
+        own.map(|item| item.effect.leaves(now)).any(|left| left == upstream)
     }
 
     /// The oldest ones: up to `count`, and no more than `bytes` of them unless it is one alone.
@@ -207,14 +255,20 @@ impl Queue {
     /// The base to compare before this effect, if its series has not begun.
     pub(crate) fn to_compare(&self, item: &Item) -> Option<&Base> {
         let series = self.keys.get(item.effect.key())?;
-        (series.number == item.series && !series.begun).then_some(&series.base)
+        (series.number == item.series && series.stage == Stage::Waits).then_some(&series.base)
     }
 
-    /// The key's series is about to be done: what is upstream from here on may be its own. Or, where it turns out that
-    /// nothing of it was: not yet.
-    pub(crate) fn begin(&mut self, key: &[u8], begun: bool) {
+    /// The key's series is about to be done, and its key was found to be so: what is upstream from here on may be its own.
+    pub(crate) fn begin(&mut self, key: &[u8], found: Replayed) {
         if let Some(series) = self.keys.get_mut(key) {
-            series.begun = begun;
+            series.stage = Stage::Begun(found);
+        }
+    }
+
+    /// It has turned out that nothing of it was done: what its key is then is to be asked again.
+    pub(crate) fn not_begun(&mut self, key: &[u8]) {
+        if let Some(series) = self.keys.get_mut(key) {
+            series.stage = Stage::Waits;
         }
     }
 
@@ -229,6 +283,22 @@ impl Queue {
     pub(crate) fn mark_of(&self, seq: u64) -> Option<u64> {
         let last = self.items.iter().take_while(|item| item.seq <= seq).last();
         last.map(|item| item.mark).filter(|mark| *mark > 0)
+    }
+
+    /// What each effect up to this number counts as, now that it is done or will never be; asked once, before `applied`.
+    pub(crate) fn outcomes(&mut self, seq: u64) -> Vec<Replayed> {
+        let Queue { items, keys, skipped, .. } = self;
+        let outcome = |item: &Item| {
+            if let Some(skipped) = skipped.get(&item.series) {
+                return skipped.why;
+            }
+            let series = keys.get_mut(item.effect.key()).filter(|series| series.number == item.series);
+            match series.map(|series| std::mem::replace(&mut series.stage, Stage::Counted)) {
+                Some(Stage::Begun(found)) => found,
+                _ => Replayed::Applied,
+            }
+        };
+        items.iter().take_while(|item| item.seq <= seq).map(outcome).collect()
     }
 
     /// Everything up to this number is done, or will never be.

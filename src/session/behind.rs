@@ -21,11 +21,12 @@
 use std::rc::Rc;
 
 use super::Session;
-use super::batch::Batch;
+use super::batch::{Batch, LaneAt};
 use super::dispatch::{Command, Step, Work};
-use super::outage_writes::{Beside, Write};
+use super::outage_writes::{Beside, Plan, Write};
 use crate::command::{Effect, Keys, Request, Spec, keys};
 use crate::local;
+use crate::observe::clock;
 use crate::observe::reasons::Dropped;
 use crate::outage::accept::{self, Needs};
 use crate::worker::Ctx;
@@ -92,6 +93,30 @@ impl Session {
             // Upstream is there: where there is no room the write waits for its reply, as without the rule.
             Err(NotTaken::Count | NotTaken::Bytes | NotTaken::Journal(_)) => None,
         }
+    }
+}
+
+impl Session {
+    /// What EXPLAIN says of a write: whether it would be answered before upstream has it, and what would become of it if
+    /// upstream were gone now. Room in the queue is not looked at.
+    pub(super) fn explain_write(&self, ctx: &Rc<Ctx>, cmd: &Command<'_>) -> [(&'static str, String); 2] {
+        let lane = self.lane(ctx);
+        let plan = self.plan_write(ctx, LaneAt { lane: &lane, now: clock::now() }, cmd);
+        let behind = cmd.spec.keys != Keys::None && all_behind(ctx, cmd.req, cmd.spec);
+        let write = match &plan {
+            _ if !behind => "through".to_owned(),
+            Plan::Take(_) => "behind".to_owned(),
+            Plan::Refuse(why) => format!("through: {}", why.as_str()),
+            Plan::Fail | Plan::Arity => "through".to_owned(),
+        };
+        let outage = match &plan {
+            Plan::Fail => "fail".to_owned(),
+            Plan::Refuse(why) => format!("refused: {}", why.as_str()),
+            Plan::Arity => "wrong number of arguments".to_owned(),
+            Plan::Take(Write { how: How::Queue, .. }) => "queue".to_owned(),
+            Plan::Take(Write { how: How::Local, .. }) => "local".to_owned(),
+        };
+        [("write", write), ("outage_writes", outage)]
     }
 }
 

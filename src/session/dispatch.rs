@@ -310,6 +310,7 @@ impl Session {
             Route::Opaque => self.forward(ctx, b, cmd, Some(Effect::Opaque)),
             Route::SwapDb => self.forward(ctx, b, cmd, Some(Effect::SwapDb)),
             Route::Announce => self.announce(ctx, b, cmd),
+            Route::Pinned(_) if self.greets_in_outage(ctx, cmd) => None,
             Route::Pinned(why) => Some(Step::Suspend(Work::Pinned(why, cmd.owned()))),
             Route::Local if cmd.spec.kind == Kind::Hello && b.lane.availability() == Availability::Starting => {
                 // Which protocols there are is upstream's to say, as long as it may say so soon.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 
 use super::batch::Batch;
-use super::dispatch::STRANGER;
+use super::dispatch::{Command, STRANGER};
 use super::own_names::{self, Named};
 use super::{Session, counts};
 use crate::cache::{Entry, FormEntry, Value};
@@ -241,6 +241,9 @@ impl Session {
             ("not_kept_because", said.not_kept_because),
             ("not_stored_because", lane.uncached().unwrap_or_default()),
         ];
+        if let Some(spec) = spec.filter(|spec| spec.effect == Effect::Write) {
+            fields.extend(self.explain_write(ctx, &Command { req: &asked, spec, mute: false }));
+        }
         if spec.is_some_and(|spec| self.names_held(ctx, &lane, &asked, spec)) {
             fields.push(("waits_for_upstream", "a key was written here while upstream was gone".to_owned()));
         }

@@ -41,6 +41,11 @@ impl Session {
             return None;
         }
         let at = b.lane_at();
+        if spec.kind == Kind::Info && req.argc() == 1 {
+            // Libraries ask on a new connection whether the server is loading, and go on where INFO does not say so.
+            self.own_info(ctx, b.now, mute);
+            return None;
+        }
         if spec.effect == Effect::Write {
             return self.write_in_outage(ctx, at, cmd);
         }
@@ -63,6 +68,16 @@ impl Session {
             }
             None => self.refuse_gone(ctx, at, class(spec), mute),
         }
+    }
+
+    /// What libraries say on a new connection, and go on without where a server does not know it, as none before 8.2 does.
+    /// With `outage.error: close` they could not connect, or not stay, to be answered from here.
+    pub(super) fn greets_in_outage(&self, ctx: &Ctx, cmd: &Command<'_>) -> bool {
+        let greets = cmd.spec.name == "client|maint_notifications" && ctx.is_gone();
+        if greets {
+            self.answer_error(cmd.mute, "ERR unknown subcommand 'MAINT_NOTIFICATIONS'. Try CLIENT HELP.");
+        }
+        greets
     }
 
     /// R22, as for any hit: nothing outstanding may change the key, or be told later than this and be older.

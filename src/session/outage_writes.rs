@@ -46,21 +46,45 @@ pub(super) struct Write<'k> {
     pub(super) names: Names<'k>,
 }
 
+/// What becomes of a write while upstream is gone.
+pub(super) enum Plan<'k> {
+    /// Such writes fail.
+    Fail,
+    /// They do not, but this one is not acknowledged.
+    Refuse(NotQueued),
+    /// It has too many words, or too few.
+    Arity,
+    /// It is carried out here, where there is room.
+    Take(Write<'k>),
+}
+
 impl Session {
     /// A write whose lane is gone.
     pub(super) fn write_in_outage(self: &Rc<Self>, ctx: &Rc<Ctx>, at: LaneAt<'_>, cmd: &Command<'_>) -> Option<Step> {
-        let (lane, Command { req, spec, mute }) = (at.lane, *cmd);
+        match self.plan_write(ctx, at, cmd) {
+            Plan::Fail => self.refuse_gone(ctx, at, Class::Write, cmd.mute),
+            Plan::Refuse(why) => self.refuse_write(ctx, at, why, cmd.mute),
+            Plan::Arity => {
+                self.answer_error(cmd.mute, &format!("ERR wrong number of arguments for '{}' command", cmd.spec.name));
+                None
+            }
+            Plan::Take(write) => self.acknowledge(ctx, at, cmd, &write),
+        }
+    }
+
+    /// What becomes of a write whose lane is gone; EXPLAIN asks it of a lane that is there, as if it were.
+    pub(super) fn plan_write<'k>(&self, ctx: &Ctx, at: LaneAt<'_>, cmd: &Command<'k>) -> Plan<'k> {
+        let (lane, Command { req, spec, .. }) = (at.lane, *cmd);
         let how = match self.how_to_write(ctx, lane, req, spec) {
             Ok(Some(how)) => how,
-            Ok(None) => return self.refuse_gone(ctx, at, Class::Write, mute),
-            Err(why) => return self.refuse_write(ctx, at, why, mute),
+            Ok(None) => return Plan::Fail,
+            Err(why) => return Plan::Refuse(why),
         };
         if !keys::arity_ok(spec, req.argc()) {
-            self.answer_error(mute, &format!("ERR wrong number of arguments for '{}' command", spec.name));
-            return None;
+            return Plan::Arity;
         }
         let (Some(needs), Some(command)) = (accept::needs(spec.name, req), local::command(spec.name)) else {
-            return self.refuse_write(ctx, at, NotQueued::Command, mute);
+            return Plan::Refuse(NotQueued::Command);
         };
         let names = self.names(ctx, at, cmd);
         let held = ctx.held.of(&lane.profile);
@@ -68,9 +92,9 @@ impl Session {
             named.found.is_some() || held.as_ref().is_some_and(|held| held.borrow().knows(named.key))
         };
         if how == How::Queue && needs == Needs::Keys && !names.iter().all(known) {
-            return self.refuse_write(ctx, at, NotQueued::Unknown, mute);
+            return Plan::Refuse(NotQueued::Unknown);
         }
-        self.acknowledge(ctx, at, cmd, &Write { how, command, names })
+        Plan::Take(Write { how, command, names })
     }
 
     /// What the rules of its keys say. `None`: such writes fail.

@@ -118,7 +118,7 @@ impl Held {
             }
             self.know(new.effect.key(), Known::Upstream);
         }
-        self.queue.push_marked(at, write.effects, write.first);
+        self.queue.restore(at, write.effects, write.first);
     }
 
     fn know(&mut self, key: &[u8], known: Known) {

@@ -10,8 +10,8 @@ use crate::support::{Proxy, Redis};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
-#[derive(Clone, Copy)]
-enum Suite {
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Suite {
     RedisPy,
     Ioredis,
     NodeRedis,
@@ -19,7 +19,7 @@ enum Suite {
 }
 
 impl Suite {
-    fn script(self) -> &'static str {
+    pub(crate) fn script(self) -> &'static str {
         match self {
             Suite::RedisPy => "redis_py.py",
             Suite::Ioredis => "ioredis.mjs",
@@ -28,7 +28,7 @@ impl Suite {
         }
     }
 
-    fn interpreter(self) -> PathBuf {
+    pub(crate) fn interpreter(self) -> PathBuf {
         match self {
             Suite::RedisPy => installed("venv/bin/python"),
             Suite::Ioredis | Suite::NodeRedis => "node".into(),
@@ -69,7 +69,7 @@ fn run(suite: Suite, address: SocketAddr) {
     assert!(out.lines().any(|line| line.starts_with("ok ")), "nothing was checked:\n{out}{err}");
 }
 
-fn is_skipped(suite: Suite) -> bool {
+pub(crate) fn is_skipped(suite: Suite) -> bool {
     let Some(missing) = suite.missing() else {
         return false;
     };

@@ -56,7 +56,7 @@ fn a_series_is_compared_once_with_its_first_base() {
         |q: &Queue| -> Vec<Option<Base>> { q.front(9, usize::MAX).map(|item| q.to_compare(item).cloned()).collect() };
     let old = Some(value("old"));
     assert_eq!(to_compare(&q), [old.clone(), old]);
-    q.begin(b"k", true);
+    q.begin(b"k", Replayed::Applied);
     assert_eq!(to_compare(&q), [None, None]);
     q.applied(2);
     q.push(3, vec![based("k", "3", "2")]);
@@ -75,6 +75,54 @@ fn what_is_skipped_is_skipped_to_its_end_and_no_further() {
     assert_eq!((q.len(), q.has(b"k"), q.skipped.len()), (1, true, 0));
     q.applied(4);
     assert!(q.is_empty() && q.keys.is_empty());
+}
+
+/// What was found before the first effect is counted once, with the first, whatever is lost and done again in between.
+#[test]
+fn what_a_key_was_found_to_be_is_counted_with_its_first_effect() {
+    let mut q = Queue::default();
+    q.push(1, vec![set("k", "1"), set("bad", "1"), set("k", "2"), set("late", "1"), set("k", "3")]);
+    q.begin(b"k", Replayed::Overwritten);
+    q.begin(b"bad", Replayed::UnknownBase);
+    q.begin(b"late", Replayed::UnknownBase);
+    q.not_begun(b"late");
+    q.skip(b"bad", Replayed::Failed);
+    assert!(q.outcomes(0).is_empty());
+    assert_eq!(q.outcomes(3), [Replayed::Overwritten, Replayed::Failed, Replayed::Applied]);
+    q.applied(3);
+    let late = q.front(9, usize::MAX).next().expect("one that waits");
+    assert!(q.to_compare(late).is_some(), "it is compared again");
+    q.begin(b"late", Replayed::Overwritten);
+    assert_eq!(q.outcomes(5), [Replayed::Overwritten, Replayed::Applied]);
+}
+
+#[test]
+fn only_what_is_from_the_journal_may_have_been_done_before() {
+    let mut q = Queue::default();
+    q.restore(
+        1,
+        vec![
+            based("k", "2", "1"),
+            set("gone", "x"),
+            New { effect: Effect::Del { key: b"gone"[..].into() }, ..set("gone", "") },
+        ],
+        7,
+    );
+    q.push(2, vec![set("k", "3"), based("here", "2", "1")]);
+    for (key, upstream, own) in [
+        ("k", Some("2"), true),
+        ("k", Some("3"), true),
+        ("k", Some("theirs"), false),
+        ("k", None, false),
+        ("gone", None, true),
+        ("here", Some("2"), false),
+        ("nobody's", None, false),
+    ] {
+        assert_eq!(q.may_be_own(key.as_bytes(), upstream.map(str::as_bytes), 0), own, "{key} {upstream:?}");
+    }
+    q.applied(4);
+    q.push(3, vec![based("k", "4", "3")]);
+    assert!(!q.may_be_own(b"k", Some(b"4"), 0), "another series");
 }
 
 #[derive(Clone, Debug)]
@@ -121,7 +169,7 @@ proptest! {
                     q.skip(key.to_string().as_bytes(), Replayed::Failed);
                     list.iter_mut().filter(|(_, k, _)| *k == key).for_each(|one| one.2 = true);
                 }
-                Step::Begin(key) => q.begin(key.to_string().as_bytes(), true),
+                Step::Begin(key) => q.begin(key.to_string().as_bytes(), Replayed::Applied),
             }
             let seen: Vec<(u64, bool)> = q.front(usize::MAX, usize::MAX).map(|i| (i.seq, q.skipped(i).is_some())).collect();
             let wanted: Vec<(u64, bool)> = list.iter().map(|(seq, _, skipped)| (*seq, *skipped)).collect();

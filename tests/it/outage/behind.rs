@@ -243,3 +243,48 @@ fn a_full_queue_writes_through() {
     assert_eq!(c.reply(), Reply::ok());
     assert_eq!(redis.cmd(&["EXISTS", "b:3"]), Reply::Int(1), "its reply was upstream's");
 }
+
+/// Where a write would go now, and what would become of it if upstream were gone.
+#[test]
+fn explain_says_what_is_written_behind_and_what_an_outage_would_make_of_it() {
+    let redis = Redis::start();
+    let rules = json!([
+        {"pattern": "b:*", "write": "behind"},
+        {"pattern": "q:*", "outage_writes": "queue"},
+        {"pattern": "l:*", "outage_writes": "local"},
+        {"pattern": "*"},
+    ]);
+    let proxy = quick(Proxy::to(&redis)).set("rules", rules).start();
+    let mut c = proxy.client();
+    for key in ["b:known", "q:known"] {
+        redis.cmd(&["SET", key, "1"]);
+        warm(&proxy, &mut c, key);
+    }
+    for (command, write, outage) in [
+        ("SET b:k v EX 5", "behind", "queue"),
+        ("INCR b:known", "behind", "queue"),
+        ("INCR b:new", "through: unknown_key", "refused: unknown_key"),
+        ("LPUSH b:k v", "through: command", "refused: command"),
+        ("MSET b:k v b:known v", "behind", "queue"),
+        ("MSET b:k v q:k v", "through", "queue"),
+        ("MSET b:k v other v", "through", "fail"),
+        ("MSET q:k v l:k v", "through", "refused: mixed_rules"),
+        ("DEL q:known", "through", "queue"),
+        ("DEL q:new", "through", "refused: unknown_key"),
+        ("INCR l:new", "through", "local"),
+        ("LPUSH l:new v", "through", "refused: command"),
+        ("SET other v", "through", "fail"),
+        ("SET b:k", "through", "wrong number of arguments"),
+    ] {
+        let words: Vec<&str> = ["NEARSIDE", "EXPLAIN"].into_iter().chain(command.split(' ')).collect();
+        let explained = c.cmd(&words);
+        let of = |name| explained.get(name).text();
+        assert_eq!((of("write"), of("outage_writes")), (write.to_owned(), outage.to_owned()), "{command}");
+    }
+    let read = c.cmd(&["NEARSIDE", "EXPLAIN", "GET", "b:k"]);
+    assert!(!format!("{read:?}").contains("outage_writes"), "{read:?}");
+    assert_eq!(redis.cmd(&["DBSIZE"]), Reply::Int(2), "nothing was executed");
+    // What it said is what happens.
+    assert_eq!(c.cmd(&["INCR", "b:known"]), Reply::Int(2));
+    assert_eq!(proxy.metric("nearside_queued_writes_total"), 1.0);
+}

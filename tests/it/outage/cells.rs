@@ -28,7 +28,7 @@ const NEVER: [&[&str]; 13] = [
     &["BLPOP", "q", "0"],
     &["KEYS", "*"],
     &["NO.SUCH", "x"],
-    &["INFO"],
+    &["INFO", "server"],
 ];
 
 /// What is answered here whatever the table says.
@@ -38,6 +38,11 @@ fn greets(c: &mut Client) {
     assert_eq!(c.cmd(&["CLIENT", "SETNAME", "me"]), Reply::ok());
     assert_eq!(c.cmd(&["CLIENT", "SETINFO", "lib-name", "x"]), Reply::ok());
     assert!(!c.cmd(&["NEARSIDE", "STATS"]).is_error());
+    let unknown = c.cmd(&["CLIENT", "MAINT_NOTIFICATIONS", "ON"]).text();
+    assert!(unknown.starts_with("ERR unknown subcommand 'MAINT_NOTIFICATIONS'"), "{unknown}");
+    let info = c.cmd(&["INFO"]).text();
+    assert!(info.contains("# Nearside\r\n") && info.contains("upstream_state:"), "{info}");
+    assert!(!info.contains("redis_version:"), "nothing of upstream's is made up");
     assert!(matches!(c.cmd(&["HELLO", "3"]), Reply::Map(_)));
 }
 

@@ -7,16 +7,26 @@ mod answers;
 mod behind;
 /// Each cell of the table, as a client sees it.
 mod cells;
+/// What the client libraries of applications make of it.
+mod clients;
 /// How it is noticed that upstream is gone, and that it is back.
 mod detect;
+/// What was on its way to a server that answers no more.
+mod in_flight;
 /// What outlives the process.
 mod journal;
 /// Clients that go on while upstream comes and goes; every reply is judged.
 mod load;
+/// Queued writes in the other coherence modes, and to servers before 6.2.
+mod modes;
+/// Upstream's name has no address, or another one.
+mod names;
 /// Writes that wait for upstream.
 mod queue;
 /// Everything is read again, and nobody is overrun.
 mod recovery;
+/// Upstream refuses queued writes, for now or for good.
+mod refusals;
 /// Queued writes are done, in order and once.
 mod replay;
 /// Which reads are served, how long, and how that shows.

@@ -228,3 +228,85 @@ fn what_is_queued_at_the_end_is_done_or_named() {
     assert!(proxy.wait_exit(PATIENCE).success());
     proxy.wait_logged("1 acknowledged writes are lost");
 }
+
+/// `outage.error: close`: what is accepted is answered, what is not ends the connection behind those answers, and nothing
+/// that stands behind it is done.
+#[test]
+fn with_close_what_is_accepted_is_answered_and_the_rest_ends_the_connection() {
+    for journal in [false, true] {
+        let dir = tempfile::TempDir::new().expect("a directory");
+        let at = dir.path().display().to_string();
+        let (redis, relay, proxy, mut c) = cut_off(
+            |b| {
+                match journal {
+                    true => b.set("outage.journal_dir", at.as_str()).set("outage.journal_fsync", "always"),
+                    false => b,
+                }
+                .set("outage.error", "close")
+            },
+            &["n"],
+        );
+        assert_eq!(c.cmd(&["SET", "a", "1"]), Reply::ok());
+        assert_eq!(c.cmd(&["INCR", "n"]), Reply::Int(2));
+        let refused: [&[&str]; 5] =
+            [&["LPUSH", "l", "x"], &["INCR", "unknown"], &["GET", "miss"], &["MULTI"], &["FLUSHALL"]];
+        for (i, words) in refused.iter().enumerate() {
+            let mut c = proxy.client();
+            let (before, behind) = (format!("before:{i}"), format!("behind:{i}"));
+            c.send(&[encode(&["SET", &before, "1"]), encode(words), encode(&["SET", &behind, "1"])].concat());
+            assert_eq!(c.reply(), Reply::ok(), "{words:?}, journal: {journal}");
+            assert!(c.expect_closed().is_empty(), "{words:?}");
+        }
+        assert_eq!(c.cmd(&["MGET", "a", "n", "before:4"]), Reply::bulks(&["1", "2", "1"]), "others are not touched");
+        relay.heal();
+        wait_replayed(&proxy);
+        assert_eq!(redis.cmd(&["MGET", "a", "n"]), Reply::bulks(&["1", "2"]));
+        for i in 0..refused.len() {
+            let found = redis.cmd(&["MGET", &format!("before:{i}"), &format!("behind:{i}")]).items();
+            assert_eq!(found, [Reply::bulk("1"), Reply::Nil], "what was acknowledged, and nothing else");
+        }
+        assert_eq!(redis.cmd(&["EXISTS", "l", "unknown"]), Reply::Int(0));
+        assert_eq!(replayed(&proxy, "failed"), 0.0);
+        assert_eq!(super::until_answered(&mut c, &["LPUSH", "l", "x"]), Reply::Int(1), "its connection lives");
+    }
+}
+
+/// The lane is the first connection that the sidecar makes.
+const LANE: Scope = Scope::One(0);
+
+/// A client with a connection of its own, however it came by it, is as a foreign one: upstream has its writes at once, and
+/// what is queued comes later.
+#[test]
+fn a_client_that_was_pinned_before_writes_past_the_queue() {
+    let redis = Redis::start();
+    let relay = Relay::to(&redis);
+    let proxy = quick(Proxy::upstream(&relay.url())).set("outage.writes", "queue").start();
+    let mut c = proxy.client();
+    let keys = ["watch", "multi", "subscribe"];
+    for key in keys {
+        redis.cmd(&["SET", key, "0"]);
+        warm(&proxy, &mut c, key);
+    }
+    let (mut watch, mut multi, mut subscribe) = (proxy.client(), proxy.client(), proxy.client3());
+    assert_eq!(watch.cmd(&["WATCH", "other"]), Reply::ok());
+    assert_eq!(multi.cmd(&["MULTI"]), Reply::ok());
+    subscribe.send_cmd(&["SUBSCRIBE", "channel"]);
+    subscribe.push();
+    relay.refuse();
+    relay.cut(LANE);
+    wait_gone(&proxy);
+    for key in keys {
+        assert_eq!(c.cmd(&["SET", key, "queued"]), Reply::ok());
+    }
+    assert_eq!(watch.cmd(&["SET", "watch", "past"]), Reply::ok());
+    assert_eq!(multi.cmd(&["SET", "multi", "past"]), Reply::status("QUEUED"));
+    assert_eq!(multi.cmd(&["EXEC"]).items(), [Reply::ok()]);
+    assert_eq!(subscribe.cmd(&["SET", "subscribe", "past"]), Reply::ok());
+    let all = ["MGET", "watch", "multi", "subscribe"];
+    assert_eq!(redis.cmd(&all), Reply::bulks(&["past"; 3]), "at once");
+    assert_eq!(c.cmd(&all), Reply::bulks(&["queued"; 3]), "and not seen by who reads what is queued");
+    relay.heal();
+    wait_replayed(&proxy);
+    assert_eq!(redis.cmd(&all), Reply::bulks(&["queued"; 3]));
+    assert_eq!(replayed(&proxy, "conflict_overwritten"), 3.0);
+}

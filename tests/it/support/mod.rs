@@ -68,7 +68,7 @@ fn signal(child: &mut Child, signal: rustix::process::Signal) {
 }
 
 /// Ends a child for good and reaps it; also when it is stopped by SIGSTOP.
-fn end(child: &mut Child) {
+pub(crate) fn end(child: &mut Child) {
     let _ = child.kill();
     let _ = child.wait();
 }

@@ -39,7 +39,12 @@ pub(crate) struct Builder {
     env: Vec<(String, String)>,
     direct: Option<(PathBuf, Option<SocketAddr>)>,
     wait: bool,
+    hosts: Option<PathBuf>,
 }
+
+/// Binds its two first arguments over the files by which names are resolved, and becomes the rest of them.
+const WITH_HOSTS: &str =
+    r#"mount --bind "$1" /etc/hosts && mount --bind "$2" /etc/nsswitch.conf && shift 2 && exec "$@""#;
 
 impl Builder {
     /// Sets a key of the configuration, `set("cache.mode", "off")`; the value is what it would be in YAML.
@@ -86,6 +91,12 @@ impl Builder {
         self
     }
 
+    /// With this file as its /etc/hosts, and no other source of names. What is written to it holds from the next look on.
+    pub(crate) fn hosts(mut self, path: &Path) -> Builder {
+        self.hosts = Some(path.into());
+        self
+    }
+
     /// Do not wait until it is ready: for starts that are meant to fail.
     pub(crate) fn without_waiting(mut self) -> Builder {
         self.wait = false;
@@ -122,7 +133,10 @@ impl Builder {
         if let Ok(workers) = std::env::var("NEARSIDE_TEST_WORKERS") {
             config.entry("workers").or_insert_with(|| workers.into());
         }
-        let mut command = Command::new(env!("CARGO_BIN_EXE_nearside"));
+        let mut command = match &self.hosts {
+            None => Command::new(env!("CARGO_BIN_EXE_nearside")),
+            Some(hosts) => in_a_world_of(hosts, dir),
+        };
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("NEARSIDE_")) {
             command.env_remove(name); // what the developer's shell has set is not the test's
         }
@@ -146,6 +160,21 @@ impl Builder {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         command.spawn().expect("the built nearside")
     }
+}
+
+/// In a mount namespace of its own: nobody else sees these files. The process stays the one that is started here.
+fn in_a_world_of(hosts: &Path, dir: &Path) -> Command {
+    let sources = dir.join("nsswitch.conf");
+    std::fs::write(&sources, "hosts: files\n").expect("a file");
+    let mut command = Command::new("unshare");
+    command.args(["-m", "sh", "-c", WITH_HOSTS, "sh"]).arg(hosts).arg(sources).arg(env!("CARGO_BIN_EXE_nearside"));
+    command
+}
+
+/// Whether `Builder::hosts` can be had here.
+pub(crate) fn has_hosts() -> bool {
+    let tried = Command::new("unshare").args(["-m", "test", "-e", "/etc/nsswitch.conf"]).stderr(Stdio::null()).status();
+    tried.is_ok_and(|status| status.success())
 }
 
 /// Settings as environment variables: two underscores for a dot.
@@ -187,8 +216,15 @@ impl Proxy {
 
     /// In front of whatever the URL names: a relay, a fake, nothing at all.
     pub(crate) fn upstream(url: &str) -> Builder {
-        let builder =
-            Builder { config: Map::new(), file: None, args: Vec::new(), env: Vec::new(), direct: None, wait: true };
+        let builder = Builder {
+            config: Map::new(),
+            file: None,
+            args: Vec::new(),
+            env: Vec::new(),
+            direct: None,
+            wait: true,
+            hosts: None,
+        };
         builder.set("upstream.url", url).set("listen.tcp", json!([])).set("http.listen", json!(["127.0.0.1:0"]))
     }
 

@@ -22,6 +22,7 @@ const LOG_LINES: usize = 20;
 pub(crate) struct Builder {
     args: Vec<String>,
     tcp: bool,
+    binary: Option<PathBuf>,
 }
 
 impl Builder {
@@ -37,6 +38,12 @@ impl Builder {
         self
     }
 
+    /// This server, whatever the others run against; an old one: it is told nothing that Redis 5 does not know.
+    pub(crate) fn server(mut self, binary: PathBuf) -> Builder {
+        self.binary = Some(binary);
+        self
+    }
+
     #[track_caller]
     pub(crate) fn start(self) -> Redis {
         let dir = temp_dir();
@@ -48,6 +55,7 @@ impl Builder {
                 socket: socket.clone(),
                 port,
                 args: self.args.clone(),
+                binary: self.binary.clone(),
                 dir: dir.path().into(),
                 _dir: None,
             };
@@ -65,6 +73,7 @@ pub(crate) struct Redis {
     socket: PathBuf,
     port: u16,
     args: Vec<String>,
+    binary: Option<PathBuf>,
     dir: PathBuf,
     _dir: Option<TempDir>,
 }
@@ -76,7 +85,7 @@ impl Redis {
     }
 
     pub(crate) fn builder() -> Builder {
-        Builder { args: Vec::new(), tcp: false }
+        Builder { args: Vec::new(), tcp: false, binary: None }
     }
 
     pub(crate) fn socket(&self) -> &Path {
@@ -148,11 +157,13 @@ impl Redis {
 
     fn launch(&mut self) -> bool {
         let log = File::create(self.dir.join("redis.log")).expect("a log file");
-        let child = Command::new(binary())
+        let own = self.binary.is_none();
+        let program = self.binary.clone().unwrap_or_else(|| binary().into());
+        let child = Command::new(&program)
             .args(["--save", "", "--appendonly", "no"])
             // Before 7.0 DEBUG is always allowed, and the word unknown.
-            .args(if version().at_least(7, 0) { &["--enable-debug-command", "yes"][..] } else { &[] })
-            .args(version::further_args())
+            .args(if own && version().at_least(7, 0) { &["--enable-debug-command", "yes"][..] } else { &[] })
+            .args(if own { version::further_args() } else { Vec::new() })
             .args(["--bind", "127.0.0.1", "--port", &self.port.to_string()])
             .arg("--unixsocket")
             .arg(&self.socket)
@@ -163,7 +174,7 @@ impl Redis {
             .stdout(log.try_clone().expect("a log file"))
             .stderr(log)
             .spawn();
-        self.child = Some(child.unwrap_or_else(|e| panic!("{}: {e}", binary())));
+        self.child = Some(child.unwrap_or_else(|e| panic!("{}: {e}", program.display())));
         let answered = poll(PATIENCE, || if self.has_ended() { Some(false) } else { self.answers().then_some(true) });
         answered == Some(true)
     }
