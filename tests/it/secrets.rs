@@ -194,3 +194,31 @@ fn no_value_is_seen_anywhere_and_no_key_where_names_are_hidden() {
 fn keys_that_are_shown_are_shown_in_their_lists_only() {
     attacked("show", &["/api/v1/keys", "NEARSIDE TOP"]);
 }
+
+/// Keys that may not be touched, commands that are not allowed, and a name that is the value of somebody who has lost count.
+#[test]
+fn what_is_refused_is_told_without_what_it_was_given() {
+    for enforce in [true, false] {
+        let redis = Redis::start();
+        let proxy = Proxy::to(&redis)
+            .set("log.level", "trace")
+            .set("observe.keys", "hide")
+            .set("commands", json!({"deny": ["~user:*", "eval"], "allow": ["@read", "@write"], "enforce": enforce}))
+            .start();
+        let mut client = proxy.client();
+        for words in [
+            &["GET", "user:k3y-s3cret"][..],
+            &["MSET", "user:k3y-s3cret", VALUE, KEY, VALUE],
+            &["EVAL", VALUE, "1", "user:k3y-s3cret"],
+            &[VALUE, "user:k3y-s3cret"],
+            &["CLIENT", VALUE, KEY],
+            &["CONFIG", "SET", KEY, VALUE],
+        ] {
+            client.cmd(words);
+        }
+        let policy = proxy.get("/api/v1/dashboard/policy").json();
+        let of = |field: &str| policy[field].as_u64().unwrap_or(0);
+        assert!(of("denied") + of("logged") >= 6, "{policy}");
+        none_is_seen(if enforce { "enforced" } else { "logged only" }, &all(&proxy), &[]);
+    }
+}

@@ -22,7 +22,7 @@ export function create(page) {
   const perSpent = tile('Spent per 1,000 requests', 'Since the start', 'costs.per_spent');
   const monthly = tile('Saved per month', 'If it goes on as in the last minutes', 'costs.monthly');
 
-  const trend = lines({ label: 'Spent and saved per minute', format: money, axis: (value) => format.money(value, '') });
+  const trend = lines({ label: 'Spent and saved per minute', format: money, axis: format.exact });
   const trendCard = card('Spent against saved', { size: 'wide', note: 'Per minute, the last 60 minutes.' }, trend.root);
   const rules = bars({ label: 'Spent and saved by rule', heads: ['Rule', '', [swatch('saved'), ' Saved'], [swatch('spent'), ' Spent']], none: 'No request has been priced yet: set prices under costs.' });
   const ruleCard = card('By rule', {}, rules.root);
