@@ -1,6 +1,7 @@
 //! `nearside top`: a running sidecar, live in a terminal, or one frame of it as plain text. Reads what the side port says to
 //! anybody, once a second, and changes nothing. `feed` asks on a thread of its own, so that keys are heard while a sidecar
-//! hangs; `board` is what is known; `view` draws it, into a terminal and into text alike.
+//! hangs; `board` is what is known; `view` draws it, into a terminal and into text alike. However it ends, by a key, a signal,
+//! an error or a panic, the terminal is as it was.
 
 mod board;
 mod feed;
@@ -9,13 +10,18 @@ mod tests;
 mod view;
 
 use std::io::{self, IsTerminal as _};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use clap::Args;
 use ratatui::DefaultTerminal;
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
+use ratatui::crossterm::cursor::Show;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
+use ratatui::crossterm::execute;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::health::Target;
 use board::Board;
@@ -74,28 +80,54 @@ fn text(board: &Board, width: u16, height: u16) -> String {
     text.join("\n").trim_end().to_owned() + "\n"
 }
 
-/// Until `q` or ctrl-c.
+/// Until `q`, ctrl-c, or a signal that ends processes.
 pub(super) fn live(target: Target) -> Result<(), TopError> {
     if !io::stdout().is_terminal() {
         return Err(TopError::NoTerminal);
     }
-    // It also has a panic put the terminal back before it is told of.
-    let mut terminal = ratatui::try_init()?;
-    let over = watch(&mut terminal, target);
-    ratatui::restore();
-    over.map_err(TopError::Terminal)
+    // Before there is a screen that would be left behind.
+    let ended = ended()?;
+    on_screen(|terminal| watch(terminal, target, &ended)).map_err(TopError::Terminal)
 }
 
-fn watch(terminal: &mut DefaultTerminal, target: Target) -> io::Result<()> {
+/// Runs with a terminal of its own, and puts it back: other screen, raw mode, cursor.
+fn on_screen(run: impl FnOnce(&mut DefaultTerminal) -> io::Result<()>) -> io::Result<()> {
+    // Its panic hook puts the terminal back before the panic is told of, but leaves the cursor hidden.
+    let mut terminal = ratatui::try_init()?;
+    let told = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        // Nothing can be done where the terminal is gone.
+        let _ = execute!(io::stdout(), Show);
+        told(info);
+    }));
+    let over = run(&mut terminal);
+    // Shows the cursor, while the screen is there still.
+    drop(terminal);
+    ratatui::restore();
+    over
+}
+
+fn watch(terminal: &mut DefaultTerminal, target: Target, ended: &AtomicBool) -> io::Result<()> {
     let mut board = Board::new(target.place());
     let feed = Feed::start(target)?;
-    loop {
-        feed.news().for_each(|news| board.hear(news));
+    while !ended.load(Relaxed) {
+        feed.news()?.into_iter().for_each(|news| board.hear(news));
         terminal.draw(|frame| view::draw(frame, &board))?;
         if event::poll(TICK)? && ends(&event::read()?) {
             return Ok(());
         }
     }
+    Ok(())
+}
+
+/// Becomes true when the process is asked to end. Ctrl-c is a key here and no signal, but `kill -INT` is one; SIGHUP is the
+/// terminal that was closed.
+fn ended() -> io::Result<Arc<AtomicBool>> {
+    let ended = Arc::<AtomicBool>::default();
+    for signal in [SIGTERM, SIGINT, SIGHUP] {
+        signal_hook::flag::register(signal, ended.clone())?;
+    }
+    Ok(ended)
 }
 
 fn ends(event: &Event) -> bool {

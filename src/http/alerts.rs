@@ -35,7 +35,7 @@ impl Alerts {
 }
 
 impl Item {
-    fn of(alert: Alert) -> Item {
+    pub(super) fn of(alert: Alert) -> Item {
         Item {
             name: alert.name.as_str(),
             severity: alert.name.severity().as_str(),

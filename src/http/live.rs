@@ -77,7 +77,7 @@ impl Target {
         match self {
             Target::Rules | Target::Config | Target::Events | Target::Candidates => &[Method::GET, Method::HEAD],
             Target::Rule(_) => &[Method::PUT, Method::DELETE],
-            Target::Mode => &[Method::PUT],
+            Target::Mode => &[Method::GET, Method::HEAD, Method::PUT],
             Target::Reload => &[Method::POST],
         }
     }
@@ -101,6 +101,9 @@ impl Routes {
             Target::Config => plainly(&request).map(|()| self.config()).map_err(No::from),
             Target::Events => readable(&request).and_then(|()| self.events(&request)).map_err(No::from),
             Target::Candidates => self.candidates(&request).map_err(No::from),
+            Target::Mode if *request.method() != Method::PUT => {
+                plainly(&request).map(|()| self.mode()).map_err(No::from)
+            }
             Target::Rule(_) | Target::Mode | Target::Reload => self.carry_out(target, peer, request).await,
         };
         done.unwrap_or_else(No::answer)
@@ -132,6 +135,11 @@ impl Routes {
     fn config(&self) -> Answer {
         let state = self.running.load();
         json(StatusCode::OK, Shown { by_hand: state.by_hand(), config: config::json(&state.config) })
+    }
+
+    /// As the data thread has it: what a PUT answers is here by then.
+    fn mode(&self) -> Answer {
+        json(StatusCode::OK, Mode { mode: self.view.status.mode().as_str() })
     }
 
     fn events<B>(&self, request: &Request<B>) -> Result<Answer, Refusal> {
@@ -303,6 +311,11 @@ struct Counts {
 }
 
 #[derive(Serialize)]
+struct Mode {
+    mode: &'static str,
+}
+
+#[derive(Serialize)]
 struct Shown {
     by_hand: Vec<String>,
     config: serde_json::Value,
@@ -327,7 +340,7 @@ pub(super) struct Told {
 
 impl Told {
     pub(super) fn of(event: Event) -> Told {
-        let Event { id, at, kind, actor, message, detail } = event;
+        let Event { id, at, kind, actor, message, detail, alert: _ } = event;
         Told { id, at: stamp::at(at), kind: kind.as_str(), actor, message, detail: detail.into_iter().collect() }
     }
 }

@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::alerts::Alert;
 use super::reasons::EventKind;
 
 /// Events that are kept: what a person reads through to see what happened today.
@@ -15,6 +16,8 @@ pub(crate) const EVENTS_MAX: usize = 200;
 
 /// Details are lists of names at times, and those of rules come from users.
 const TEXT_MAX: usize = 1000;
+
+type Detail = Vec<(&'static str, String)>;
 
 /// Who wanted something.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,7 +56,9 @@ pub(crate) struct Event {
     pub(crate) kind: EventKind,
     pub(crate) actor: String,
     pub(crate) message: String,
-    pub(crate) detail: Vec<(&'static str, String)>,
+    pub(crate) detail: Detail,
+    /// What was raised or resolved, as it was then.
+    pub(crate) alert: Option<Alert>,
 }
 
 #[derive(Default)]
@@ -70,27 +75,39 @@ struct Ring {
 
 impl Events {
     /// Keeps it, and says it in the log.
-    pub(crate) fn add(&self, kind: EventKind, actor: &Actor, message: &str, detail: Vec<(&'static str, String)>) {
+    pub(crate) fn add(&self, kind: EventKind, actor: &Actor, message: &str, detail: Detail) {
         let (message, detail) = plain(message, detail);
         let shown: String = detail.iter().map(|(name, value)| format!("; {name}: {value}")).collect();
         tracing::info!("{message} (by {actor}){shown}");
-        self.keep(kind, actor, message, detail);
+        self.keep(kind, actor, message, detail, None);
     }
 
     /// Keeps what the log has been told already, in words of its own.
-    pub(crate) fn note(&self, kind: EventKind, actor: &Actor, message: &str, detail: Vec<(&'static str, String)>) {
+    pub(crate) fn note(&self, kind: EventKind, actor: &Actor, message: &str, detail: Detail) {
         let (message, detail) = plain(message, detail);
-        self.keep(kind, actor, message, detail);
+        self.keep(kind, actor, message, detail, None);
     }
 
-    fn keep(&self, kind: EventKind, actor: &Actor, message: String, detail: Vec<(&'static str, String)>) {
+    /// The same of an alert that was raised or resolved.
+    pub(crate) fn turned(&self, alert: Alert, message: &str) {
+        let detail = vec![
+            ("alert", alert.name.as_str().to_owned()),
+            ("severity", alert.name.severity().as_str().to_owned()),
+            ("value", alert.value.to_string()),
+            ("threshold", alert.threshold.to_string()),
+        ];
+        let (message, detail) = plain(message, detail);
+        self.keep(EventKind::Alert, &Actor::Own("alerts"), message, detail, Some(alert));
+    }
+
+    fn keep(&self, kind: EventKind, actor: &Actor, message: String, detail: Detail, alert: Option<Alert>) {
         let mut ring = self.ring.lock();
         ring.last += 1;
         if ring.events.len() == EVENTS_MAX {
             ring.events.pop_front();
         }
         let (id, at) = (ring.last, SystemTime::now());
-        ring.events.push_back(Event { id, at, kind, actor: actor.to_string(), message, detail });
+        ring.events.push_back(Event { id, at, kind, actor: actor.to_string(), message, detail, alert });
         drop(ring);
         self.added.notify_one();
     }
@@ -108,7 +125,7 @@ impl Events {
 }
 
 /// A rule's name may be a pattern, and that may have anything in it; a line of the log stays one.
-fn plain(message: &str, detail: Vec<(&'static str, String)>) -> (String, Vec<(&'static str, String)>) {
+fn plain(message: &str, detail: Detail) -> (String, Detail) {
     let plain = |c: char| if c.is_control() { '?' } else { c };
     let cut = |text: &str| text.chars().take(TEXT_MAX).map(plain).collect::<String>();
     (cut(message), detail.into_iter().map(|(name, value)| (name, cut(&value))).collect())

@@ -253,9 +253,10 @@ fn memory(facts: &Facts, limits: &Limits) -> Check {
         Some(used) if used >= MEMORY_DEGRADED => Health::Degraded,
         _ => Health::Healthy,
     };
+    let mib = |bytes: u64| bytes >> 20;
     let message = match limits.memory {
-        Some(limit) => format!("{} of {limit} bytes resident", facts.rss),
-        None => format!("{} bytes resident, no limit", facts.rss),
+        Some(limit) => format!("{} of {} MiB resident", mib(facts.rss), mib(limit)),
+        None => format!("{} MiB resident, no limit", mib(facts.rss)),
     };
     let threshold = limits.memory.map(|_| MEMORY_DEGRADED);
     Check { name: CheckName::Memory, status, value: used, threshold, unit: "share", message }

@@ -239,11 +239,12 @@ impl History {
         }
     }
 
-    /// The newest second of each series; empty before the first is over.
+    /// The newest second of each series; of none is anything known before the first is over.
     pub(crate) fn last(&self) -> Vec<(&'static str, f64)> {
         let rings = self.0.lock();
         let row = rings.as_ref().and_then(|rings| rings.fine.rows.back());
-        row.map(|row| names().zip(row.iter().copied()).collect()).unwrap_or_default()
+        let value = |i: usize| row.map_or(f64::NAN, |row| row[i]);
+        names().enumerate().map(|(i, name)| (name, value(i))).collect()
     }
 
     /// How many a second there were of a counted series in the last ten seconds; none before the first is over.

@@ -5,7 +5,7 @@
 //! compares one static number and goes on; nothing is formatted. A hit passes no macro at all. The span of a client is made
 //! at `debug` and below only (`session::start`); above, its task is not even wrapped in one.
 //!
-//! **Repeats** are held back at `info` and above (`repeats`). Who asks for `debug` wants all of it.
+//! **Repeats** of lines at `info` and above are held back (`repeats`), whatever the level is; those at `debug` are all said.
 
 mod repeats;
 

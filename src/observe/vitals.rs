@@ -10,10 +10,9 @@ use parking_lot::Mutex;
 
 use super::alerts::{Alert, Alerts, Turn};
 use super::durations::{Delta, Durations};
-use super::events::Actor;
 use super::health::{self, Check, Facts, Firing, Limits, Minute, Upstream};
 use super::history::Took;
-use super::reasons::{AlertName, CheckName, Decision, EventKind, Evict, Health, Replayed};
+use super::reasons::{AlertName, CheckName, Decision, Evict, Health, Replayed};
 use super::{View, clock, process, stamp};
 
 const SECOND: u64 = 1_000_000_000;
@@ -244,13 +243,7 @@ fn tell(view: &View, turn: &Turn) {
             (alert, format!("alert {name} is over"))
         }
     };
-    let detail = vec![
-        ("alert", alert.name.as_str().to_owned()),
-        ("severity", alert.name.severity().as_str().to_owned()),
-        ("value", alert.value.to_string()),
-        ("threshold", alert.threshold.to_string()),
-    ];
-    view.status.events.note(EventKind::Alert, &Actor::Own("alerts"), &message, detail);
+    view.status.events.turned(alert.clone(), &message);
 }
 
 /// For how long the process has run, in milliseconds.

@@ -141,7 +141,12 @@ impl Link {
 
 /// An error reply's text without its mark and line end.
 pub(crate) fn error_text(frame: &[u8]) -> String {
-    String::from_utf8_lossy(frame).trim_start_matches('-').trim_end().to_owned()
+    /// What Redis puts before keys and values where it does not know a command. The text goes to the log and to events, and
+    /// those of clients belong in neither.
+    const ARGUMENTS: &str = ", with args beginning with";
+    let text = String::from_utf8_lossy(frame);
+    let text = text.trim_start_matches('-').trim_end();
+    text.split_once(ARGUMENTS).map_or(text, |(before, _)| before).to_owned()
 }
 
 /// A lane connection that is ready: what it learned on the way decides whether the L1 may be filled through it.

@@ -36,12 +36,18 @@ fn run(part: &str) {
         .tcp()
         .set("coherence.max_staleness", "60s")
         .set("commands.deny", json!(["flushall"]))
+        // The load's errors and what it asks for are an alert, a candidate, slow and have a price.
+        .set("alerts", json!({"error_rate": 0.001, "for": "1s", "min_requests_per_minute": 10}))
+        .set("costs", json!({"currency": "EUR", "per_million_requests": 150, "per_gib": 0.09}))
+        .set("observe.candidates.min_per_minute", 10)
+        .set("observe.slow_log", "1ms")
         .set(
             "rules",
             json!([
                 {"pattern": "user:*", "name": "users"},
                 {"pattern": "item:*", "name": EVIL_RULE, "ttl": "5m"},
-                {"pattern": "price:*", "name": "prices", "ttl": "5s", "rollout": 50},
+                {"pattern": "price:*", "name": "prices", "ttl": "5s", "rollout": 50, "cost_per_miss": 0.001},
+                {"pattern": "seen:*", "name": "seen", "mode": "observe"},
             ]),
         )
         .start();

@@ -1,5 +1,5 @@
 //! The log as whoever runs a sidecar reads it: a client's life at `debug`, the same line not again and again, JSON that
-//! parses, and nothing in it of what clients store, at no level.
+//! parses, and nothing in it of what clients store, at no level. `secrets` looks everywhere else.
 
 use serde_json::Value;
 
@@ -64,6 +64,49 @@ fn json_lines_are_json_with_their_span() {
     assert!(line["spans"][0]["addr"].is_string(), "{line}");
 }
 
+#[test]
+fn a_slow_command_is_a_line_with_its_class_its_pattern_and_how_long_it_took() {
+    let redis = Redis::start();
+    let proxy = Proxy::to(&redis).set("observe.slow_log", "1ms").start();
+    let script = "local t = 0; for i = 1, 3000000 do t = t + i end; return 1";
+    proxy.client().cmd(&["EVAL", script, "1", "user:1"]);
+    proxy.wait_logged("WARN slow command: eval class=\"write\" pattern=\"user\" duration_ms=");
+    let kept = proxy.get("/api/v1/keys").json()["slow_log"]["items"][0].clone();
+    assert_eq!((&kept["command"], &kept["class"], &kept["pattern"]), (&"eval".into(), &"write".into(), &"user".into()));
+}
+
+#[test]
+fn a_span_has_its_user_and_its_end_is_named_as_elsewhere() {
+    let redis = Redis::start();
+    redis.cmd(&["ACL", "SETUSER", "app", "on", ">word", "~*", "&*", "+@all"]);
+    let proxy = Proxy::to(&redis).set("log.level", "debug").start();
+    let mut client = proxy.client();
+    assert_eq!(client.cmd(&["AUTH", "app", "word"]), Reply::ok());
+    client.send(b"*1\r\n!nonsense\r\n");
+    client.expect_closed();
+    proxy.wait_logged("user=\"app\"}: client disconnected why=\"protocol\" for_ms=");
+    assert_eq!(proxy.metric("nearside_clients_dropped_total{reason=\"protocol\"}"), 1.0);
+    eventually(PATIENCE, "its run", || {
+        let runs = proxy.get("/api/v1/dashboard/runs").json();
+        runs["recent"]["items"]
+            .as_array()
+            .is_some_and(|all| all.iter().any(|run| run["end"] == "protocol" && run["user"] == "app"))
+    });
+}
+
+#[test]
+fn lines_of_the_level_debug_are_all_said() {
+    let redis = Redis::start();
+    let proxy = Proxy::to(&redis).set("log.level", "debug").start();
+    for _ in 0..25 {
+        let mut client = proxy.client();
+        client.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+        client.expect_closed();
+    }
+    eventually(PATIENCE, "all of them", || proxy.count_logged("client disconnected") >= 25);
+    assert_eq!(proxy.count_logged("closed: an HTTP request"), 10, "what is louder is held back all the same");
+}
+
 /// What must never be seen. Each stands for itself, so that a failure says which kind has leaked.
 const SECRETS: [&str; 4] = ["v4lue-s3cret", "k3y-s3cret", "passw0rd-s3cret", "ch4nnel-s3cret"];
 
@@ -113,7 +156,7 @@ fn no_value_key_or_password_is_logged_at_any_level() {
 }
 
 /// True where upstream was gone.
-fn ordinary(client: &mut Client) -> bool {
+pub(crate) fn ordinary(client: &mut Client) -> bool {
     let replies = [
         client.cmd(&["SET", "user:k3y-s3cret", "v4lue-s3cret"]),
         client.cmd(&["GET", "user:k3y-s3cret"]),
@@ -130,11 +173,13 @@ fn ordinary(client: &mut Client) -> bool {
 }
 
 /// What is answered with an error, and what ends a connection.
-fn mistaken(client: &mut Client) {
+pub(crate) fn mistaken(client: &mut Client) {
     for words in [
         &["LPUSH", "user:k3y-s3cret", "v4lue-s3cret"][..],
         &["GET", "user:k3y-s3cret", "v4lue-s3cret"],
         &["NOSUCHCOMMAND", "user:k3y-s3cret", "v4lue-s3cret"],
+        // Somebody whose lengths are off by one.
+        &["v4lue-s3cret", "user:k3y-s3cret"],
         &["EVAL", "error('v4lue-s3cret')", "1", "user:k3y-s3cret"],
         &["KEYS", "user:k3y-s3cret*"],
         &["AUTH", "passw0rd-s3cret-wrong"],
@@ -150,7 +195,7 @@ fn mistaken(client: &mut Client) {
     client.expect_closed();
 }
 
-fn pinned(proxy: &Proxy) {
+pub(crate) fn pinned(proxy: &Proxy) {
     let mut client = proxy.client3();
     client.cmd(&["MULTI"]);
     client.cmd(&["SET", "user:k3y-s3cret", "v4lue-s3cret"]);

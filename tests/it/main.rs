@@ -64,6 +64,8 @@ mod refresh;
 mod regressions;
 /// What is cached of which keys.
 mod rules;
+/// What clients store is seen nowhere, and how their keys are called only where that is allowed.
+mod secrets;
 /// What a client session does, seen from the client and from upstream.
 mod sessions;
 mod support;

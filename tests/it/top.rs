@@ -107,13 +107,16 @@ impl Drop for Tty {
     }
 }
 
+fn has_script() -> bool {
+    Command::new("script").arg("--version").output().is_ok_and(|output| output.status.success())
+}
+
 /// What a terminal is told on the way back from the other screen.
 const BACK: &str = "\u{1b}[?1049l";
 
 #[test]
 fn the_live_view_follows_a_sidecar_that_goes_and_leaves_the_terminal_as_it_was() {
-    let has_script = Command::new("script").arg("--version").output().is_ok_and(|output| output.status.success());
-    if !holds(has_script, "needs util-linux's script, which is not installed") {
+    if !holds(has_script(), "needs util-linux's script, which is not installed") {
         return;
     }
     let redis = Redis::start();
@@ -135,6 +138,41 @@ fn the_live_view_follows_a_sidecar_that_goes_and_leaves_the_terminal_as_it_was()
     tty.press(b"\x03");
     assert_eq!(tty.exit(), Some(0), "ctrl-c is a way out, too");
     assert!(tty.has(BACK));
+}
+
+/// The shell around it says which process it is, how it ended, and what the terminal is set to then.
+fn asked_to_end_by(signal: &str) -> (Tty, String) {
+    let redis = Redis::start();
+    let proxy = Proxy::start(&redis);
+    let top = format!("{NEARSIDE} top --url http://{}", proxy.http_address());
+    let tty = Tty::running(&format!(
+        "stty cols 100 rows 40; sh -c 'echo pid=$$.; exec {top}'; echo status=$?.; stty -a; echo over."
+    ));
+    eventually(PATIENCE, "a frame", || tty.has("latency, ms") && tty.has("serve"));
+    let seen = text(&tty.seen.lock().expect("not poisoned"));
+    let pid = seen.split_once("pid=").and_then(|(_, rest)| rest.split_once('.')).expect("the process").0.to_owned();
+    assert!(Command::new("kill").args([signal, &pid]).status().expect("kill").success());
+    eventually(PATIENCE, "its end", || tty.has("over."));
+    let seen = text(&tty.seen.lock().expect("not poisoned"));
+    (tty, seen)
+}
+
+#[test]
+fn a_signal_ends_it_and_gives_the_terminal_back() {
+    if !holds(has_script(), "needs util-linux's script, which is not installed") {
+        return;
+    }
+    for signal in ["-TERM", "-INT", "-HUP"] {
+        let (mut tty, seen) = asked_to_end_by(signal);
+        assert_eq!(tty.exit(), Some(0));
+        let (_, behind) =
+            seen.rsplit_once(BACK).unwrap_or_else(|| panic!("{signal}: still on the other screen: {seen:?}"));
+        assert!(behind.contains("status=0."), "{signal}: {behind:?}");
+        assert!(seen.rfind("\u{1b}[?25h") > seen.rfind("\u{1b}[?25l"), "{signal}: no cursor: {seen:?}");
+        for mode in ["icanon", "echo", "isig", "opost"] {
+            assert!(behind.split_whitespace().any(|word| word == mode), "{signal}: raw still, no {mode}: {behind:?}");
+        }
+    }
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! Asks the side port once a second: the snapshot, the hottest keys, the newest events; and once for the last minutes. What
 //! an older sidecar does not have is left out. A sidecar that is gone is asked again every second.
 
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::io;
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -40,15 +41,22 @@ pub(super) enum News {
 pub(super) struct Feed(Receiver<News>);
 
 impl Feed {
-    pub(super) fn start(target: Target) -> std::io::Result<Feed> {
+    pub(super) fn start(target: Target) -> io::Result<Feed> {
         let (news, heard) = sync_channel(WAITING_MAX);
         std::thread::Builder::new().name("nearside-top".to_owned()).spawn(move || follow(&target, &news))?;
         Ok(Feed(heard))
     }
 
-    /// What has come since the last call.
-    pub(super) fn news(&self) -> impl Iterator<Item = News> {
-        self.0.try_iter()
+    /// What has come since the last call; an error where nothing can come any more.
+    pub(super) fn news(&self) -> io::Result<Vec<News>> {
+        let mut news = Vec::new();
+        loop {
+            match self.0.try_recv() {
+                Ok(one) => news.push(one),
+                Err(TryRecvError::Empty) => return Ok(news),
+                Err(TryRecvError::Disconnected) => return Err(io::Error::other("the thread that asks has ended")),
+            }
+        }
     }
 }
 

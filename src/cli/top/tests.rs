@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::board::Board;
 use super::feed::{Look, News};
-use super::text;
+use super::{on_screen, text};
 
 fn dashboard() -> Value {
     let q = |p50: f64| json!({"count": 12345, "avg_ms": p50, "p50_ms": p50, "p95_ms": 2.0 * p50, "p99_ms": 4.0 * p50});
@@ -137,3 +137,39 @@ fn what_a_sidecar_does_not_have_is_unknown() {
     })));
     has(&text(&board, 120, 40), &["nearside 9  mode ?", "hit rate -", "clients ?", "none"]);
 }
+
+/// Run in a terminal by `a_panic_gives_the_terminal_back`, as a process of its own.
+#[test]
+#[ignore = "it panics: a part of a_panic_gives_the_terminal_back"]
+fn panics_on_the_screen() {
+    let _ = on_screen(|terminal| {
+        terminal.draw(|_| ())?;
+        panic!("seen on the first screen");
+    });
+}
+
+#[test]
+fn a_panic_gives_the_terminal_back() {
+    let this = std::env::current_exe().expect("this program");
+    let test = "cli::top::tests::panics_on_the_screen";
+    let command = format!("stty -a; {} --exact {test} --ignored --nocapture; stty -a", this.display());
+    let script = std::process::Command::new("script")
+        .args(["-qec", &command, "/dev/null"])
+        .env("TERM", "xterm-256color")
+        .stdin(std::process::Stdio::null())
+        .output();
+    let Ok(output) = script else {
+        return eprintln!("SKIPPED needs util-linux's script, which is not installed");
+    };
+    let seen = String::from_utf8_lossy(&output.stdout);
+    let at = |what: &str| seen.rfind(what).unwrap_or_else(|| panic!("no {what:?} in {seen:?}"));
+    let (back, shown, told) = (at("\u{1b}[?1049l"), at("\u{1b}[?25h"), at("seen on the first screen"));
+    assert!(at("\u{1b}[?1049h") < back && at("\u{1b}[?25l") < shown && back < told, "{seen:?}");
+    // Lines, echo and signals of keys are as they were before.
+    let settings =
+        |text: &str| text.split_whitespace().filter(|word| MODES.contains(&word.trim_end_matches(';'))).count();
+    assert_eq!(settings(&seen), 2 * MODES.len(), "{seen:?}");
+}
+
+/// What raw mode turns off.
+const MODES: [&str; 4] = ["icanon", "echo", "isig", "opost"];

@@ -24,8 +24,10 @@ use tokio_util::sync::{CancellationToken, ReusableBoxFuture};
 use super::busy;
 use super::history::Point;
 use super::snapshot::{Snapshot, fitted};
+use crate::http::alerts::Item;
 use crate::http::live::Told;
 use crate::http::routes::{Answer, Refusal, Routes, event_stream, to_text};
+use crate::observe::events::Event;
 use crate::observe::{View, clock, stamp};
 
 /// Events that a reader can have missed and still gets: a minute of somebody changing rules by hand.
@@ -146,10 +148,7 @@ impl Hub {
             .into_iter()
             .filter(|event| event.id > *known)
             .rev()
-            .filter_map(|event| {
-                let kind = event.kind.as_str();
-                Some(self.frame(kind, &to_text(&Told::of(event))?))
-            })
+            .filter_map(|event| Some(self.frame(event.kind.as_str(), &data(event)?)))
             .collect();
         *known = total;
         if news.is_empty() {
@@ -235,6 +234,12 @@ impl Stream {
             return Poll::Ready(Some(out.freeze()));
         }
     }
+}
+
+/// An alert as /api/v1/alerts has it, anything else as /api/v1/events/recent does. No envelope: an item has a time of its own.
+fn data(mut event: Event) -> Option<String> {
+    let alert = event.alert.take();
+    alert.map_or_else(|| serde_json::to_string(&Told::of(event)), |alert| serde_json::to_string(&Item::of(alert))).ok()
 }
 
 async fn wait(mut newest: watch::Receiver<Arc<Newest>>) -> (watch::Receiver<Arc<Newest>>, bool) {

@@ -13,9 +13,12 @@ use crate::config::Config;
 use crate::http::tests::{PATIENCE, Server, split};
 use crate::http::{Timeouts, change, live, routes};
 use crate::live::Running;
+use crate::observe::alerts::Alert;
 use crate::observe::events::Actor;
 use crate::observe::policy::Refusal;
-use crate::observe::reasons::{Action, Decision, Dropped, EventKind, Method, Operation, PolicyMode, RunEnd, Timed};
+use crate::observe::reasons::{
+    Action, AlertName, Decision, Dropped, EventKind, Method, Operation, PolicyMode, RunEnd, Timed,
+};
 use crate::observe::runs::End;
 
 fn described() -> Value {
@@ -110,8 +113,9 @@ fn holds(doc: &Value, path: &str, answer: &Value) {
 #[test]
 fn every_answer_is_as_described() {
     let (server, doc) = (crowded(), described());
-    let read =
-        routes::paths().into_iter().chain(["/api/v1/rules", "/api/v1/config", "/api/v1/events/recent"].map(Into::into));
+    let read = routes::paths()
+        .into_iter()
+        .chain(["/api/v1/rules", "/api/v1/config", "/api/v1/events/recent", "/api/v1/mode"].map(Into::into));
     for path in read.filter(|path| !path.starts_with("/metrics") && path != "/api/v1/events") {
         let (status, answer) = server.get(&path);
         assert!(status == 200 || path.starts_with("/health"), "{path}: {status}");
@@ -321,6 +325,68 @@ fn happens(server: &Server, message: &str) {
     server.view.status.events.add(EventKind::Mode, &Actor::Sighup, message, Vec::new());
 }
 
+fn data_holds(doc: &Value, event: &str, data: &Value) {
+    let stream = &doc["paths"]["/api/v1/events"]["get"]["responses"]["200"]["content"]["text/event-stream"];
+    let schema = stream["x-event-data"].get(event).unwrap_or_else(|| panic!("{event} is not described"));
+    let mut found = Vec::new();
+    differences(doc, schema, data, event, &mut found);
+    assert!(found.is_empty(), "{found:#?}");
+}
+
+/// As it would be raised.
+fn alert(name: AlertName) -> Alert {
+    let message = "raised by a test".to_owned();
+    Alert { name, since: 1_795_897_486_544, resolved: None, value: 0.5, threshold: 0.05, message }
+}
+
+#[test]
+fn every_event_of_the_stream_is_as_described() {
+    let (server, doc) = (Server::start(), described());
+    let (_, head, _) = server.ask("HEAD", "/api/v1/events");
+    assert!(head.contains("content-type: text/event-stream") && head.contains("cache-control: no-store"), "{head}");
+    let mut reader = Reader::open(&server, "");
+    data_holds(&doc, "snapshot", &reader.named("snapshot").1);
+    let events = &server.view.status.events;
+    let plain = EventKind::ALL.iter().filter(|kind| **kind != EventKind::Alert);
+    plain.clone().for_each(|kind| events.add(*kind, &Actor::Sighup, "an event", vec![("name", "x".to_owned())]));
+    for kind in plain {
+        let (_, data) = reader.named(kind.as_str());
+        data_holds(&doc, kind.as_str(), &data);
+        assert_eq!(data["kind"], kind.as_str());
+    }
+}
+
+#[test]
+fn an_alert_comes_as_the_list_of_alerts_has_it() {
+    let (server, doc) = (Server::start(), described());
+    let mut reader = Reader::open(&server, "");
+    reader.event().expect("a snapshot");
+    // Names that this server, which has no upstream, does not raise by itself.
+    let raised = alert(AlertName::ReloadFailed);
+    let over = Alert { resolved: Some(raised.since + 1500), ..raised.clone() };
+    server.view.status.events.turned(raised, "raised");
+    server.view.status.events.turned(over, "over");
+    let mut named = || loop {
+        let (_, data) = reader.named("alert");
+        if data["name"] == "reload_failed" {
+            return data;
+        }
+    };
+    let (first, second) = (named(), named());
+    [&first, &second].into_iter().for_each(|data| data_holds(&doc, "alert", data));
+    let item = |state: &str, resolved: Value| {
+        serde_json::json!({"name": "reload_failed", "severity": "warning", "state": state, "since": "2026-11-28T20:24:46.544Z",
+            "resolved": resolved, "value": 0.5, "threshold": 0.05, "unit": "failed", "message": "raised by a test"})
+    };
+    assert_eq!(first, item("firing", Value::Null));
+    assert_eq!(second, item("resolved", "2026-11-28T20:24:48.044Z".into()));
+    // The list of events has it as an event, like any other.
+    let recent = server.get("/api/v1/events/recent").1;
+    let events = recent["events"].as_array().expect("a list").iter();
+    let told: Vec<_> = events.filter(|event| event["detail"]["alert"] == "reload_failed").collect();
+    assert_eq!((told.len(), &told[0]["kind"], &told[0]["actor"]), (2, &"alert".into(), &"alerts".into()));
+}
+
 #[test]
 fn a_stream_begins_with_a_snapshot_and_goes_on_once_a_second() {
     let server = Server::start();
@@ -336,18 +402,9 @@ fn a_stream_begins_with_a_snapshot_and_goes_on_once_a_second() {
     // What happens in between, an alert for want of an upstream, has events of its own.
     let all: Vec<_> = [(first.1, first.2)].into_iter().chain((0..2).map(|_| reader.named("snapshot"))).collect();
     assert!(all.is_sorted_by(|a, b| a.0 < b.0));
-    let mut found = Vec::new();
-    let mut data = all[2].1.clone();
-    let last = data.as_object_mut().unwrap().remove("last").expect("last");
     let doc = described();
-    differences(
-        &doc,
-        &doc["paths"]["/api/v1/dashboard"]["get"]["responses"]["200"]["content"]["application/json"]["schema"],
-        &data,
-        "data",
-        &mut found,
-    );
-    assert!(found.is_empty(), "{found:?}");
+    data_holds(&doc, "snapshot", &all[2].1);
+    let last = &all[2].1["last"];
     let names = doc["components"]["schemas"]["History"]["properties"]["series"]["properties"].as_object().unwrap();
     assert!(names.keys().eq(last.as_object().unwrap().keys()), "{last}");
 }

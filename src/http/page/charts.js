@@ -7,6 +7,10 @@ import * as format from './format.js';
 const PAD = { left: 58, right: 10, top: 8, bottom: 20 };
 // Rows of a line chart's table: what a screen reader gets through.
 const ROWS = 30;
+// Points of a scatter that have a colour of their own, and are named above it.
+const POINTS_NAMED = 9;
+// Beside the columns of a histogram.
+const SIDE = 16;
 
 // Widths are known when a drawing is on screen, and change with the window.
 function sized(root, draw) {
@@ -89,7 +93,7 @@ function area(values, x, y) {
 
 // Values over time. update({end, step, series: [{name, mark, values}]}), all of one length, oldest first.
 // `log`: decades, for what lies far apart; a 0 stands at the foot.
-export function lines({ label, format: form = format.count, axis = form, height = 170, max = null, log = false }) {
+export function lines({ label, format: form = format.count, axis = form === format.share ? format.level : form, height = 170, max = null, log = false }) {
   const drawing = svg('svg', { class: 'plot', height, tabindex: 0, role: 'img', 'aria-label': label });
   const legend = el('ul', { class: 'legend' });
   const tip = el('div', { class: 'tip', hidden: true, 'aria-hidden': 'true' });
@@ -97,7 +101,7 @@ export function lines({ label, format: form = format.count, axis = form, height 
   const head = el('tr');
   const table = el('details', { class: 'as-table', on: { toggle: () => fillTable() } },
     el('summary', {}, 'As a table'),
-    el('div', { class: 'scroll', tabindex: 0, role: 'region', 'aria-label': `${label}, as a table` },
+    el('div', { class: 'scroll', tabindex: 0, role: 'group', 'aria-label': `${label}, as a table` },
       el('table', {}, el('thead', {}, head), rows)));
   const plot = el('div', { class: 'plot-box' }, drawing, tip);
   const root = el('figure', { class: 'chart' }, legend, plot, table);
@@ -129,10 +133,12 @@ export function lines({ label, format: form = format.count, axis = form, height 
         svg('text', { class: 'axis', x: PAD.left - 6, y: level + 4, 'text-anchor': 'end' }, axis(value)));
     }
     const marks = width() < 420 ? 2 : 4;
+    // Minutes would stand there twice where the marks are closer than that.
+    const said = ((n - 1) * shown.step) / marks < 60000 ? format.clock : format.minute;
     for (let mark = 0; mark <= marks; mark++) {
       const i = Math.round(((n - 1) * mark) / marks);
       const anchor = mark === 0 ? 'start' : mark === marks ? 'end' : 'middle';
-      parts.push(svg('text', { class: 'axis', x: x(i), y: height - 4, 'text-anchor': anchor }, format.minute(time(i))));
+      parts.push(svg('text', { class: 'axis', x: x(i), y: height - 4, 'text-anchor': anchor }, said(time(i))));
     }
     for (const { mark, values: all } of shown.series) {
       const { values, size } = thinned(all, inner / 1.5, log);
@@ -289,10 +295,12 @@ export function keep(parent, length, make) {
   while (parent.children.length < length) parent.append(make());
 }
 
-// One bar a row, of one or several parts. update([{name, title, parts: [{value, mark, name}], text}])
-export function bars({ label, none = 'Nothing counted yet.' }) {
+// One bar a row, of one or several parts. update([{name, title, parts: [{value, mark, name}], text}]); `heads`: what stands above
+// the name, the bar and its figures, where `texts` are several.
+export function bars({ label, none = 'Nothing counted yet.', heads = null }) {
   const rows = el('tbody');
-  const table = el('table', { class: 'bars' }, el('caption', { class: 'unseen' }, label), rows);
+  const head = heads && el('thead', {}, el('tr', {}, ...heads.map((name, i) => (name ? el('th', { scope: 'col', class: i > 1 ? 'num' : null }, name) : el('td')))));
+  const table = el('table', { class: 'bars' }, el('caption', { class: 'unseen' }, label), head, rows);
   const empty = el('p', { class: 'empty' }, none);
   const root = el('div', {}, table, empty);
 
@@ -302,9 +310,9 @@ export function bars({ label, none = 'Nothing counted yet.' }) {
     show(table, items.length > 0);
     show(empty, items.length === 0);
     keep(rows, items.length, () => el('tr', {}, el('th', { scope: 'row' }, el('span', { class: 'name' })),
-      el('td', { class: 'bar-cell' }, svg('svg', { class: 'bar', 'aria-hidden': 'true' })), el('td', { class: 'num' })));
+      el('td', { class: 'bar-cell' }, svg('svg', { class: 'bar', 'aria-hidden': 'true' })), ...(heads ?? ['', '', '']).slice(2).map(() => el('td', { class: 'num' }))));
     items.forEach((item, i) => {
-      const [head, cell, number] = rows.children[i].children;
+      const [head, cell, ...numbers] = rows.children[i].children;
       setText(head.firstChild, item.name);
       setAttr(head.firstChild, 'title', item.title ?? item.name);
       const bar = cell.firstChild;
@@ -319,20 +327,23 @@ export function bars({ label, none = 'Nothing counted yet.' }) {
         setText(rect.firstChild, name ?? item.text);
         from += value;
       });
-      setText(number, item.text);
-      setAttr(number, 'title', item.exact ?? null);
+      (item.texts ?? [item.text]).forEach((text, k) => {
+        setText(numbers[k], text);
+        setAttr(numbers[k], 'title', item.exact ?? null);
+      });
     });
   }
 
   return { root, update };
 }
 
-// Columns of a histogram. update([{name, value}], mark)
+// Columns of a histogram. update([{name, value}], mark): a name that begins with ≤ is where its column ends, and stands there.
 export function columns({ label, unit, height = 150, none = 'Nothing counted yet.' }) {
   const drawing = svg('svg', { class: 'plot', height, role: 'img', 'aria-label': label });
   const box = el('div', { class: 'plot-box' }, drawing);
   const rows = el('tbody');
-  const table = el('details', { class: 'as-table' }, el('summary', {}, 'As a table'), el('table', {}, rows));
+  const table = el('details', { class: 'as-table' }, el('summary', {}, 'As a table'),
+    el('div', { class: 'scroll', tabindex: 0, role: 'group', 'aria-label': `${label}, as a table` }, el('table', {}, rows)));
   const empty = el('p', { class: 'empty' }, none);
   const root = el('figure', { class: 'chart' }, box, table, empty);
   let shown = null;
@@ -342,20 +353,24 @@ export function columns({ label, unit, height = 150, none = 'Nothing counted yet
     if (!shown || width() === 0) return;
     const { items, mark } = shown;
     const top = Math.max(...items.map(({ value }) => value), 1);
-    const wide = (width() - 4) / items.length;
+    // Room for half of the first and the last end.
+    const wide = (width() - 2 * SIDE) / items.length;
     const tall = height - 36;
     setAttr(drawing, 'width', width());
-    const every = Math.ceil((Math.max(...items.map(({ name }) => name.length)) * 6 + 8) / wide);
+    const ends = items.map(({ name }) => name.replace(/^≤ /, ''));
+    const every = Math.ceil((Math.max(...ends.map((end) => end.length)) * 6 + 8) / wide);
     drawing.replaceChildren(...items.flatMap(({ name, value }, i) => {
       const high = value > 0 ? Math.max((tall * value) / top, 2) : 0;
-      const middle = 2 + wide * (i + 0.5);
+      const left = SIDE + wide * i;
+      const at = name === ends[i] ? left + wide / 2 : left + wide;
       return [
-        svg('rect', { class: mark, x: 2 + wide * i + wide * 0.12, width: wide * 0.76, y: 16 + tall - high, height: high, rx: 2 },
+        svg('rect', { class: mark, x: left + wide * 0.06, width: wide * 0.88, y: 16 + tall - high, height: high, rx: 2 },
           svg('title', {}, `${name}: ${format.exact(value)} ${unit}`)),
-        value > 0 && wide > 26 && svg('text', { class: 'axis', x: middle, y: 12 + tall - high, 'text-anchor': 'middle' }, format.count(value)),
-        i % every === 0 && svg('text', { class: 'axis', x: middle, y: height - 4, 'text-anchor': 'middle' }, name),
+        value > 0 && wide > 22 && svg('text', { class: 'axis', x: left + wide / 2, y: 12 + tall - high, 'text-anchor': 'middle' }, format.count(value)),
+        name !== ends[i] && svg('line', { class: 'tick', x1: at, x2: at, y1: 16 + tall, y2: 20 + tall }),
+        name !== ends[i] && (i + 1) % every === 0 && svg('text', { class: 'axis', x: at, y: height - 3, 'text-anchor': 'middle' }, ends[i]),
       ].filter(Boolean);
-    }), svg('line', { class: 'level', x1: 2, x2: width() - 2, y1: 16 + tall, y2: 16 + tall }));
+    }), svg('line', { class: 'level', x1: SIDE, x2: width() - SIDE, y1: 16 + tall, y2: 16 + tall }));
   }
 
   function update(items, mark) {
@@ -376,15 +391,17 @@ export function columns({ label, unit, height = 150, none = 'Nothing counted yet
   return { root, update };
 }
 
-// Shares (0 to 1) against sizes. update([{name, x, y, weight, mark}])
+// Shares (0 to 1) against sizes, the heaviest in front and named. update([{name, x, y, weight}])
 export function scatter({ label, xName, yName, xFormat, height = 240, none }) {
   const drawing = svg('svg', { class: 'plot', height, role: 'img', 'aria-label': label });
   const box = el('div', { class: 'plot-box' }, drawing);
   const rows = el('tbody');
+  const heads = ['Pattern', xName, yName].map((name) => el('th', { scope: 'col' }, name));
   const table = el('details', { class: 'as-table' }, el('summary', {}, 'As a table'),
-    el('table', {}, el('thead', {}, el('tr', {}, ...['Pattern', xName, yName].map((name) => el('th', { scope: 'col' }, name)))), rows));
+    el('div', { class: 'scroll', tabindex: 0, role: 'group', 'aria-label': `${label}, as a table` }, el('table', {}, el('thead', {}, el('tr', {}, ...heads)), rows)));
   const empty = el('p', { class: 'empty' }, none);
-  const root = el('figure', { class: 'chart' }, box, table, empty);
+  const legend = el('ul', { class: 'legend' });
+  const root = el('figure', { class: 'chart' }, legend, box, table, empty);
   let shown = [];
   const width = sized(box, draw);
 
@@ -398,30 +415,36 @@ export function scatter({ label, xName, yName, xFormat, height = 240, none }) {
     const low = Math.floor(Math.min(...logs)) - 1;
     const high = Math.ceil(Math.max(...logs)) + 1;
     const x = (value) => PAD.left + (inner * (Math.log2(Math.max(value, 1)) - low)) / (high - low);
-    const y = (value) => 8 + tall * (1 - value);
+    // The largest point is not cut off at 100 %.
+    const y = (value) => 14 + (tall - 6) * (1 - value);
     const parts = [0, 0.5, 1].flatMap((level) => [
       svg('line', { class: 'level', x1: PAD.left, x2: width() - 10, y1: y(level), y2: y(level) }),
-      svg('text', { class: 'axis', x: PAD.left - 6, y: y(level) + 4, 'text-anchor': 'end' }, format.share(level)),
+      svg('text', { class: 'axis', x: PAD.left - 6, y: y(level) + 4, 'text-anchor': 'end' }, format.level(level)),
     ]);
-    const every = Math.ceil((high - low) / 5);
+    const every = Math.ceil((high - low) / Math.min(5, inner / 70));
     for (let power = low; power <= high; power += every) {
       parts.push(svg('text', { class: 'axis', x: x(2 ** power), y: height - 20, 'text-anchor': 'middle' }, xFormat(2 ** power)));
     }
     parts.push(svg('text', { class: 'axis', x: PAD.left + inner / 2, y: height - 4, 'text-anchor': 'middle' }, `${xName} (logarithmic)`));
     const most = Math.max(...shown.map(({ weight }) => weight), 1);
     for (const item of shown) {
-      const near = x(item.x) > PAD.left + inner * 0.7;
-      const radius = 4 + 8 * Math.sqrt(item.weight / most);
-      parts.push(svg('circle', { class: `dot ${item.mark}`, cx: x(item.x), cy: y(item.y), r: radius },
-        svg('title', {}, `${item.name}: ${xFormat(item.x)}, ${format.share(item.y)}`)),
-      svg('text', { class: 'axis point', x: x(item.x) + (near ? -radius - 4 : radius + 4), y: y(item.y) + 4, 'text-anchor': near ? 'end' : 'start' },
-        item.name.length > 22 ? `${item.name.slice(0, 21)}…` : item.name));
+      parts.push(svg('circle', { class: `dot ${item.mark}`, cx: x(item.x), cy: y(item.y), r: 4 + 8 * Math.sqrt(item.weight / most) },
+        svg('title', {}, `${item.name}: ${xFormat(item.x)}, ${format.share(item.y)}`)));
     }
     drawing.replaceChildren(...parts);
   }
 
-  function update(items) {
-    shown = items;
+  function update(all) {
+    const items = all.toSorted((one, other) => other.weight - one.weight).map((item, i) => ({ ...item, mark: i < POINTS_NAMED ? `c${i + 1}` : 'rest' }));
+    shown = items.toReversed();
+    const named = items.slice(0, POINTS_NAMED);
+    keep(legend, named.length, () => el('li', {}, swatch(''), el('span'), ' ', el('b')));
+    named.forEach(({ name, y, mark }, i) => {
+      const [colour, text, value] = legend.children[i].children;
+      setClass(colour, `swatch ${mark}`);
+      setText(text, name);
+      setText(value, format.share(y));
+    });
     for (const part of [box, table]) show(part, items.length > 0);
     show(empty, items.length === 0);
     setAttr(drawing, 'aria-label', `${label}: ${items.map((item) => `${item.name} ${xFormat(item.x)} ${format.share(item.y)}`).join('; ')}`);
@@ -433,7 +456,7 @@ export function scatter({ label, xName, yName, xFormat, height = 240, none }) {
   return { root, update };
 }
 
-// Values with what they may lie between. update([{name, value, low, high, mark, text}])
+// Values with what they may lie between. update([{name, value, low, high, mark, text, between}])
 export function intervals({ label, none }) {
   const rows = el('tbody');
   const table = el('table', { class: 'bars' }, el('caption', { class: 'unseen' }, label), rows);
@@ -447,13 +470,13 @@ export function intervals({ label, none }) {
     const least = Math.min(0, ...ends);
     const most = Math.max(...ends, least + 1e-9);
     const at = (value) => `${(2 + (96 * (value - least)) / (most - least)).toFixed(2)}%`;
-    rows.replaceChildren(...items.map(({ name, value, low, high, mark, text }) => el('tr', {},
+    rows.replaceChildren(...items.map(({ name, value, low, high, mark, text, between }) => el('tr', {},
       el('th', { scope: 'row' }, el('span', { class: 'name', title: name }, name)),
       el('td', { class: 'bar-cell' }, svg('svg', { class: 'bar interval', 'aria-hidden': 'true' },
         least < 0 && svg('line', { class: 'level', x1: at(0), x2: at(0), y1: 0, y2: '100%' }),
         real(low) && svg('line', { class: `line ${mark}`, x1: at(low), x2: at(real(high) ? high : most), y1: '50%', y2: '50%' }),
         real(value) && svg('circle', { class: `dot ${mark}`, cx: at(value), cy: '50%', r: 4 }))),
-      el('td', { class: 'num' }, text))));
+      el('td', { class: 'num' }, text, ' ', el('span', { class: 'between' }, between)))));
   }
 
   return { root, update };

@@ -30,6 +30,9 @@ export function share(value) {
   return `${percent.toFixed(1)} %`;
 }
 
+// Of an axis: no more digits than the level needs.
+export const level = (value) => (known(value) ? `${Number((value * 100).toFixed(2))} %` : NONE);
+
 export function ms(value) {
   if (!known(value)) return NONE;
   if (value === 0) return '0 ms';
@@ -65,12 +68,13 @@ export function bytes(value) {
   return `${unit === 0 ? Math.round(left) : fixed(left)} ${units[unit]}`;
 }
 
-// Enough digits for the price of one request, and no more than cents for sums.
+// Enough digits for the price of one request, and no more than cents for sums. As many for all of one size, so that columns
+// of them line up.
 export function money(value, currency) {
   if (!known(value)) return NONE;
   const size = Math.abs(value);
-  const places = size === 0 || size >= 100 ? 2 : size >= 1 ? 3 : size >= 0.01 ? 4 : 6;
-  const number = new Intl.NumberFormat('en-US', { minimumFractionDigits: 2, maximumFractionDigits: places }).format(value);
+  const places = size >= 10000 ? 0 : size === 0 || size >= 1 ? 2 : size >= 0.01 ? 4 : 6;
+  const number = new Intl.NumberFormat('en-US', { minimumFractionDigits: places, maximumFractionDigits: places }).format(value);
   return currency ? `${number} ${currency}` : number;
 }
 

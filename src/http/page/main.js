@@ -216,6 +216,23 @@ function onSnapshot(snapshot) {
   draw();
 }
 
+// An alert is shown when it is told, before the snapshot that has it too.
+function onAlert(alert) {
+  const list = page.snapshot?.alerts;
+  if (!list) return;
+  const others = list.items.filter(({ name, since }) => name !== alert.name || since !== alert.since);
+  if (others.length === list.items.length) list.total += 1;
+  list.items = [alert, ...others];
+  list.active = list.items.filter(({ state: is }) => is === 'firing').length;
+  head(page.snapshot);
+  draw();
+}
+
+function onEvent(kind, data) {
+  if (kind === 'alert') onAlert(data);
+  poll();
+}
+
 // ---- what people press
 
 function range(name) {
@@ -265,7 +282,7 @@ select(named());
 ask('/api/v1/dashboard').then(({ data }) => { if (data && !page.snapshot) onSnapshot(data); });
 loadSeconds();
 loadDay();
-const stream = open({ onSnapshot, onState, onEvent: () => poll() });
+const stream = open({ onSnapshot, onState, onEvent });
 byId('retry').addEventListener('click', () => stream.now());
 setInterval(poll, POLL_MS);
 setInterval(loadDay, DAY_MS);

@@ -63,7 +63,7 @@ export function table({ label, columns, none, sortable = false, sort = null }) {
   const rows = el('tbody');
   const heads = columns.map((column) => head(column));
   const whole = el('table', {}, el('caption', { class: 'unseen' }, label), el('thead', {}, el('tr', {}, ...heads)), rows);
-  const box = el('div', { class: 'scroll', tabindex: 0, role: 'region', 'aria-label': label }, whole);
+  const box = el('div', { class: 'scroll', tabindex: 0, role: 'group', 'aria-label': label }, whole);
   const empty = el('p', { class: 'empty' }, none);
   const more = el('p', { class: 'note' });
   const root = el('div', {}, box, empty, more);

@@ -9,7 +9,7 @@ const LAST_RETRY_MS = 10000;
 // A page that nobody looks at gives its connection back: browsers have six for one host, and forgotten pages would hold them.
 const HIDDEN_MS = 60000;
 
-// Other events than `snapshot`: something has changed, so the lists are asked for at once.
+// Other events than `snapshot`: something has changed, so the lists are asked for at once. An alert is told with its event.
 const KINDS = ['alert', 'mode', 'queue', 'reload', 'rollout', 'rules', 'upstream'];
 
 export function open({ onSnapshot, onEvent, onState }) {
@@ -27,19 +27,22 @@ export function open({ onSnapshot, onEvent, onState }) {
     onState({ name: 'connecting' });
     source = new EventSource('/api/v1/events');
     listen();
-    source.addEventListener('snapshot', (event) => {
-      listen();
-      wait = FIRST_RETRY_MS;
-      let snapshot;
+    const on = (kind, heard) => source.addEventListener(kind, (event) => {
+      let data;
       try {
-        snapshot = JSON.parse(event.data);
+        data = JSON.parse(event.data);
       } catch {
         return lost('what came is no JSON');
       }
+      heard(data);
+    });
+    on('snapshot', (snapshot) => {
+      listen();
+      wait = FIRST_RETRY_MS;
       onState({ name: 'live' });
       onSnapshot(snapshot);
     });
-    for (const kind of KINDS) source.addEventListener(kind, () => onEvent(kind));
+    for (const kind of KINDS) on(kind, (data) => onEvent(kind, data));
     source.addEventListener('error', () => lost('it was closed'));
   }
 

@@ -185,6 +185,7 @@ mod tests {
         let repeats = Repeats::default();
         let shown = (0..10_000).filter(|i| repeats.is_shown(1, Level::INFO, &format!("text {i}"))).count();
         assert_eq!(shown, LINES_MAX + OTHERS_MAX as usize);
+        assert_eq!(LINES_MAX as u64 * SAME_MAX + OTHERS_MAX, 2660, "docs/monitoring.md says so");
         repeats.is_shown(1, Level::ERROR, "one more");
         let held = 10_001 - (LINES_MAX as u64 + OTHERS_MAX);
         let told = Told { level: Level::ERROR, times: held, seconds: 0, text: "other lines".into() };

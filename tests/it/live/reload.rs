@@ -173,6 +173,8 @@ fn what_was_changed_by_hand_is_as_the_file_says_after_a_reload_and_that_is_said(
 #[test]
 fn the_log_level_the_token_and_the_allowed_hosts_follow_the_file() {
     let stand = Stand::with_file(ONE);
+    let mut before = stand.proxy.client();
+    run(&mut before, "CLIENT SETNAME before");
     std::fs::write(stand.dir.path().join("token"), "other").expect("another token");
     let file = stand.text(&format!("{ONE}log: {{level: debug}}\n"));
     let file = file.replace("http: {", "http: {allowed_hosts: [Cache.Example], ");
@@ -192,6 +194,12 @@ fn the_log_level_the_token_and_the_allowed_hosts_follow_the_file() {
     // Which is said at that level only.
     std::fs::remove_file(stand.file()).expect("gone");
     stand.proxy.wait_logged("cannot be read just now");
+    // A client that came before has no span.
+    let mut behind = stand.proxy.client();
+    run(&mut behind, "CLIENT SETNAME behind");
+    drop((before, behind));
+    stand.proxy.wait_logged("name=\"behind\"}: client disconnected");
+    assert!(!stand.proxy.logged("name=\"before\""));
 }
 
 /// One request with a head of its own.

@@ -158,7 +158,7 @@ fn changes_need_the_token_and_the_right_method() {
         ("PUT", "/api/v1/rules", "GET, HEAD"),
         ("POST", "/api/v1/config", "GET, HEAD"),
         ("DELETE", "/api/v1/events/recent", "GET, HEAD"),
-        ("GET", "/api/v1/mode", "PUT"),
+        ("POST", "/api/v1/mode", "GET, HEAD, PUT"),
         ("GET", "/api/v1/reload", "POST"),
     ] {
         let answer = stand.send(method, path, "");
@@ -238,8 +238,10 @@ fn who_changed_what_and_when_is_remembered() {
     stand.put("/api/v1/rules/cart", &json!({"pattern": "cart:*"}));
     assert_eq!(run(&mut client, "NEARSIDE MODE off"), Reply::ok());
     assert_eq!(run(&mut client, "NEARSIDE MODE off"), Reply::ok());
+    assert_eq!(stand.proxy.get("/api/v1/mode").json()["mode"], "off");
     let done = stand.put("/api/v1/mode", &json!({"mode": "serve"}));
     assert_eq!(done["changed"], json!(["cache.mode"]));
+    assert_eq!(stand.proxy.get("/api/v1/mode").json()["mode"], "serve");
     stand.delete("/api/v1/rules/cart");
     stand.reload();
     let answer = stand.proxy.get("/api/v1/events/recent").json();

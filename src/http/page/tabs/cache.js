@@ -3,7 +3,7 @@
 import { bars, lines } from '../charts.js';
 import { el, setAttr, setText, show } from '../dom.js';
 import * as format from '../format.js';
-import { card, grid, heading, table, tile, tiles } from '../parts.js';
+import { card, facts, grid, heading, table, tile, tiles } from '../parts.js';
 
 const CACHE = '/api/v1/dashboard/cache';
 const CANDIDATES = '/api/v1/candidates';
@@ -51,7 +51,7 @@ export function create(page) {
   });
   const patterns = table({
     label: 'Patterns', sortable: true, sort: 'hits',
-    none: 'No keys outside of rules have been asked for.',
+    none: 'Nothing has been looked up here: every key that is cached belongs to a rule.',
     columns: families('pattern', 'Pattern'),
   });
   const ruleCard = card('Rules', { size: 'wide' }, rules.root);
@@ -69,11 +69,11 @@ export function create(page) {
       { key: 'pattern', name: 'Pattern', of: (k) => ({ text: k.pattern, title: k.pattern }) },
       { key: 'hits', name: 'Hits', num: true, of: (k) => numberCell(k.hits) },
       { key: 'misses', name: 'Misses', num: true, of: (k) => numberCell(k.misses) },
-      { key: 'bytes', name: 'Bytes', num: true, of: (k) => ({ text: format.bytes(k.bytes), title: format.exact(k.bytes) }) },
+      { key: 'bytes', name: 'Bytes served', num: true, of: (k) => ({ text: format.bytes(k.bytes), title: format.exact(k.bytes) }) },
     ],
   });
   const big = table({
-    label: 'Largest values', none: 'No large value has been seen.',
+    label: 'Largest values', none: 'No miss has brought a value yet.',
     columns: [
       { key: 'key', name: 'Key', of: keyName },
       { key: 'pattern', name: 'Pattern', of: (k) => ({ text: k.pattern, title: k.pattern }) },
@@ -81,7 +81,7 @@ export function create(page) {
     ],
   });
   const keyCard = card('Top keys', { size: 'wide' }, el('p', { class: 'field' }, el('label', { for: 'keys-by' }, 'By '), choice), keys.root);
-  const bigCard = card('Largest values', {}, big.root);
+  const bigCard = card('Largest values', { note: 'Of the replies that misses have brought, stored or not.' }, big.root);
 
   const candidates = el('div', { class: 'candidates' });
   const candidateCard = card('Candidates', { size: 'full' }, candidates);
@@ -168,14 +168,15 @@ export function create(page) {
     const lists = ruleCard.data(page.answer(CACHE)) ?? l1;
     patternCard.data(page.answer(CACHE));
     rules.update(lists.rules.items, lists.rules.total);
-    patterns.update(lists.patterns.items, lists.patterns.total);
+    const asked = lists.patterns.items.filter((item) => item.hits + item.misses + item.sets + item.dels > 0);
+    patterns.update(asked, lists.patterns.total - lists.patterns.items.length + asked.length);
 
     const answer = page.answer(keysBy(by));
     const hot = keyCard.data(answer, 'Keys are not counted by this version.');
     bigCard.data(answer, 'Keys are not counted by this version.');
     if (hot) {
       const why = { hash: 'Names are hashed here: ask from the host itself, or set observe.keys. ', hide: 'Names are hidden (observe.keys). ' }[hot.shown] ?? '';
-      keyCard.note(`${why}Counts are right to within ${format.exact(hot.error_bound)}.`);
+      keyCard.note(`${why}Counts are ${hot.error_bound > 0 ? `right to within ${format.exact(hot.error_bound)}` : 'whole so far: there are no more keys than places to count them'}.`);
       keys.update(hot.items);
       big.update(hot.big_values);
     }
@@ -190,7 +191,8 @@ export function create(page) {
 function candidate() {
   const name = el('h4');
   const state = el('span', { class: 'chip good', hidden: true }, 'cached already');
-  const facts = el('p', { class: 'note' });
+  const figures = facts('What it would save');
+  figures.root.classList.add('candidate-facts');
   const rows = el('tbody');
   const heads = el('tr');
   const curve = el('table', { class: 'curve' }, el('caption', {}, 'Hit rate it would have, by time to live and memory'), el('thead', {}, heads), rows);
@@ -208,15 +210,25 @@ function candidate() {
     setText(copy, said);
     setTimeout(() => setText(copy, 'Copy'), 3000);
   });
-  const root = el('article', { class: 'candidate' }, el('div', { class: 'candidate-head' }, name, state), facts,
-    el('div', { class: 'scroll', tabindex: 0, role: 'region', 'aria-label': 'Hit rates' }, curve),
+  const root = el('article', { class: 'candidate' }, el('div', { class: 'candidate-head' }, name, state), figures.root,
+    el('div', { class: 'scroll', tabindex: 0, role: 'group', 'aria-label': 'Hit rates' }, curve),
     el('details', {}, el('summary', {}, 'Rule to paste'), rule, copy));
 
   function update(item, currency) {
     setText(name, `${item.pattern} · ${item.command}`);
     show(state, item.already_cached);
-    setText(facts, `${format.rate(item.requests_per_minute)} requests a minute · upstream p50 ${format.ms(item.upstream.p50_ms)}, p99 ${format.ms(item.upstream.p99_ms)} · ${format.count(item.distinct_keys)} keys of ${format.bytes(item.value_bytes_avg)} · `
-      + `would need ${format.bytes(item.memory_bytes)} and save ${format.rate(item.saved_per_minute.requests)} requests and ${format.bytes(item.saved_per_minute.bytes)}${item.saved_per_minute.cost === null ? '' : `, ${format.money(item.saved_per_minute.cost, currency)},`} a minute`);
+    const { upstream, saved_per_minute: spared } = item;
+    figures.update([
+      ['Requests a minute', format.rate(item.requests_per_minute)],
+      ['Upstream, median', format.ms(upstream.p50_ms)],
+      ['Upstream, p99', format.ms(upstream.p99_ms)],
+      ['Keys', format.count(item.distinct_keys), 'Read in the last half hour, estimated from the sample'],
+      ['Mean value', format.bytes(item.value_bytes_avg)],
+      ['Memory needed', format.bytes(item.memory_bytes)],
+      ['Requests saved a minute', format.rate(spared.requests)],
+      ['Bytes saved a minute', format.bytes(spared.bytes)],
+      ['Money saved a minute', format.money(spared.cost, currency), 'By the prices under costs'],
+    ]);
     const ttls = [...new Set(item.hit_rate.map((point) => point.ttl_ms))];
     const sizes = [...new Set(item.hit_rate.map((point) => point.max_bytes))];
     const at = (ttl, size) => item.hit_rate.find((point) => point.ttl_ms === ttl && point.max_bytes === size)?.hit_rate ?? null;

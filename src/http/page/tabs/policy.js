@@ -128,7 +128,7 @@ function experiment() {
       const known = one.arms.filter(({ windows }) => windows['15m'][key] !== null);
       chart.update(known.map(({ arm, cached, windows }) => {
         const { value, low, high } = windows['15m'][key];
-        return { name: arm, value, low, high, mark: cached ? 'hit' : 'upstream', text: `${form(value)} (${form(low)} to ${high === null ? '?' : form(high)})` };
+        return { name: arm, value, low, high, mark: cached ? 'hit' : 'upstream', text: form(value), between: high === null ? `(${form(low)} or more)` : `(${form(low)} to ${form(high)})` };
       }));
     }
   }
