@@ -11,7 +11,7 @@ use super::{BACKPRESSURE, Client, OUTSTANDING_MAX, Session};
 use crate::cache::{self, Forms, StripeId, Value};
 use crate::coherence::{
     self, Applied, Availability, Ends, FetchRead, FetchRequest, Hold, Lane, MgetRequest, Miss, Op, Part, Question,
-    Refresh, RefreshKey, Relay,
+    Refresh, RefreshKey, Relay, StaleView,
 };
 use crate::command::cacheable::{Caching, Kept, Never};
 use crate::command::table;
@@ -111,6 +111,8 @@ pub(super) struct Batch {
     vouched: Result<u64, Bypass>,
     /// What the router would make of any GET of this read, as long as nothing outstanding forbids it.
     straight: Option<u64>,
+    /// The same while upstream is gone, where the lane vouches for nothing.
+    stale: Option<StaleView>,
     /// Entries read before this time are not served (0: all may be): where no invalidation tells of what this session has
     /// seen or done elsewhere, only a later reading can know of it.
     since: u64,
@@ -123,6 +125,8 @@ pub(super) struct Batch {
     saved_cost: u64,
     /// GETs that the command policy was not asked about, because it lets them all pass.
     passed: u64,
+    /// GETs that were answered from before an outage.
+    stale_hits: u64,
     /// There are more requests behind the present one.
     more: bool,
 }
@@ -134,6 +138,7 @@ impl Batch {
         let lane = session.lane(ctx);
         let vouched = vouched(ctx, &lane, session, now);
         let straight = straight(ctx, &lane, session, vouched);
+        let stale = stale(ctx, &lane, session, now, vouched);
         let since = since(&lane, session);
         let arms = Hits::default();
         let flush_gen = ctx.l1.flush_gen();
@@ -143,6 +148,7 @@ impl Batch {
             lane,
             vouched,
             straight,
+            stale,
             since,
             flush_gen,
             hits: 0,
@@ -150,6 +156,7 @@ impl Batch {
             saved_bytes,
             saved_cost,
             passed: 0,
+            stale_hits: 0,
             more: false,
         }
     }
@@ -188,6 +195,11 @@ fn straight(ctx: &Ctx, lane: &Lane, session: &Session, vouched: Result<u64, Bypa
     let keeps = ctx.kept().has(Method::Get);
     let open = keeps && ctx.cache_serves() && lane.caches() && ctx.large.borrow().is_empty();
     if open && session.gets_freely(ctx) { vouched.ok() } else { None }
+}
+
+/// The breaker is looked at here only: a lane that vouches for its entries needs none of it.
+fn stale(ctx: &Ctx, lane: &Lane, session: &Session, now: u64, vouched: Result<u64, Bypass>) -> Option<StaleView> {
+    if vouched.is_ok() { None } else { session.stale_straight(ctx, lane, now) }
 }
 
 impl Client {
@@ -308,6 +320,7 @@ impl Batch {
         }
         self.vouched = vouched(ctx, &self.lane, session, self.now);
         self.straight = straight(ctx, &self.lane, session, self.vouched);
+        self.stale = stale(ctx, &self.lane, session, self.now, self.vouched);
         self.since = since(&self.lane, session);
     }
 
@@ -322,6 +335,9 @@ impl Batch {
         }
         if self.saved_bytes > 0 {
             session.meter.saved.add(self.hits, self.saved_bytes, self.saved_cost);
+        }
+        if self.stale_hits > 0 {
+            session.count_stale(ctx, self.stale_hits);
         }
         let Some(hits) = std::num::NonZeroU64::new(self.hits) else { return };
         session.told.set(true);
@@ -398,6 +414,16 @@ impl Session {
             debug_assert_eq!(router::route(spec, req, &self.view(ctx, b, req, spec)), Route::Cached(epoch));
             b.passed += 1;
             return self.get(ctx, b, req, spec, false, Ok(epoch));
+        }
+        if let Some(view) = &b.stale
+            && spec.kind == Kind::Get
+            && req.argc() == 2
+            && self.is_free()
+            && self.get_stale(ctx, view, req.arg(1))
+        {
+            b.passed += 1;
+            b.stale_hits += 1;
+            return None;
         }
         self.count(ctx, spec.operation());
         if self.is_refused(ctx, Ok(spec), req) {
@@ -601,9 +627,10 @@ impl Session {
             Ok(place) => place,
             Err(stop) => return stop,
         };
-        let Judged { pattern, arm, keep } = self.note_lookup(ctx, b, key, Method::Get, epoch);
+        let judged = self.note_lookup(ctx, b, key, Method::Get, epoch);
+        let watched = ctx.watch_one(b.lane.id, req, Method::Get, &judged);
+        let Judged { pattern, arm, keep } = judged;
         let slot = self.slot(mute, self.on_spare.get(), asked(b, epoch).of(arm).paid_by(spec.name, pattern));
-        let watched = ctx.watch(b.lane.id, req, spec);
         let get = FetchRequest { raw: req.raw, read: FetchRead::GET, keep: keep.ok(), may_join, place, watched };
         b.lane.note_read(b.now);
         lane.fetch(ctx, b.now, self, slot, key, get);
@@ -613,7 +640,7 @@ impl Session {
         None
     }
 
-    fn answer_hit(&self, mute: bool, value: &Value) {
+    pub(super) fn answer_hit(&self, mute: bool, value: &Value) {
         match value {
             Value::Bulk(bytes) => self.answer(mute, |out| out.extend_from_slice(bytes)),
             Value::Nil => {
