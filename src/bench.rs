@@ -54,6 +54,11 @@ impl Sidecar {
         self.lane.turn(&self.ctx, frames);
     }
 
+    /// Upstream is lost and cannot be had again.
+    pub fn lose_upstream(&mut self) {
+        self.lane.end(&self.ctx);
+    }
+
     /// What the client has been sent since the last call.
     pub fn replies(&mut self) -> Vec<u8> {
         self.client.output().to_vec()
@@ -72,6 +77,11 @@ impl Sidecar {
     /// Keys answered from the L1 since the start.
     pub fn hits(&self) -> u64 {
         self.ctx.metrics.hits()
+    }
+
+    /// Keys answered from the L1 while upstream is gone, since the start.
+    pub fn stale(&self) -> u64 {
+        self.ctx.metrics.stale_served.get()
     }
 
     /// Entries in the L1.

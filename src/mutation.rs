@@ -17,6 +17,8 @@ pub(crate) enum Rule {
     BeginEnd,
     /// Whatever has happened since it was asked for, a reading is stored (R12).
     Token,
+    /// What was sent while the cache did not serve ends nothing when it is answered (`Ctx::end_unseen`).
+    Unseen,
 }
 
 #[cfg(not(debug_assertions))]
@@ -45,12 +47,13 @@ mod switch {
 
     pub(super) const VARIABLE: &str = "TEST_ONLY_NEARSIDE_BREAK";
 
-    const WORDS: [(&str, Rule); 5] = [
+    const WORDS: [(&str, Rule); 6] = [
         ("fence", Rule::Fence),
         ("lease", Rule::Lease),
         ("epoch", Rule::Epoch),
         ("begin_end", Rule::BeginEnd),
         ("token", Rule::Token),
+        ("unseen", Rule::Unseen),
     ];
 
     /// The process's, because the rules are asked for where nothing is at hand that could carry it.

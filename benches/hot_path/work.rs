@@ -45,8 +45,42 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "hit_1_off", what: "hit_1, nothing observed", pipeline: 1, env: OFF, rules: 0, round: hits },
     Scenario { name: "hit_64_off", what: "hit_64, nothing observed", pipeline: 64, env: OFF, rules: 0, round: hits },
     Scenario { name: "mget_off", what: "mget_10, nothing observed", pipeline: 1, env: OFF, rules: 0, round: mget },
+    Scenario { name: "hit_stale_1", what: "hit_1 in an outage", pipeline: 1, env: OUTAGE, rules: 0, round: stale },
+    Scenario { name: "hit_stale_64", what: "hit_64 in an outage", pipeline: 64, env: OUTAGE, rules: 0, round: stale },
+    Scenario {
+        name: "mget_stale",
+        what: "mget_10 in an outage",
+        pipeline: 1,
+        env: OUTAGE,
+        rules: 0,
+        round: mget_stale,
+    },
+    Scenario {
+        name: "hit_64_fail",
+        what: "hit_64, outage.reads: fail",
+        pipeline: 64,
+        env: FAIL,
+        rules: 0,
+        round: hits,
+    },
     Scenario { name: "relay_1", what: "EXISTS and its reply", pipeline: 1, env: &[], rules: 0, round: relay },
     Scenario { name: "relay_64", what: "the same, 64 in one read", pipeline: 64, env: &[], rules: 0, round: relay },
+    Scenario {
+        name: "get_off_64",
+        what: "GET and its reply, mode: off",
+        pipeline: 64,
+        env: CACHE_OFF,
+        rules: 0,
+        round: gets,
+    },
+    Scenario {
+        name: "get_seen_64",
+        what: "the same, mode: observe",
+        pipeline: 64,
+        env: OBSERVE,
+        rules: 0,
+        round: gets,
+    },
     Scenario {
         name: "write_64",
         what: "SET and its reply, on_write: invalidate",
@@ -80,6 +114,16 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
 /// No key is followed, no command is slow.
 const OFF: &[(&str, &str)] = &[("NEARSIDE_OBSERVE__HOT_KEYS", "0"), ("NEARSIDE_OBSERVE__SLOW_LOG", "0s")];
 
+/// Upstream is gone, and what was read before is served.
+const OUTAGE: &[(&str, &str)] = &[("NEARSIDE_OUTAGE__READS", "stale"), ("NEARSIDE_OUTAGE__MAX_STALE", "1h")];
+
+/// Nothing is served in an outage: what is there for that must cost a hit nothing.
+const FAIL: &[(&str, &str)] = &[("NEARSIDE_OUTAGE__READS", "fail")];
+
+const CACHE_OFF: &[(&str, &str)] = &[("NEARSIDE_CACHE__MODE", "off")];
+
+const OBSERVE: &[(&str, &str)] = &[("NEARSIDE_CACHE__MODE", "observe")];
+
 const INVALIDATE: &[(&str, &str)] = &[("NEARSIDE_CACHE__ON_WRITE", "invalidate")];
 
 /// What goes in, and what must come out.
@@ -90,6 +134,8 @@ struct Round {
     answer: Vec<u8>,
     replies: Vec<u8>,
     hits: u64,
+    /// Keys that are answered although upstream is gone.
+    stale: u64,
 }
 
 /// Keys in an order that is the same in every run.
@@ -159,11 +205,29 @@ fn mget(draw: &mut Draw, _: usize) -> Round {
     }
 }
 
+fn in_outage(round: Round) -> Round {
+    Round { hits: 0, stale: round.hits, ..round }
+}
+
+fn stale(draw: &mut Draw, n: usize) -> Round {
+    in_outage(hits(draw, n))
+}
+
+fn mget_stale(draw: &mut Draw, n: usize) -> Round {
+    in_outage(mget(draw, n))
+}
+
+/// Passed on, because nothing is kept.
+fn gets(draw: &mut Draw, n: usize) -> Round {
+    let round = hits(draw, n);
+    Round { sent: round.ask.clone(), answer: round.replies.clone(), hits: 0, ..round }
+}
+
 /// What is passed on as it is, both ways.
 fn passed(n: usize, mut request: impl FnMut() -> Vec<u8>, reply: &[u8]) -> Round {
     let ask: Vec<u8> = (0..n).flat_map(|_| request()).collect();
     let replies = reply.repeat(n);
-    Round { sent: ask.clone(), ask, answer: replies.clone(), replies, hits: 0 }
+    Round { sent: ask.clone(), ask, answer: replies.clone(), replies, ..Round::default() }
 }
 
 fn relay(draw: &mut Draw, n: usize) -> Round {
@@ -219,8 +283,11 @@ pub(crate) fn measure(scenario: &Scenario) {
     ];
     let rules = rules(scenario.rules);
     let mut sidecar = Sidecar::new(&[&env, scenario.env, &[("NEARSIDE_RULES", rules.as_str())]].concat());
-    for _ in 0..KEYS / 10 {
-        play(&mut sidecar, &misses(&mut draw, 10), false);
+    if !scenario.name.starts_with("get_") {
+        (0..KEYS / 10).for_each(|_| play(&mut sidecar, &misses(&mut draw, 10), false));
+    }
+    if scenario.name.contains("stale") {
+        sidecar.lose_upstream();
     }
     for counted in [false, true] {
         for _ in 0..rounds {
@@ -235,7 +302,7 @@ pub(crate) fn measure(scenario: &Scenario) {
 }
 
 fn play(sidecar: &mut Sidecar, round: &Round, counted: bool) {
-    let hits = sidecar.hits();
+    let (hits, stale) = (sidecar.hits(), sidecar.stale());
     if counted {
         measured(|| turn(sidecar, round));
     } else {
@@ -247,7 +314,7 @@ fn play(sidecar: &mut Sidecar, round: &Round, counted: bool) {
     };
     same("upstream was sent", &sidecar.sent(), &round.sent);
     same("the client was sent", &sidecar.replies(), &round.replies);
-    assert_eq!(sidecar.hits() - hits, round.hits, "hits");
+    assert_eq!((sidecar.hits() - hits, sidecar.stale() - stale), (round.hits, round.stale), "hits, stale hits");
 }
 
 fn turn(sidecar: &mut Sidecar, round: &Round) {

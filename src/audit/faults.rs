@@ -21,21 +21,23 @@ pub(crate) struct Faults {
     pub(crate) stalls: bool,
     pub(crate) cuts: bool,
     pub(crate) kills: bool,
+    pub(crate) modes: bool,
 }
 
 impl Faults {
-    /// `none`, `all`, or some of `stalls`, `cuts` and `kills`.
+    /// `none`, `all` (the network's), or some of `stalls`, `cuts`, `kills` and `modes`.
     pub(crate) fn parse(text: &str) -> Result<Faults, String> {
         let mut faults = Faults::default();
         for word in text.split(',') {
             match word {
                 "none" if text == "none" => {}
-                "all" if text == "all" => faults = Faults { stalls: true, cuts: true, kills: true },
+                "all" => faults = Faults { stalls: true, cuts: true, kills: true, ..faults },
                 "stalls" => faults.stalls = true,
                 "cuts" => faults.cuts = true,
                 "kills" => faults.kills = true,
+                "modes" => faults.modes = true,
                 _ => {
-                    return Err(format!("\"{word}\" is not one of none, all, or a list of stalls, cuts, kills"));
+                    return Err(format!("\"{word}\" is not one of none, or a list of all, stalls, cuts, kills, modes"));
                 }
             }
         }
@@ -48,7 +50,7 @@ impl Faults {
     }
 
     pub(crate) fn words(self) -> Vec<&'static str> {
-        let all = [(self.stalls, "stalls"), (self.cuts, "cuts"), (self.kills, "kills")];
+        let all = [(self.stalls, "stalls"), (self.cuts, "cuts"), (self.kills, "kills"), (self.modes, "modes")];
         all.iter().filter(|(on, _)| *on).map(|(_, word)| *word).collect()
     }
 }
@@ -73,7 +75,7 @@ pub(super) async fn network(shared: Rc<Shared>, relay: Rc<Relay>, number: u64) {
 
 /// Waits until clients have read something since it was called: on a slow machine one fault after the other would leave
 /// nothing standing that could be wrong.
-async fn something_read(shared: &Shared) {
+pub(super) async fn something_read(shared: &Shared) {
     let reads = || shared.truth.borrow().reads;
     let enough = reads() + READS_BETWEEN;
     for _ in 0..WAITS_MAX {
@@ -176,14 +178,16 @@ mod tests {
 
     #[test]
     fn words_are_faults() {
-        let all = Faults { stalls: true, cuts: true, kills: true };
+        let all = Faults { stalls: true, cuts: true, kills: true, modes: false };
         assert_eq!(Faults::parse("all"), Ok(all));
         assert_eq!(Faults::parse("stalls,cuts,kills"), Ok(all));
+        assert_eq!(Faults::parse("all,modes"), Ok(Faults { modes: true, ..all }));
+        assert_eq!(Faults::parse("modes,all"), Ok(Faults { modes: true, ..all }));
         assert_eq!(Faults::parse("none"), Ok(Faults::default()));
         assert!(Faults::parse("none,cuts").is_err());
-        assert!(Faults::parse("floods").unwrap_err().contains("\"floods\" is not one of none, all"));
+        assert!(Faults::parse("floods").unwrap_err().contains("\"floods\" is not one of none, or a list of all"));
         assert!(Faults::parse("").is_err());
-        assert!(!Faults::parse("kills").unwrap().needs_relay());
+        assert!(!Faults::parse("kills,modes").unwrap().needs_relay());
     }
 
     #[test]

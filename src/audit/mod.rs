@@ -10,6 +10,7 @@ mod client;
 mod dice;
 mod faults;
 mod keys;
+mod modes;
 mod promise;
 mod relay;
 mod report;
@@ -292,7 +293,8 @@ fn prepare(options: Options, sidecars: &[Sidecar]) -> Result<Shared, String> {
     let actors = (sessions + options.writers).max(1) as u32;
     let life = bound * 3 + Duration::from_millis(50);
     let patience = PATIENCE + bound * 6;
-    let promises: Vec<Promise> = sidecars.iter().filter_map(|s| s.promise(Some(bound))).collect();
+    let switched = |promise: Promise| if options.faults.modes { promise.under_switches() } else { promise };
+    let promises: Vec<Promise> = sidecars.iter().filter_map(|s| s.promise(Some(bound))).map(switched).collect();
     let mut truth = Truth::new(promises, patience);
     // Of this run: two audits of one upstream do not disturb each other.
     let prefix = format!("{}{:x}:", options.prefix, options.seed ^ u64::from(std::process::id()));
@@ -374,6 +376,11 @@ async fn drive(shared: &Rc<Shared>, relays: &[Rc<Relay>], sidecars: &[Sidecar], 
     if shared.plan.faults.kills {
         let names = sidecars.iter().map(|s| s.client_name.clone()).collect();
         tasks.spawn_local(faults::kills(shared.clone(), names));
+    }
+    if shared.plan.faults.modes {
+        for place in 0..shared.plan.through.len() {
+            tasks.spawn_local(modes::switches(shared.clone(), place));
+        }
     }
     wait(shared, say).await;
     shared.stop();

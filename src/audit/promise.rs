@@ -11,7 +11,8 @@
 //! | writes that were announced | B | B | cap |
 //! | all other writes | B | cap | cap |
 //!
-//! A write is announced if its sidecar is in `pubsub` mode, it names its keys, and message and write are one transaction.
+//! A write is announced if its sidecar is in `pubsub` mode and serves, it names its keys, and message and write are one
+//! transaction. Where the audit switches `cache.mode` to and fro, it counts no write as announced.
 //! With `auto`, `pubsub` falls to `ttl` whenever the channel is lost, so there what counts is what both promise.
 
 use std::time::Duration;
@@ -70,6 +71,11 @@ impl Promise {
             ("tracking" | "none", _) => promise(Mode::Tracking, false, c.bound, c.bound),
             _ => return None,
         })
+    }
+
+    /// The same where `cache.mode` is switched: a sidecar that does not serve tells nobody of what its clients write.
+    pub(super) fn under_switches(self) -> Promise {
+        Promise { announces: false, announced: self.longest(), ..self }
     }
 
     pub(super) fn judges(&self, property: Property) -> bool {
@@ -139,6 +145,14 @@ mod tests {
             assert_eq!((p.announces, p.announced.as_millis(), p.others.as_millis()), wanted, "{said_so:?}");
         }
         assert_eq!(said("magic", "auto", true), None);
+    }
+
+    #[test]
+    fn what_is_switched_off_announces_nothing() {
+        let switched = |mode| said(mode, mode, true).unwrap().under_switches();
+        let told = |p: &Promise| (p.announces, p.announced.as_millis(), p.others.as_millis());
+        assert_eq!(told(&switched("pubsub")), (false, 900, 900));
+        assert_eq!(told(&switched("tracking")), (false, 150, 150));
     }
 
     #[test]

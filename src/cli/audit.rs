@@ -23,7 +23,8 @@ Examples:
       (the sidecar's upstream.url is redis://127.0.0.1:7000)
 
 It writes below its prefix, removes what it wrote, and never flushes. --faults kills disconnects the audited sidecars
-from upstream with CLIENT KILL; stalls and cuts need a relay between them, which --spawn brings along.
+from upstream with CLIENT KILL; stalls and cuts need a relay between them, which --spawn brings along. --faults modes
+switches cache.mode of the audited sidecars with NEARSIDE MODE, and leaves them in serve.
 
 Exit codes:
   0  no violation
@@ -66,7 +67,7 @@ pub(super) struct AuditArgs {
     /// Commands, or small groups of them, a second at the most, of all together
     #[arg(long, value_name = "N", default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..=RATE_MAX))]
     rate: u32,
-    /// none, all, or a list of stalls, cuts, kills
+    /// none, or a list of all (stalls,cuts,kills), stalls, cuts, kills, modes
     #[arg(long, value_name = "LIST", default_value = "none", value_parser = Faults::parse)]
     faults: Faults,
     /// The bound B on staleness [default: coherence.max_staleness of the sidecars]

@@ -59,6 +59,7 @@ pub(crate) use probe::LaneProbe;
 pub(crate) use recovery::Place;
 pub(crate) use sample::Samples;
 pub(crate) use size::run as ask_how_much;
+pub(crate) use stale::StaleView;
 pub(crate) use tell::told;
 pub(crate) use touch::{Touches, run as tell_what_is_hit};
 pub(crate) use wait::{Ends, FetchRead, Miss, Part, Refresh, RefreshKey, Relay};

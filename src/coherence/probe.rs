@@ -7,7 +7,7 @@ use super::lane::Lane;
 use super::reader::{self, Stream};
 use crate::net::Peer;
 use crate::resp::Proto;
-use crate::upstream::handshake::{LaneLink, Link, ServerInfo};
+use crate::upstream::handshake::{LaneLink, Link, Refusal, ServerInfo};
 use crate::worker::Ctx;
 
 pub(crate) struct LaneProbe {
@@ -26,7 +26,7 @@ impl LaneProbe {
             link: Link::new(ours),
             info: ServerInfo::default(),
             proto: Proto::Resp3,
-            tracking: Ok(()),
+            tracking: if ctx.cache_serves() { Ok(()) } else { Err(Refusal::NotAsked) },
             role_check: false,
             fields_stay: true,
         };
@@ -45,6 +45,12 @@ impl LaneProbe {
         assert!(!blocked, "the round is larger than a socket's buffer");
         self.stream.rbuf.extend_from_slice(frames);
         self.lane.received(ctx, &mut self.stream, frames.len()).expect("replies that were asked for");
+    }
+
+    /// The connection breaks, and upstream refuses another one: the breaker is open from here on.
+    pub(crate) fn end(&mut self, ctx: &Rc<Ctx>) {
+        self.lane.lost(ctx, "cut");
+        self.lane.gone(ctx, "refused");
     }
 
     pub(crate) fn in_flight(&self) -> usize {

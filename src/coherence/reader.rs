@@ -534,6 +534,9 @@ impl Lane {
             ctx.l1.flush();
             ctx.metrics.flushes.inc(Flush::Swapdb);
         }
+        if relay.unseen {
+            ctx.end_unseen();
+        }
         let took = self.last_byte.get().saturating_sub(t_sent);
         ctx.metrics.upstream.observe(took);
         if let Some(watched) = &relay.watched {

@@ -64,30 +64,37 @@ impl Lane {
         LostLane { epoch: self.epoch.get(), f: self.f.get(), proves, at }
     }
 
-    /// Whether `entry` of `key` could be served to `session` although upstream is gone.
-    pub(crate) fn stale_servable(
-        &self,
-        ctx: &Ctx,
-        session: &Session,
-        now: u64,
-        key: &[u8],
-        entry: &Entry,
-    ) -> Result<(), Unservable> {
+    /// What any entry has to stand up to that is to be served to `session` although upstream is gone.
+    pub(crate) fn stale_view(&self, ctx: &Ctx, session: &Session, now: u64) -> StaleView {
         let lost = match (self.is_live(), self.is_gone()) {
             (false, _) => Some(self.lost.get()),
             (true, true) => Some(self.present(now)),
             (true, false) => None,
         };
-        let view = View {
-            now,
-            lost,
-            flush_gen: ctx.l1.flush_gen(),
-            pending: ctx.l1.is_pending(ctx.l1.stripe(key)),
-            fence: session.fence.get(),
-            floor: ctx.floor(),
-            max_stale: ctx.max_stale(key),
-        };
-        servable(entry, &view)
+        let (fence, floor) = (session.fence.get(), ctx.floor());
+        let of_all = View { now, lost, flush_gen: ctx.l1.flush_gen(), pending: false, fence, floor, max_stale: 0 };
+        StaleView { lane: self.id, of_all }
+    }
+}
+
+/// Taken once for all keys of a read, as the lease is; what depends on the key comes with the key.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StaleView {
+    lane: u32,
+    of_all: View,
+}
+
+impl StaleView {
+    /// `entry` of `key` is this lane's, and may be served.
+    pub(crate) fn allows(&self, ctx: &Ctx, key: &[u8], entry: &Entry) -> bool {
+        entry.lane == self.lane && self.servable(ctx, key, entry).is_ok()
+    }
+
+    pub(crate) fn servable(&self, ctx: &Ctx, key: &[u8], entry: &Entry) -> Result<(), Unservable> {
+        let l1 = &ctx.l1;
+        // Whoever writes through us has been told that upstream is gone, so as a rule nothing is pending of any key.
+        let pending = l1.pending() > 0 && l1.is_pending(l1.stripe(key));
+        servable(entry, &View { pending, max_stale: ctx.max_stale(key), ..self.of_all })
     }
 }
 

@@ -7,6 +7,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
+use crate::config::CacheMode;
 use world::{Ask, Broken, Foreign, KEYS, Layout, Lives, Own, SESSIONS, Step, World};
 
 fn key() -> impl Strategy<Value = usize> {
@@ -61,7 +62,13 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Orphan),
         1 => key().prop_map(Step::Drop),
         1 => Just(Step::Flush),
+        2 => mode().prop_map(Step::Mode),
     ]
+}
+
+/// Mostly there and back: what is served by is what can be wrong.
+fn mode() -> impl Strategy<Value = CacheMode> {
+    prop_oneof![3 => Just(CacheMode::Serve), 1 => Just(CacheMode::Observe), 1 => Just(CacheMode::Off)]
 }
 
 fn layout() -> impl Strategy<Value = Layout> {
@@ -329,6 +336,74 @@ fn stale_reads_are_as_old_as_they_may_be() {
     steps.push(Step::Ask(0, vec![Ask::Get(2)]));
     let had = play(Layout::OneLane, false, &steps, None).expect("coherent");
     assert_eq!(had.stale, 3, "and no older");
+}
+
+// ---- the mode changes ----
+
+/// A write of another lane, or of a connection of its own, that was sent while nothing was kept: nothing of the L1's knows
+/// of it, and its reply may come before the push that another lane's copy of the key waits for.
+#[test]
+fn what_was_written_while_off_is_seen_when_it_is_answered() {
+    let mode = |mode| Step::Mode(mode);
+    let (set, script) = (Step::Ask(0, vec![Ask::Set(2, None)]), Step::Ask(0, vec![Ask::Script(2)]));
+    for off in [CacheMode::Off, CacheMode::Observe] {
+        for write in [&set, &script] {
+            let steps = [
+                &[Step::Foreign(Foreign::Set(2, None)), mode(off), write.clone(), mode(CacheMode::Serve)][..],
+                // The other lane is armed, and has read the key.
+                &[Step::Settle(1), Step::Ask(1, vec![Ask::Get(2)]), Step::Settle(1)],
+                // The write is executed and answered; the push to the other lane is on its way.
+                &[Step::Settle(0), Step::Ask(3, vec![Ask::Get(2)])],
+            ];
+            needs(Broken::Unseen, Layout::TwoUsers, &steps.concat());
+        }
+        for own in [Own::Write, Own::Script] {
+            let [send, execute, answer] = whole(1, 2, own);
+            let steps = [
+                &[Step::Foreign(Foreign::Set(2, None)), mode(off), send, mode(CacheMode::Serve), Step::Settle(0)][..],
+                &[Step::Ask(0, vec![Ask::Get(2)]), Step::Settle(0), execute, answer, Step::Ask(2, vec![Ask::Get(2)])],
+            ];
+            needs(Broken::Unseen, Layout::OneLane, &steps.concat());
+        }
+    }
+}
+
+#[test]
+fn a_lane_serves_again_when_it_is_tracked_again() {
+    let switch = [Step::Mode(CacheMode::Off), Step::Settle(0), Step::Mode(CacheMode::Serve), Step::Settle(0)];
+    let read = [Step::Foreign(Foreign::Set(2, None)), Step::Ask(0, vec![Ask::Get(2)]), Step::Settle(0)];
+    let written = [Step::Foreign(Foreign::Set(2, None)), Step::Ping(0), Step::Settle(0)];
+    let steps = [&switch[..], &read[..], &written[..], &[Step::Ask(2, vec![Ask::Get(2)])]].concat();
+    needs(Broken::Tracking, Layout::OneLane, &steps);
+}
+
+/// Nothing is tracked in between, so what was read before, or was being read, may be old.
+#[test]
+fn nothing_from_before_a_switch_is_served_behind_it() {
+    let get = || Step::Ask(0, vec![Ask::Get(2)]);
+    let [off, on] = [CacheMode::Off, CacheMode::Serve].map(|mode| move || Step::Mode(mode));
+    let foreign = || Step::Foreign(Foreign::Set(2, None));
+    let befores: &[&[Step]] =
+        &[&[get(), Step::Settle(0)], &[get()], &[get(), Step::Execute(0, 1)], &[get(), Step::Execute(0, 2)]];
+    let betweens: &[&[Step]] = &[
+        &[foreign()],
+        &[Step::Settle(0), foreign()],
+        &[Step::Execute(0, 9), foreign(), Step::Deliver(0, 9)],
+        &[on(), off(), Step::Execute(0, 4), foreign()],
+        &[Step::Cut(0, 1), foreign(), Step::Reconnect(0)],
+        &[Step::Cut(0, 1), on(), Step::Reconnect(0), off(), Step::Execute(0, 1), foreign()],
+    ];
+    let afters: &[&[Step]] =
+        &[&[], &[Step::Settle(0)], &[Step::Execute(0, 2), get(), foreign()], &[off(), on(), get()]];
+    for before in befores {
+        for between in betweens {
+            for after in afters {
+                let parts = [&[foreign()], *before, &[off()], between, &[on()], after];
+                let steps = [&parts.concat()[..], &[get(), Step::Settle(0), get()]].concat();
+                play(Layout::OneLane, false, &steps, None).unwrap_or_else(|why| panic!("{steps:?}: {why}"));
+            }
+        }
+    }
 }
 
 // ---- what is read again ----

@@ -116,6 +116,8 @@ pub(crate) struct Relay {
     /// Changes data, as far as we know: its loss is "outcome unknown".
     pub(crate) write: bool,
     pub(crate) ends: Ends,
+    /// It changes data and was sent while the cache did not serve: the L1 knows nothing of it (`Ctx::end_unseen`).
+    pub(crate) unseen: bool,
     /// Flushes the L1 at its reply (SWAPDB).
     pub(crate) flush: bool,
     /// Keeps the reply back until the lanes have passed its pushes (R15).
@@ -143,6 +145,7 @@ impl Relay {
             resend,
             write: false,
             ends: Ends::None,
+            unseen: false,
             flush: false,
             hold: None,
             fence: false,

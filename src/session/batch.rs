@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use super::Session;
 use crate::cache::{self, Forms};
-use crate::coherence::{Lane, Question};
+use crate::coherence::{Lane, Question, StaleView};
 use crate::observe::arms::{Common, Hits};
 use crate::observe::clock;
 use crate::observe::reasons::{Action, Bypass, Coherence, Method, Operation, Timed};
@@ -20,6 +20,8 @@ pub(super) struct Batch {
     pub(super) vouched: Result<u64, Bypass>,
     /// What the router would make of any GET of this read, as long as nothing outstanding forbids it.
     pub(super) straight: Option<u64>,
+    /// The same while upstream is gone, where the lane vouches for nothing.
+    pub(super) stale: Option<StaleView>,
     /// Entries read before this time are not served (0: all may be): where no invalidation tells of what this session has
     /// seen or done elsewhere, only a later reading can know of it.
     since: u64,
@@ -34,6 +36,8 @@ pub(super) struct Batch {
     saved_cost: u64,
     /// GETs that the command policy was not asked about, because it lets them all pass.
     pub(super) passed: u64,
+    /// GETs that were answered from before an outage.
+    pub(super) stale_hits: u64,
     /// There are more requests behind the present one.
     pub(super) more: bool,
 }
@@ -52,6 +56,7 @@ impl Batch {
         let lane = session.lane(ctx);
         let vouched = vouched(ctx, &lane, session, now);
         let straight = straight(ctx, &lane, session, vouched);
+        let stale = stale(ctx, LaneAt { lane: &lane, now }, session, vouched);
         let since = since(&lane, session);
         let arms = Hits::default();
         let flush_gen = ctx.l1.flush_gen();
@@ -61,6 +66,7 @@ impl Batch {
             lane,
             vouched,
             straight,
+            stale,
             since,
             flush_gen,
             hits: 0,
@@ -69,6 +75,7 @@ impl Batch {
             saved_bytes,
             saved_cost,
             passed: 0,
+            stale_hits: 0,
             more: false,
         }
     }
@@ -152,6 +159,7 @@ impl Batch {
         }
         self.vouched = vouched(ctx, &self.lane, session, self.now);
         self.straight = straight(ctx, &self.lane, session, self.vouched);
+        self.stale = stale(ctx, self.lane_at(), session, self.vouched);
         self.since = since(&self.lane, session);
     }
 
@@ -166,6 +174,9 @@ impl Batch {
         }
         if self.hits > 0 || self.saved_bytes > 0 {
             session.meter.saved.add(self.hits, self.saved_bytes, self.saved_cost);
+        }
+        if self.stale_hits > 0 {
+            session.count_stale(ctx, self.stale_hits);
         }
         let Some(hits) = std::num::NonZeroU64::new(self.hits) else { return };
         session.told.set(true);
@@ -194,4 +205,9 @@ fn straight(ctx: &Ctx, lane: &Lane, session: &Session, vouched: Result<u64, Bypa
     let keeps = ctx.kept().has(Method::Get);
     let open = keeps && ctx.cache_serves() && lane.caches() && ctx.large.borrow().is_empty();
     if open && session.gets_freely(ctx) { vouched.ok() } else { None }
+}
+
+/// The breaker is looked at here only: a lane that vouches for its entries needs none of it.
+fn stale(ctx: &Ctx, at: LaneAt<'_>, session: &Session, vouched: Result<u64, Bypass>) -> Option<StaleView> {
+    if vouched.is_ok() { None } else { session.stale_straight(ctx, at) }
 }

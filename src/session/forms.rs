@@ -113,10 +113,11 @@ impl Session {
             Ok(place) => place,
             Err(stop) => return stop,
         };
-        let Judged { pattern, arm, keep } = self.note_lookup(ctx, b, key, method, epoch);
+        let judged = self.note_lookup(ctx, b, key, method, epoch);
+        let watched = ctx.watch_one(b.lane().id, req, method, &judged);
+        let Judged { pattern, arm, keep } = judged;
         let slot = self.slot(mute, self.on_spare.get(), asked(b, epoch).of(arm).paid_by(spec.name, pattern));
         b.lane().note_read(b.now);
-        let watched = ctx.watch(b.lane().id, req, spec);
         let fetch = FetchRequest { raw: req.raw, read, keep: keep.ok(), may_join, place, watched };
         lane.fetch(ctx, b.now, self, slot, key, fetch);
         self.note_named(ctx.l1.stripe(key));

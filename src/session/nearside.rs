@@ -289,7 +289,8 @@ impl Session {
             return self.answer(mute, |out| build::null(out, proto));
         };
         let vouched = lane.vouches(now, self.fence.get(), ctx.max_staleness);
-        let stale = |entry: &Entry| lane.stale_servable(ctx, self, now, key, entry);
+        let view = lane.stale_view(ctx, self, now);
+        let stale = |entry: &Entry| view.servable(ctx, key, entry);
         let served = |entry: &Entry| match vouched {
             Err(_) if lane.is_gone() && ctx.serves_stale() && stale(entry).is_ok() => "stale",
             Ok(epoch) if entry.may_serve(epoch, ctx.l1.flush_gen(), now) => "yes",

@@ -11,7 +11,7 @@ use super::dispatch::{Command, Step, Work};
 use super::outage_writes::Beside;
 use super::{Client, Session};
 use crate::cache::{Entry, FormId};
-use crate::coherence::{Lane, Place};
+use crate::coherence::{Lane, Place, StaleView};
 use crate::command::cacheable::Caching;
 use crate::command::table::{self, Lookup};
 use crate::command::{Effect, Kind, Request, Spec, keys};
@@ -80,6 +80,35 @@ impl Session {
         greets
     }
 
+    /// What a GET of this read is held against that asks nothing of upstream: what `in_outage` would come to, decided once for
+    /// all of them. `None`: each is looked at by itself.
+    #[cold]
+    pub(super) fn stale_straight(&self, ctx: &Ctx, at: LaneAt<'_>) -> Option<StaleView> {
+        let LaneAt { lane, now } = at;
+        let waits_for_nothing = lane.is_gone() && lane.replaying().is_none() && ctx.large.borrow().is_empty();
+        let free = waits_for_nothing && ctx.serves_stale() && self.gets_freely(ctx);
+        free.then(|| lane.stale_view(ctx, self, now))
+    }
+
+    /// A GET out of the L1 although upstream is gone. False: it is not answered like this.
+    pub(super) fn get_stale(&self, ctx: &Ctx, view: &StaleView, key: &[u8]) -> bool {
+        // A write of the same read may have been queued: then what is queued is asked first.
+        if ctx.may_be_behind() {
+            return false;
+        }
+        let Some(forms) = ctx.l1.get(key) else { return false };
+        let Some(entry) = forms.entries.iter().find(|entry| view.allows(ctx, key, entry)) else { return false };
+        self.answer_hit(false, &entry.value);
+        true
+    }
+
+    /// Keys were answered from before the outage.
+    pub(super) fn count_stale(&self, ctx: &Ctx, keys: u64) {
+        self.told.set(true);
+        ctx.metrics.stale_served.add(keys);
+        ctx.metrics.bypass.add(Bypass::Outage, keys);
+    }
+
     /// R22, as for any hit: nothing outstanding may change the key, or be told later than this and be older.
     pub(super) fn may_be_told_old(&self, ctx: &Ctx, spec: &Spec, req: &Request<'_>) -> bool {
         self.blockers.get() == 0 && !(self.named.get() != 0 && self.names_any(ctx, spec, req))
@@ -97,9 +126,8 @@ impl Session {
         if !ctx.serves_stale() || !keys::arity_ok(spec, req.argc()) {
             return None;
         }
-        let servable = |key: &[u8], entry: &Entry| {
-            entry.lane == lane.id && lane.stale_servable(ctx, self, now, key, entry).is_ok()
-        };
+        let view = lane.stale_view(ctx, self, now);
+        let servable = |key: &[u8], entry: &Entry| view.allows(ctx, key, entry);
         let form = keys::form(spec, req);
         let (told, count) = match (spec.kind, spec.caching) {
             (Kind::Get, _) => {
@@ -125,9 +153,7 @@ impl Session {
             }
             (_, Caching::Never(_)) => return None,
         };
-        self.told.set(true);
-        ctx.metrics.stale_served.add(count);
-        ctx.metrics.bypass.add(Bypass::Outage, count);
+        self.count_stale(ctx, count);
         Some(told)
     }
 

@@ -272,10 +272,8 @@ impl Session {
                 cache::usable(&forms, epoch, ctx.l1.flush_gen(), now)?
             }
             false => {
-                let servable = |entry: &&cache::Entry| {
-                    entry.lane == lane.id && lane.stale_servable(ctx, self, now, key, entry).is_ok()
-                };
-                forms.entries.iter().find(servable)?
+                let view = lane.stale_view(ctx, self, now);
+                forms.entries.iter().find(|entry| view.allows(ctx, key, entry))?
             }
         };
         let value = reply::bulk(entry.value.frame())?.to_vec();

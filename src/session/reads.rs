@@ -59,9 +59,10 @@ impl Session {
             Ok(place) => place,
             Err(stop) => return stop,
         };
-        let Judged { pattern, arm, keep } = self.note_lookup(ctx, b, key, Method::Get, epoch);
+        let judged = self.note_lookup(ctx, b, key, Method::Get, epoch);
+        let watched = ctx.watch_one(b.lane.id, req, Method::Get, &judged);
+        let Judged { pattern, arm, keep } = judged;
         let slot = self.slot(mute, self.on_spare.get(), asked(b, epoch).of(arm).paid_by(spec.name, pattern));
-        let watched = ctx.watch(b.lane.id, req, spec);
         let get = FetchRequest { raw: req.raw, read: FetchRead::GET, keep: keep.ok(), may_join, place, watched };
         b.lane.note_read(b.now);
         lane.fetch(ctx, b.now, self, slot, key, get);
@@ -71,7 +72,7 @@ impl Session {
         None
     }
 
-    fn answer_hit(&self, mute: bool, value: &Value) {
+    pub(super) fn answer_hit(&self, mute: bool, value: &Value) {
         match value {
             Value::Bulk(bytes) => self.answer(mute, |out| out.extend_from_slice(bytes)),
             Value::Nil => {

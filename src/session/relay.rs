@@ -105,6 +105,7 @@ impl Session {
         }
         let mut relay = Relay::plain(self.clone(), slot, keys::form(spec, req), spec.resend);
         relay.write = spec.effect != Effect::Read;
+        relay.unseen = relay.write && !ctx.cache_serves();
         relay.info = spec.kind == Kind::Info && super::nearside::wants_own_info(req);
         relay.watched = ctx.watch(b.lane.id, req, spec);
         ctx.watch_write(Some(spec), req);

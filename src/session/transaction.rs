@@ -30,6 +30,8 @@ pub(super) struct Expect {
     pub(super) mute: bool,
     /// What it changes is lost with the connection: "outcome unknown".
     pub(super) write: bool,
+    /// The same, sent while the cache did not serve (`Ctx::end_unseen`).
+    pub(super) unseen: bool,
     /// The PUBLISH that tells the other sidecars of it, once it is answered (`pubsub` mode).
     pub(super) tell: Option<Box<[u8]>>,
     /// Where the reply names keys (`upstream.key_prefix`).
@@ -49,6 +51,7 @@ impl Expect {
             messages: Vec::new(),
             mute,
             write: false,
+            unseen: false,
             tell: None,
             strip: Strip::None,
         }

@@ -22,7 +22,7 @@ use crate::config::CacheMode;
 use crate::observe::clock;
 use crate::observe::reasons::{Bypass, Method};
 use crate::observe::shadow::{Came, FILE_MAX, NotRead, Seen};
-use crate::policy::explain;
+use crate::policy::{Judged, explain};
 use crate::resp::reply;
 
 /// How often old keys are forgotten and what was learned is written down: at the most this much is lost with a crash.
@@ -75,6 +75,23 @@ impl Ctx {
         if self.observing.of.get() == Of::Nobody { None } else { self.watched(lane, req, spec) }
     }
 
+    /// The same of a read of one key that the rules have been asked about already.
+    #[inline]
+    pub(crate) fn watch_one(
+        &self,
+        lane: u32,
+        req: &Request<'_>,
+        method: Method,
+        judged: &Judged,
+    ) -> Option<Box<Watched>> {
+        if self.observing.of.get() == Of::Nobody {
+            return None;
+        }
+        let words = (method != Method::Get).then_some(req);
+        let seen = self.seen_as(lane, req.arg(1), judged, words)?;
+        Some(Box::new(Watched { method, keys: SmallVec::from_buf([Some(seen)]) }))
+    }
+
     #[cold]
     fn watched(&self, lane: u32, req: &Request<'_>, spec: &Spec) -> Option<Box<Watched>> {
         let method = explain::kept(spec, req).filter(|_| keys::arity_ok(spec, req.argc()))?.method;
@@ -86,15 +103,17 @@ impl Ctx {
 
     /// A key that is read with these words (none: its string), where it is observed.
     pub(crate) fn seen(&self, lane: u32, key: &[u8], method: Method, words: Option<&Request<'_>>) -> Option<Seen> {
-        let of = self.observing.of.get();
-        if of == Of::Nobody {
+        if self.observing.of.get() == Of::Nobody {
             return None;
         }
-        let judged = self.judge(key, method);
+        self.seen_as(lane, key, &self.judge(key, method), words)
+    }
+
+    fn seen_as(&self, lane: u32, key: &[u8], judged: &Judged, words: Option<&Request<'_>>) -> Option<Seen> {
         let told = match judged.keep {
             Err(Bypass::RuleObserve) => true,
             Err(Bypass::RuleOff) => false,
-            _ => of == Of::All,
+            _ => self.observing.of.get() == Of::All,
         };
         let (shadow, patterns) = (&self.metrics.shadow, &self.metrics.patterns);
         told.then(|| Seen {

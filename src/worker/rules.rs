@@ -9,6 +9,7 @@ use crate::cache::Matcher;
 use crate::coherence::Lane;
 use crate::command::cacheable::KeptCommands;
 use crate::config::{CacheMode, Config, OutageReads, OutageWrites};
+use crate::mutation::{self, Rule};
 use crate::observe::clock;
 use crate::observe::metrics::Metrics;
 use crate::observe::patterns::PatternId;
@@ -42,6 +43,17 @@ impl Ctx {
         let lanes: Vec<Rc<Lane>> = self.lanes.borrow().values().cloned().collect();
         lanes.iter().for_each(|lane| lane.change_mode(self, before));
         self.begin_or_end_observing();
+    }
+
+    /// A write that was sent while the cache did not serve is answered. Where it serves again, other lanes may have read
+    /// what the write was about before it executed (one that has a connection of its own: any lane), and what bars that of
+    /// a write has never begun: no `begin_write`, no hold of a script's reply, no flush of SWAPDB, no message. So whatever
+    /// was read before this moment goes, and what is being read is not stored; what is sent from here on executes behind it.
+    pub(crate) fn end_unseen(&self) {
+        if self.cache_serves() && !mutation::off(Rule::Unseen) {
+            self.l1.flush();
+            self.metrics.flushes.inc(Flush::Mode);
+        }
     }
 
     pub(crate) fn mode(&self) -> CacheMode {

@@ -220,6 +220,52 @@ fn assert_mode_holds(mode: &str) -> Audit {
     audit
 }
 
+/// `cache.mode` goes to and fro on each of them, and nothing else is wrong: nobody is told of an error or loses a connection.
+#[test]
+fn switches_of_the_mode_and_no_violation() {
+    let audit = assert_switches_do_no_harm("tracking", "modes");
+    audit.assert_judged("tracking", &EVERY_PROPERTY, [150.0, 150.0]);
+    assert_eq!(audit.report["errors"], serde_json::json!({}));
+}
+
+#[test]
+fn switches_of_the_mode_and_no_violation_in_pubsub_mode() {
+    let audit = assert_switches_do_no_harm("pubsub", "modes");
+    // Who does not serve announces nothing.
+    audit.assert_judged("pubsub", &IN_EVERY_MODE, [900.0, 900.0]);
+    assert_eq!(audit.report["errors"], serde_json::json!({}));
+}
+
+#[test]
+fn switches_of_the_mode_and_no_violation_in_ttl_mode() {
+    let audit = assert_switches_do_no_harm("ttl", "modes");
+    audit.assert_judged("ttl", &IN_EVERY_MODE, [300.0, 300.0]);
+    assert_eq!(audit.report["errors"], serde_json::json!({}));
+}
+
+/// On top of a bad network: lanes are lost, slow and made while the mode changes.
+#[test]
+fn switches_of_the_mode_under_every_fault_and_no_violation() {
+    let audit = assert_switches_do_no_harm("tracking", "all,modes");
+    assert!(audit.number(&["faults", "cuts"]) >= 1.0 && audit.number(&["faults", "stalls"]) >= 1.0);
+}
+
+#[track_caller]
+fn assert_switches_do_no_harm(mode: &str, faults: &str) -> Audit {
+    let redis = Redis::start();
+    let spawned = ["--upstream", &redis.url(), "--spawn", "2", "--max-staleness", B, "--faults", faults];
+    let command = || {
+        let mut command = in_mode(audit(&spawned), mode);
+        command.env("NEARSIDE_COHERENCE__SAMPLE_PER_SECOND", "1000");
+        command
+    };
+    let audit = Audit::run_enough(command, lasts(8, 90));
+    audit.assert_passed();
+    // Each time there and back, on two sidecars, about every 2 B.
+    assert!(audit.number(&["faults", "modes"]) >= 20.0, "{:#}", audit.report["faults"]);
+    audit
+}
+
 /// With caps that are well apart from B, and short; and back soon when the channel is lost, for without it nothing is
 /// cached.
 fn in_mode(mut command: Command, mode: &str) -> Command {
@@ -491,7 +537,7 @@ fn arguments_that_do_not_fit_are_refused_with_2() {
         (&up, "nothing to audit: name sidecars with --through, or start some with --spawn"),
         (&[&up[..], &["--through", "127.0.0.1:2", "--spawn", "1"]].concat(), "not both"),
         (&[&up[..], &["--through", "127.0.0.1:2", "--faults", "stalls"]].concat(), "need a relay"),
-        (&[&up[..], &["--spawn", "1", "--faults", "rain"]].concat(), "\"rain\" is not one of none, all"),
+        (&[&up[..], &["--spawn", "1", "--faults", "rain"]].concat(), "\"rain\" is not one of none, or a list of all"),
         (&[&up[..], &["--spawn", "1", "--duration", "30"]].concat(), "is not a duration; use ms, s, m or h"),
         (&[&up[..], &["--spawn", "1", "--duration", "1ms"]].concat(), "at least 100ms"),
         (&[&up[..], &["--spawn", "1", "--max-staleness", "1ms"]].concat(), "at least 10ms"),

@@ -64,6 +64,11 @@ impl Server {
         self.connections.insert(conn);
     }
 
+    /// CLIENT TRACKING OFF: what was remembered for it stays remembered, and nothing is pushed.
+    fn untrack(&mut self, conn: Conn) {
+        self.connections.remove(&conn);
+    }
+
     pub(super) fn closed(&mut self, conn: Conn) {
         self.connections.remove(&conn);
         self.trackers.values_mut().for_each(|all| {
@@ -139,6 +144,15 @@ impl Server {
                 build::simple(&mut reply, "OK");
             }
             "FLUSHALL" => self.flush(now, &mut out),
+            "CLIENT" => {
+                match (conn, words[2].as_str()) {
+                    (Some(conn), "ON") => self.track(conn),
+                    (Some(conn), _) => self.untrack(conn),
+                    // Of a connection that is gone meanwhile.
+                    (None, _) => {}
+                }
+                build::simple(&mut reply, "OK");
+            }
             "PING" => build::simple(&mut reply, "PONG"),
             other => panic!("the model has no {other}"),
         }
@@ -152,7 +166,7 @@ impl Server {
         if version.id.is_some() && version.expires.is_some_and(|at| at <= now) {
             self.write(conn, &[(place.clone(), None)], None, now, out);
         }
-        if let Some(conn) = conn {
+        if let Some(conn) = conn.filter(|conn| self.connections.contains(conn)) {
             self.trackers.entry(place.1.clone()).or_default().insert(conn);
         }
         self.read(place, now)
@@ -173,7 +187,8 @@ impl Server {
                 self.executed.insert(id.clone(), from);
             }
             self.history.entry(place.clone()).or_default().push(Version { from, id: id.clone(), expires });
-            for tracker in self.trackers.remove(&place.1).unwrap_or_default() {
+            let remembered = self.trackers.remove(&place.1).unwrap_or_default();
+            for tracker in remembered.into_iter().filter(|tracker| self.connections.contains(tracker)) {
                 let mut frame = BytesMut::from(&b">2\r\n$10\r\ninvalidate\r\n*1\r\n"[..]);
                 build::bulk(&mut frame, place.1.as_bytes());
                 match conn {

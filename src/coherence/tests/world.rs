@@ -15,7 +15,7 @@ use super::super::lane::{Availability, Lane};
 use super::super::wait::{Ends, Waiting};
 use super::server::{Conn, Place, Server, State};
 use crate::cache::{Bounds, L1};
-use crate::config::{Canary, Config, Rule};
+use crate::config::{CacheMode, Canary, Config, Rule};
 use crate::net::Stream;
 use crate::observe::clock;
 use crate::observe::metrics::Metrics;
@@ -25,7 +25,7 @@ use crate::resp::reply::{self, Frame, FrameScanner};
 use crate::resp::request::{Scan, Scanner};
 use crate::resp::{Proto, build};
 use crate::session::Probe;
-use crate::upstream::handshake::{LaneLink, Link, ServerInfo};
+use crate::upstream::handshake::{LaneLink, Link, Refusal, ServerInfo};
 use crate::upstream::{Credential, Profile};
 use crate::worker::Ctx;
 
@@ -99,6 +99,10 @@ pub(super) enum Broken {
     Named,
     /// Decision 6: what was handed out without its PONG forbids what is older.
     Floor,
+    /// A write that was sent while nothing was served ends what was read before its reply.
+    Unseen,
+    /// After a switch back a lane serves by a CLIENT TRACKING ON that upstream has carried out.
+    Tracking,
 }
 
 /// What a client asks for; keys by number.
@@ -160,6 +164,8 @@ pub(super) enum Step {
     /// NEARSIDE INVALIDATE, NEARSIDE FLUSH.
     Drop(usize),
     Flush,
+    /// NEARSIDE MODE.
+    Mode(CacheMode),
 }
 
 struct Wire {
@@ -167,6 +173,8 @@ struct Wire {
     db: u32,
     first_epoch: u64,
     conn: Option<Conn>,
+    /// The handshake of its next connection has asked for CLIENT TRACKING: the mode was `serve` when that began.
+    asks: bool,
     /// On their way to the server.
     up: VecDeque<Vec<String>>,
     down: VecDeque<Vec<u8>>,
@@ -190,9 +198,16 @@ enum What {
 
 /// A command on a session's own connection.
 enum Stage {
-    Sent(Vec<String>, Ends),
-    Executed(Vec<u8>, Ends),
+    Sent(Vec<String>, Begun),
+    Executed(Vec<u8>, Begun),
     Held(Rc<Hold>, u64),
+}
+
+/// The L1's side of a command, as it was when it was sent.
+struct Begun {
+    ends: Ends,
+    /// A write, and nothing was served.
+    unseen: bool,
 }
 
 struct Client {
@@ -268,7 +283,7 @@ impl World {
             lane.inner.borrow_mut().availability = Availability::Ready;
             self.ctx.lanes.borrow_mut().insert(profile.clone(), lane.clone());
             let (up, down) = Default::default();
-            self.wires.push(Wire { lane, db: profile.db, first_epoch: 0, conn: None, up, down });
+            self.wires.push(Wire { lane, db: profile.db, first_epoch: 0, conn: None, asks: true, up, down });
             self.connect(self.wires.len() - 1);
         }
         for i in 0..SESSIONS {
@@ -322,6 +337,7 @@ impl World {
                 self.ctx.l1.invalidate(self.names[*key].as_bytes());
             }
             Step::Flush => self.ctx.l1.flush(),
+            Step::Mode(mode) => self.ctx.set_mode(*mode),
         }
         self.ctx.release_overdue_holds(self.now);
         self.break_rules();
@@ -505,12 +521,12 @@ impl World {
         };
         let db = self.wires[self.clients[client].wire].db;
         let stage = match stage {
-            Stage::Sent(words, ends) => {
+            Stage::Sent(words, begun) => {
                 let reply = self.at_server(None, db, &words);
                 // A write is known by its id from here on.
-                Some(Stage::Executed(words.get(2).map_or(reply, |id| id.clone().into()), ends))
+                Some(Stage::Executed(words.get(2).map_or(reply, |id| id.clone().into()), begun))
             }
-            Stage::Executed(reply, ends) => self.own_reply(client, key, what, &reply, &ends)?,
+            Stage::Executed(reply, begun) => self.own_reply(client, key, what, &reply, &begun)?,
             held @ Stage::Held(..) => Some(held),
         };
         self.clients[client].own = stage.map(|stage| (what, key, stage));
@@ -521,14 +537,17 @@ impl World {
     fn own_send(&mut self, client: usize, key: usize, what: Own) {
         let id = self.id();
         let name = self.names[key].clone();
-        let mut ends = Ends::None;
-        if let Own::Write = what {
+        let serves = self.ctx.cache_serves();
+        let mut begun = Begun { ends: Ends::None, unseen: !serves && !matches!(what, Own::Read) };
+        if let Own::Write = what
+            && serves
+        {
             let stripe = self.ctx.l1.begin_write(name.as_bytes());
             self.carry_too_much(stripe);
-            ends = Ends::One(stripe);
+            begun.ends = Ends::One(stripe);
         }
         let words = if let Own::Read = what { vec!["GET".into(), name] } else { vec!["SET".into(), name, id] };
-        self.clients[client].own = Some((what, key, Stage::Sent(words, ends)));
+        self.clients[client].own = Some((what, key, Stage::Sent(words, begun)));
     }
 
     fn own_reply(
@@ -537,11 +556,14 @@ impl World {
         key: usize,
         what: Own,
         reply: &[u8],
-        ends: &Ends,
+        begun: &Begun,
     ) -> Result<Option<Stage>, String> {
-        for &stripe in ends.as_slice() {
+        for &stripe in begun.ends.as_slice() {
             self.ctx.l1.end_write(stripe);
             self.carry_too_much(stripe);
+        }
+        if begun.unseen && self.broken != Some(Broken::Unseen) {
+            self.ctx.end_unseen();
         }
         self.clients[client].probe.session().fence.set(self.now);
         if let Own::Read = what {
@@ -554,7 +576,7 @@ impl World {
         let state = self.server.executed[&id];
         if let Own::Script = what {
             let hold = Rc::new(Hold::default());
-            if self.ctx.fence_all(&hold) && self.broken != Some(Broken::Hold) {
+            if !begun.unseen && self.ctx.fence_all(&hold) && self.broken != Some(Broken::Hold) {
                 // Acknowledged when the hold is over; until then the session waits.
                 self.clients[client].own = None;
                 let limit = self.now + self.ctx.max_staleness;
@@ -617,7 +639,12 @@ impl World {
 
     /// Executes a command and puts its pushes on the wires; returns its reply.
     fn at_server(&mut self, conn: Option<Conn>, db: u32, words: &[String]) -> Vec<u8> {
-        let out = self.server.execute(conn, db, words, self.now);
+        let mut out = self.server.execute(conn, db, words, self.now);
+        if self.broken == Some(Broken::Tracking) && words[0] == "CLIENT" {
+            // It says OK, and does what it likes.
+            let off = ["CLIENT", "TRACKING", "OFF"].map(str::to_owned);
+            out = self.server.execute(conn, db, &off, self.now);
+        }
         for (conn, frame) in out.pushes {
             if let Some(wire) = self.wires.iter_mut().find(|w| w.conn == Some(conn)) {
                 wire.down.push_back(frame);
@@ -692,8 +719,9 @@ impl World {
     fn cut(&mut self, wire: usize, executed: usize) {
         let Some(conn) = self.wires[wire].conn else { return };
         self.execute(wire, executed);
+        let asks = self.ctx.cache_serves();
         let w = &mut self.wires[wire];
-        w.conn = None;
+        (w.conn, w.asks) = (None, asks);
         w.down.clear();
         let db = w.db;
         self.orphans.extend(w.up.drain(..).map(|words| (db, words)));
@@ -708,14 +736,17 @@ impl World {
         }
         self.next += 1;
         let conn = self.next;
-        self.server.track(conn);
+        let asks = self.wires[wire].asks;
+        if asks {
+            self.server.track(conn);
+        }
         let _inside = self._runtime.enter();
         let (stream, _) = tokio::net::UnixStream::pair().expect("a pair of sockets");
         let link = LaneLink {
             link: Link::new(Stream::Unix(stream)),
             info: ServerInfo::default(),
             proto: Proto::Resp3,
-            tracking: Ok(()),
+            tracking: if asks { Ok(()) } else { Err(Refusal::NotAsked) },
             fields_stay: true,
             role_check: false,
         };
@@ -756,6 +787,8 @@ impl World {
     pub(super) fn rest(&mut self) -> Result<(), String> {
         self.settle()?;
         self.check_at_rest()?;
+        self.ctx.set_mode(CacheMode::Serve);
+        self.settle()?;
         self.ask_everything();
         self.settle()?;
         self.check_at_rest()
@@ -839,6 +872,7 @@ impl World {
             Some(Broken::Token) => self.names.iter().for_each(|n| self.ctx.l1.forget_generation(n.as_bytes())),
             Some(Broken::FlushGeneration) => self.ctx.l1.forget_flushes(),
             Some(Broken::Hold) => self.ctx.release_overdue_holds(u64::MAX),
+            Some(Broken::Unseen) => self.wires.iter().for_each(forget_unseen),
             _ => {}
         }
     }
@@ -875,6 +909,14 @@ impl World {
         for w in &self.wires {
             let inner = w.lane.inner.borrow();
             inner.refreshing.get(&stripe).into_iter().flatten().for_each(|refresh| refresh.carry(stripe));
+        }
+    }
+}
+
+fn forget_unseen(w: &Wire) {
+    for waiter in &mut w.lane.inner.borrow_mut().fifo {
+        if let Waiting::Relay(relay) = &mut waiter.kind {
+            relay.unseen = false;
         }
     }
 }

@@ -273,6 +273,7 @@ impl Pin {
         expect.write = effect != Effect::Read;
         ctx.watch_write(spec, req);
         if !ctx.cache_serves() {
+            expect.unseen = expect.write;
             return;
         }
         match effect {
@@ -344,6 +345,7 @@ impl Pin {
         expect.write = queue.iter().any(|q| q.effect != Effect::Read);
         expect.swap = queue.iter().any(|q| q.effect == Effect::SwapDb);
         expect.messages = queue.iter_mut().filter_map(|q| q.message.take()).collect();
+        expect.unseen = expect.write && !ctx.cache_serves();
         if ctx.cache_serves() {
             let named: Vec<Box<[u8]>> = queue.iter().flat_map(|q| q.keys.iter().cloned()).collect();
             expect.ends = begin_all(ctx, &named);

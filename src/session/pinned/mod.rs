@@ -593,6 +593,9 @@ fn settle(ctx: &Ctx, expect: &Expect) -> bool {
     if expect.flush {
         ctx.l1.flush();
     }
+    if expect.unseen {
+        ctx.end_unseen();
+    }
     expect.hold
 }
 

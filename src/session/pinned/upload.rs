@@ -125,6 +125,7 @@ impl Pin {
         let mut expect = Expect::of(what, mute);
         expect.write = effect != Effect::Read;
         expect.strip = spec.map_or(Strip::None, prefix::strip);
+        expect.unseen = expect.write && !ctx.cache_serves();
         if ctx.cache_serves() && effect != Effect::Read {
             if key_bytes > KEYS_MAX || matches!(effect, Effect::Flush | Effect::SwapDb) {
                 flush(ctx, spec);

@@ -2,6 +2,7 @@
 //! acknowledged holds for every read that is sent from then on; nobody's connection notices.
 
 mod load;
+mod modes;
 mod persist;
 mod reload;
 mod rules;
