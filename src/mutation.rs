@@ -17,6 +17,10 @@ pub(crate) enum Rule {
     BeginEnd,
     /// Whatever has happened since it was asked for, a reading is stored (R12).
     Token,
+    /// While upstream is gone entries are served however old they are (`outage.max_stale`).
+    MaxStale,
+    /// One queued write in eight is not done upstream, and counts as done.
+    Replay,
 }
 
 #[cfg(not(debug_assertions))]
@@ -45,12 +49,14 @@ mod switch {
 
     pub(super) const VARIABLE: &str = "TEST_ONLY_NEARSIDE_BREAK";
 
-    const WORDS: [(&str, Rule); 5] = [
+    const WORDS: [(&str, Rule); 7] = [
         ("fence", Rule::Fence),
         ("lease", Rule::Lease),
         ("epoch", Rule::Epoch),
         ("begin_end", Rule::BeginEnd),
         ("token", Rule::Token),
+        ("max_stale", Rule::MaxStale),
+        ("replay", Rule::Replay),
     ];
 
     /// The process's, because the rules are asked for where nothing is at hand that could carry it.
@@ -81,7 +87,7 @@ mod switch {
         fn a_word_that_is_no_rule_is_refused() {
             assert_eq!(named("token"), Ok(Rule::Token));
             let error = named("tokens").unwrap_err();
-            assert!(error.contains("fence, lease, epoch, begin_end, token"), "{error}");
+            assert!(error.contains("fence, lease, epoch, begin_end, token, max_stale, replay"), "{error}");
         }
 
         #[test]

@@ -16,6 +16,7 @@
 //! A lane that is silent and lives is judged as if it had been lost at its last proof.
 
 use crate::cache::Entry;
+use crate::mutation::{self, Rule};
 use crate::observe::clock;
 use crate::observe::reasons::{Coherence, Unservable};
 use crate::session::Session;
@@ -101,7 +102,7 @@ fn servable(entry: &Entry, view: &View) -> Result<(), Unservable> {
         (entry.flush_gen != view.flush_gen, Unservable::Flushed),
         (view.pending, Unservable::Pending),
         (view.now >= entry.expires, Unservable::Expired),
-        (view.now.saturating_sub(good_until) > view.max_stale, Unservable::Age),
+        (view.now.saturating_sub(good_until) > view.max_stale && !mutation::off(Rule::MaxStale), Unservable::Age),
         (proved <= view.fence, Unservable::Fence),
         (proved <= view.floor, Unservable::Floor),
     ];
