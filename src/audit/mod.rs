@@ -125,8 +125,6 @@ struct Shared {
     faults: RefCell<BTreeMap<&'static str, u64>>,
     /// Upstream is gone, or only just back: no other fault begins.
     disturbed: Cell<bool>,
-    /// Values that were written to see whether a sidecar reads them.
-    probes: Cell<i64>,
     longest_recovery: Cell<Micros>,
 }
 
@@ -345,7 +343,6 @@ fn prepare(options: Options, sidecars: &[Sidecar]) -> Result<Shared, String> {
         errors: RefCell::default(),
         faults: RefCell::default(),
         disturbed: Cell::new(false),
-        probes: Cell::new(0),
         longest_recovery: Cell::new(0),
     })
 }
@@ -433,7 +430,7 @@ async fn drive(shared: &Rc<Shared>, relays: &[Rc<Relay>], sidecars: &[Sidecar], 
     shared.stop();
     relays.iter().for_each(|relay| relay.heal());
     let all = async { while tasks.join_next().await.is_some() {} };
-    if timeout(shared.plan.patience + Duration::from_secs(5), all).await.is_err() {
+    if timeout(shared.plan.patience + outages::GIVES_UP + Duration::from_secs(5), all).await.is_err() {
         let mut truth = shared.truth.borrow_mut();
         truth.check_at_large(Property::Unanswered, "", false, || "clients still wait for an answer".to_owned());
     }

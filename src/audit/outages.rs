@@ -3,8 +3,8 @@
 //! meanwhile has to be there (`owed` says what that means). The other faults leave upstream alone, but a sidecar may take a
 //! cut for more than that, which is no fault of its own: they ask here when that can be ruled out again.
 //!
-//! **When it is back.** A value that was written upstream just now, and never before, is read through the sidecar: that can
-//! come from upstream alone, so the lane that answered is live. Then it says that no write waits. From there on ages are
+//! **When it is back.** A counter is counted up upstream, and what it is now is read through the sidecar: that can come from
+//! upstream alone, so the lane that answered is live. Then it says that no write waits. From there on ages are
 //! judged by B again. Its own word for being up would not do: that speaks of upstream, not of this client's lane.
 
 use std::rc::Rc;
@@ -36,6 +36,9 @@ const SHORTEST: Duration = Duration::from_secs(1);
 /// What is stated of recovery. An attempt to connect comes 5 s after the last one at the latest (`upstream.retry.max_delay`), takes
 /// 1 s (`connect_timeout`), and the queue is done in milliseconds; the rest is for machines that are busy with other things.
 const BACK_WITHIN: Duration = Duration::from_secs(10);
+
+/// A sidecar that is not back by then is not waited for any longer.
+pub(super) const GIVES_UP: Duration = Duration::from_secs(15);
 
 const PROBE_EVERY: Duration = Duration::from_millis(10);
 
@@ -164,16 +167,16 @@ pub(super) async fn resolve(shared: &Shared, doubts: Vec<absence::Doubt>) {
 /// Waits until this place reads from upstream and no write waits. When it was asked for the latter: everything that was
 /// acknowledged before is done. `Err`: it is not back, for this reason.
 async fn recovered(shared: &Shared, place: usize) -> Result<Micros, String> {
-    let (key, probe) = (shared.keys.probe(place), shared.probes.get() + 1);
-    shared.probes.set(probe);
-    let text = probe.to_string();
+    let key = shared.keys.probe(place);
     let mut upstream = Conn::open(&shared.plan.upstream, false, PATIENCE).await.map_err(|e| e.to_string())?;
-    upstream.ask(&["SET", &key, &text, "PX", "60000"]).await.map_err(|e| e.to_string())?;
-    let end = Instant::now() + READY_MAX;
+    let counted = upstream.ask(&["INCR", &key]).await.map_err(|e| e.to_string())?;
+    let probe = version(&counted).ok_or_else(|| format!("INCR answers {counted:?}"))?;
+    let end = Instant::now() + GIVES_UP;
     let mut conn = None;
     loop {
         let why = match read_probe(shared, place, &key, &mut conn).await {
-            Ok(reply) if version(&reply) == Some(probe) => match is_drained(shared, place).await {
+            // More: another fault's look has counted on.
+            Ok(reply) if version(&reply) >= Some(probe) => match is_drained(shared, place).await {
                 Ok(asked) => return Ok(asked),
                 Err(why) => why,
             },
