@@ -123,7 +123,7 @@ struct Shared {
     /// Error replies and lost connections, by text.
     errors: RefCell<BTreeMap<String, u64>>,
     faults: RefCell<BTreeMap<&'static str, u64>>,
-    /// Upstream is gone, or only just back: no other fault begins.
+    /// Upstream is gone, or only just back, or is to go soon: no other fault begins.
     disturbed: Cell<bool>,
     longest_recovery: Cell<Micros>,
 }

@@ -21,7 +21,7 @@ use super::truth::{Key, Known, Micros, Property};
 use super::{PATIENCE, READY_MAX, Shared, absence, ask_info};
 use crate::resp::push::Value;
 
-/// Between two outages, about: the caches have to fill.
+/// Between two outages, about. The second half of it is free of other faults.
 const BETWEEN: Duration = Duration::from_secs(1);
 
 /// No outage is longer: clients that wait for it have to be answered within their patience.
@@ -49,14 +49,16 @@ pub(super) type Way = (Rc<Relay>, Vec<usize>);
 pub(super) async fn play(shared: Rc<Shared>, ways: Vec<Way>) {
     let mut dice = Dice::new(shared.plan.seed, 4_000);
     while !shared.stop.get() {
-        shared.pause(BETWEEN / 2 + dice.time(BETWEEN)).await;
+        shared.pause(dice.time(BETWEEN)).await;
+        // Behind a kill or a cut a cache is empty, and there is nothing that could be stale.
+        shared.disturbed.set(true);
+        shared.pause(BETWEEN / 2).await;
         something_read(&shared).await;
         if shared.stop.get() {
             return;
         }
         let one = dice.below(ways.len() as u64) as usize;
         let chosen = if dice.below(4) == 0 { &ways[..] } else { &ways[one..=one] };
-        shared.disturbed.set(true);
         outage(&shared, chosen, &mut dice).await;
         shared.disturbed.set(false);
     }

@@ -335,8 +335,9 @@ fn assert_outages_do_no_harm(faults: &str, set: impl Fn(Command) -> Command) -> 
     let run = |seconds: u32| Audit::run(set(audit(&spawned)).args(["--duration", &format!("{seconds}s")]));
     let first = run(lasts(10, 90));
     let untested = |audit: &Audit| audit.report["untested"].as_array().is_none_or(|all| !all.is_empty());
-    // A machine that is busy with other things.
-    let audit = if first.code == Some(0) && untested(&first) { run(50) } else { first };
+    let too_young = |audit: &Audit| audit.number(&["outages", "oldest_stale_ms"]) <= 150.0;
+    // Too little was seen to say anything: a machine that is busy with other things.
+    let audit = if first.code == Some(0) && (untested(&first) || too_young(&first)) { run(50) } else { first };
     assert_eq!(audit.code, Some(0), "{}\n{:#}", audit.stderr, audit.report);
     assert_eq!(audit.report["untested"], serde_json::json!([]), "{:#}", audit.report);
     assert!(audit.number(&["faults", "outages"]) >= 1.0);
