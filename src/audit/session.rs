@@ -26,9 +26,6 @@ const RACE_PART: u32 = 16;
 /// So many sessions have every role; the first of them does a bit of everything.
 pub(super) const ROLES: usize = 8;
 
-/// A script that says which key it writes.
-const COUNT: &str = "return redis.call('INCR', KEYS[1])";
-
 /// A script whose write nobody can tell from its words.
 const UNNAMED: &str = "EVAL without its key";
 
@@ -377,12 +374,13 @@ impl Session {
                 let name = self.name(k);
                 self.change(k, how, &[&["INCR", &name]]).await
             }
-            false => self.script(k, true).await,
+            false => self.transaction(k, "MULTI INCR EXEC").await,
         }
     }
 
     /// Counts that everybody writes only grow while they are counted upstream. A queued INCR sets what it has counted to, and
-    /// overwrites others' counts (docs/outage.md); a script is not queued.
+    /// overwrites others' counts (docs/outage.md); a transaction is not queued, and what comes with it goes with it. (Nor is a
+    /// script, but while one is unanswered no copy is good enough for an outage.)
     fn may_count(&self) -> bool {
         !self.shared.truth.borrow().promise(self.seat.at.place).outage.queues
     }
@@ -391,7 +389,7 @@ impl Session {
     async fn script(&mut self, k: Key, named: bool) -> Result<(), Lost> {
         let name = self.name(k);
         if named {
-            let words = ["EVAL", COUNT, "1", &name];
+            let words = ["EVAL", "return redis.call('INCR', KEYS[1])", "1", &name];
             self.change(k, "EVAL with its key", &[&words]).await
         } else {
             let words = ["EVAL", "return redis.call('INCR', ARGV[1])", "0", &name];
@@ -428,7 +426,7 @@ impl Session {
     async fn pipelined_write(&mut self, k: Key) -> Result<(), Lost> {
         let name = self.name(k);
         if !self.may_count() {
-            return self.script(k, false).await;
+            return self.transaction(k, "MULTI INCR EXEC").await;
         }
         let how = "GET INCR GET in one pipeline";
         self.shared.truth.borrow_mut().begin_count(k);
@@ -454,15 +452,15 @@ impl Session {
             None => Conn::open(&self.shared.plan.through[self.seat.at.place], false, self.shared.plan.patience).await?,
         };
         // So that the GET is no hit.
-        let count = ["INCR", &name];
-        let script = ["EVAL", COUNT, "1", &name];
-        let words: Words<'_> = if self.may_count() { &count } else { &script };
-        self.count_by(&mut other, k, "INCR", &[words]).await?;
+        let words: [Words<'_>; 3] = [&["MULTI"], &["INCR", &name], &["EXEC"]];
+        match self.may_count() {
+            true => self.count_by(&mut other, k, "INCR", &words[1..2]).await?,
+            false => self.count_by(&mut other, k, "MULTI INCR EXEC", &words).await?,
+        }
         let (sent, floors) = self.floors(&[k]);
         self.conn.send(&[&["GET", &name]]).await?;
         let apart = self.dice.time(self.shared.plan.bound / RACE_PART);
         self.shared.pause(apart).await;
-        let words: [Words<'_>; 3] = [&["MULTI"], &["INCR", &name], &["EXEC"]];
         self.count_by(&mut other, k, "MULTI INCR EXEC", &words).await?;
         let fetched = self.conn.reply().await?;
         self.judge_all(&[k], "GET", sent, &floors, &[fetched]);
