@@ -19,6 +19,10 @@ pub(crate) enum Rule {
     Token,
     /// What was sent while the cache did not serve ends nothing when it is answered (`Ctx::end_unseen`).
     Unseen,
+    /// While upstream is gone entries are served however old they are (`outage.max_stale`).
+    MaxStale,
+    /// One queued write in eight is not done upstream, and counts as done.
+    Replay,
 }
 
 #[cfg(not(debug_assertions))]
@@ -47,13 +51,15 @@ mod switch {
 
     pub(super) const VARIABLE: &str = "TEST_ONLY_NEARSIDE_BREAK";
 
-    const WORDS: [(&str, Rule); 6] = [
+    const WORDS: [(&str, Rule); 8] = [
         ("fence", Rule::Fence),
         ("lease", Rule::Lease),
         ("epoch", Rule::Epoch),
         ("begin_end", Rule::BeginEnd),
         ("token", Rule::Token),
         ("unseen", Rule::Unseen),
+        ("max_stale", Rule::MaxStale),
+        ("replay", Rule::Replay),
     ];
 
     /// The process's, because the rules are asked for where nothing is at hand that could carry it.
@@ -84,7 +90,7 @@ mod switch {
         fn a_word_that_is_no_rule_is_refused() {
             assert_eq!(named("token"), Ok(Rule::Token));
             let error = named("tokens").unwrap_err();
-            assert!(error.contains("fence, lease, epoch, begin_end, token"), "{error}");
+            assert!(error.contains("fence, lease, epoch, begin_end, token, max_stale, replay"), "{error}");
         }
 
         #[test]

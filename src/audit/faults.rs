@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::Shared;
 use super::client::Conn;
 use super::dice::Dice;
+use super::outages::{self, Way};
 use super::relay::{Dir, Relay, Scope};
 use crate::resp::push::Value;
 
@@ -21,23 +22,28 @@ pub(crate) struct Faults {
     pub(crate) stalls: bool,
     pub(crate) cuts: bool,
     pub(crate) kills: bool,
+    /// Upstream is gone for some seconds.
+    pub(crate) outages: bool,
     pub(crate) modes: bool,
 }
 
 impl Faults {
-    /// `none`, `all` (the network's), or some of `stalls`, `cuts`, `kills` and `modes`.
+    /// `none`, `all` (of upstream and the links to it), or some of `stalls`, `cuts`, `kills`, `outages` and `modes`.
     pub(crate) fn parse(text: &str) -> Result<Faults, String> {
         let mut faults = Faults::default();
         for word in text.split(',') {
             match word {
                 "none" if text == "none" => {}
-                "all" => faults = Faults { stalls: true, cuts: true, kills: true, ..faults },
+                "all" => faults = Faults { stalls: true, cuts: true, kills: true, outages: true, ..faults },
                 "stalls" => faults.stalls = true,
                 "cuts" => faults.cuts = true,
                 "kills" => faults.kills = true,
+                "outages" => faults.outages = true,
                 "modes" => faults.modes = true,
                 _ => {
-                    return Err(format!("\"{word}\" is not one of none, or a list of all, stalls, cuts, kills, modes"));
+                    return Err(format!(
+                        "\"{word}\" is not one of none, or a list of all, stalls, cuts, kills, outages, modes"
+                    ));
                 }
             }
         }
@@ -46,27 +52,36 @@ impl Faults {
 
     /// Whether a relay has to carry them out.
     pub(crate) fn needs_relay(self) -> bool {
-        self.stalls || self.cuts
+        self.stalls || self.cuts || self.outages
     }
 
     pub(crate) fn words(self) -> Vec<&'static str> {
-        let all = [(self.stalls, "stalls"), (self.cuts, "cuts"), (self.kills, "kills"), (self.modes, "modes")];
+        let all = [
+            (self.stalls, "stalls"),
+            (self.cuts, "cuts"),
+            (self.kills, "kills"),
+            (self.outages, "outages"),
+            (self.modes, "modes"),
+        ];
         all.iter().filter(|(on, _)| *on).map(|(_, word)| *word).collect()
     }
 }
 
 /// Of one relay, until the audit is over.
-pub(super) async fn network(shared: Rc<Shared>, relay: Rc<Relay>, number: u64) {
+pub(super) async fn network(shared: Rc<Shared>, (relay, places): Way, number: u64) {
     let faults = shared.plan.faults;
     let mut dice = Dice::new(shared.plan.seed, 2_000 + number);
     while !shared.stop.get() {
         shared.pause(dice.time(shared.plan.bound / 2)).await;
         something_read(&shared).await;
+        if shared.disturbed.get() {
+            continue;
+        }
         match dice.below(12) {
-            0..5 if faults.stalls => stall(&shared, &relay, &mut dice).await,
+            0..5 if faults.stalls => stall(&shared, &relay, &places, &mut dice).await,
             5..8 if faults.stalls => slow(&shared, &relay, &mut dice).await,
             8 if faults.stalls => split(&shared, &relay, &mut dice).await,
-            9..12 if faults.cuts => cut(&shared, &relay, &mut dice),
+            9..12 if faults.cuts => cut(&shared, &relay, &places, &mut dice).await,
             _ => {}
         }
     }
@@ -95,15 +110,18 @@ fn scope(relay: &Relay, dice: &mut Dice) -> Scope {
 }
 
 /// One direction stands still, for up to 3 B: long enough that the lease has to run out.
-async fn stall(shared: &Shared, relay: &Relay, dice: &mut Dice) {
+async fn stall(shared: &Shared, relay: &Relay, places: &[usize], dice: &mut Dice) {
     let scope = scope(relay, dice);
     let dir = if dice.below(4) == 0 { Dir::Up } else { Dir::Down };
     let longest = if dice.below(3) == 0 { shared.plan.bound * 3 } else { shared.plan.bound / 2 };
     shared.count_fault("stalls");
+    // Not in doubt from the beginning: that hits are no older than B while a link stands still is what this is for.
+    let doubts = outages::doubts(shared, places, outages::patience(shared, places));
     relay.hold(scope, dir, true);
     shared.pause(dice.time(longest)).await;
     // Of the links that are alive now: one of them may have been made since.
     relay.heal();
+    outages::resolve(shared, doubts).await;
 }
 
 /// Replies under way arrive late, up to half of B, while other links are as fast as ever.
@@ -122,9 +140,11 @@ async fn split(shared: &Shared, relay: &Relay, dice: &mut Dice) {
     relay.heal();
 }
 
-fn cut(shared: &Shared, relay: &Relay, dice: &mut Dice) {
+async fn cut(shared: &Shared, relay: &Relay, places: &[usize], dice: &mut Dice) {
     shared.count_fault("cuts");
+    let doubts = outages::doubts(shared, places, Duration::ZERO);
     relay.cut(scope(relay, dice));
+    outages::resolve(shared, doubts).await;
 }
 
 /// CLIENT KILL of the sidecars' connections, as administrators and failovers do it.
@@ -133,9 +153,15 @@ pub(super) async fn kills(shared: Rc<Shared>, names: Vec<String>) {
     while !shared.stop.get() {
         shared.pause(shared.plan.bound / 2 + dice.time(shared.plan.bound * 2)).await;
         something_read(&shared).await;
+        if shared.disturbed.get() {
+            continue;
+        }
+        let places: Vec<usize> = (0..names.len()).collect();
+        let doubts = outages::doubts(&shared, &places, Duration::ZERO);
         if let Err(why) = kill(&shared, &names, &mut dice).await {
             shared.note_error(&format!("CLIENT KILL: {why}"));
         }
+        outages::resolve(&shared, doubts).await;
     }
 }
 
@@ -178,16 +204,18 @@ mod tests {
 
     #[test]
     fn words_are_faults() {
-        let all = Faults { stalls: true, cuts: true, kills: true, modes: false };
+        let all = Faults { stalls: true, cuts: true, kills: true, outages: true, modes: false };
         assert_eq!(Faults::parse("all"), Ok(all));
-        assert_eq!(Faults::parse("stalls,cuts,kills"), Ok(all));
+        assert_eq!(Faults::parse("stalls,cuts,kills,outages"), Ok(all));
         assert_eq!(Faults::parse("all,modes"), Ok(Faults { modes: true, ..all }));
         assert_eq!(Faults::parse("modes,all"), Ok(Faults { modes: true, ..all }));
         assert_eq!(Faults::parse("none"), Ok(Faults::default()));
         assert!(Faults::parse("none,cuts").is_err());
         assert!(Faults::parse("floods").unwrap_err().contains("\"floods\" is not one of none, or a list of all"));
         assert!(Faults::parse("").is_err());
-        assert!(!Faults::parse("kills,modes").unwrap().needs_relay());
+        assert!(
+            !Faults::parse("kills,modes").unwrap().needs_relay() && Faults::parse("outages").unwrap().needs_relay()
+        );
     }
 
     #[test]

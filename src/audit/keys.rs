@@ -16,6 +16,8 @@ pub(super) struct Keys {
     /// Of each session: its own, by SET; and two that it writes by MSET.
     pub(super) own: Vec<Key>,
     pub(super) own_pairs: Vec<[Key; 2]>,
+    /// Of each session, where outages are played: it queues writes of it while others write it upstream.
+    pub(super) fought: Vec<Key>,
     /// Where writers put what they have written, for somebody to pop.
     pub(super) queue: String,
     /// Where they announce it.
@@ -31,6 +33,7 @@ impl Keys {
         writers: usize,
         sessions: usize,
         life: Duration,
+        outages: bool,
     ) -> Keys {
         let mut add = |name: String, life| truth.add_key(format!("{prefix}{name}"), life);
         Keys {
@@ -40,10 +43,16 @@ impl Keys {
             mortal: (0..writers).map(|i| add(format!("mortal:{i}"), Some(life))).collect(),
             own: (0..sessions).map(|i| add(format!("own:{i}"), None)).collect(),
             own_pairs: (0..sessions).map(|i| ["a", "b"].map(|w| add(format!("own:{w}{i}"), None))).collect(),
+            fought: (0..if outages { sessions } else { 0 }).map(|i| add(format!("fought:{i}"), None)).collect(),
             queue: format!("{prefix}queue"),
             channel: format!("{prefix}news"),
             prefix: prefix.to_owned(),
         }
+    }
+
+    /// Written upstream and read through a place, to see whether it is back.
+    pub(super) fn probe(&self, place: usize) -> String {
+        format!("{}probe:{place}", self.prefix)
     }
 
     /// What a session reads over and over: a bit of everything, the first ones first.

@@ -6,11 +6,14 @@
 //! each connection; times are stamped where bytes are handed over and taken (see `truth` for what that leaves uncertain).
 //! It writes below a prefix of its own, removes what it wrote, and never flushes anything.
 
+mod absence;
 mod client;
 mod dice;
 mod faults;
 mod keys;
 mod modes;
+mod outages;
+mod owed;
 mod promise;
 mod relay;
 mod report;
@@ -35,6 +38,7 @@ pub(crate) use report::Report;
 
 use self::client::{Conn, Lost, place, shown, version};
 use self::keys::Keys;
+use self::outages::Way;
 use self::promise::Promise;
 use self::relay::Relay;
 use self::report::Sidecar;
@@ -120,6 +124,9 @@ struct Shared {
     /// Error replies and lost connections, by text.
     errors: RefCell<BTreeMap<String, u64>>,
     faults: RefCell<BTreeMap<&'static str, u64>>,
+    /// Upstream is gone, or only just back, or is to go soon: no other fault begins.
+    disturbed: Cell<bool>,
+    longest_recovery: Cell<Micros>,
 }
 
 impl Shared {
@@ -175,6 +182,18 @@ impl Shared {
         self.look();
     }
 
+    /// The keys that the sessions of a place fight for.
+    fn fought_of(&self, place: usize) -> &[Key] {
+        let of_each = self.keys.fought.len() / self.plan.through.len();
+        &self.keys.fought[place * of_each..(place + 1) * of_each]
+    }
+
+    fn end(&self, doubt: absence::Doubt) {
+        let mut truth = self.truth.borrow_mut();
+        let now = truth.now();
+        truth.absences.end(doubt, now);
+    }
+
     fn count_fault(&self, what: &'static str) {
         *self.faults.borrow_mut().entry(what).or_default() += 1;
     }
@@ -211,6 +230,7 @@ async fn audit(mut options: Options, say: &dyn Fn(&str)) -> Result<Report, Strin
     // A new connection: upstream may close one that is idle for so long.
     let mut upstream = open_upstream(&shared.plan.upstream).await?;
     await_modes(&shared, &before).await;
+    outages::settle_rest(&shared).await;
     let rested = at_rest(&shared, &mut upstream).await;
     children.check(&shared);
     clean_up(&shared, &mut upstream).await?;
@@ -293,12 +313,17 @@ fn prepare(options: Options, sidecars: &[Sidecar]) -> Result<Shared, String> {
     let actors = (sessions + options.writers).max(1) as u32;
     let life = bound * 3 + Duration::from_millis(50);
     let patience = PATIENCE + bound * 6;
+    if options.faults.outages {
+        refuse_what_no_outage_can_judge(&options, sidecars)?;
+    }
+    let has_outages = options.faults.outages;
     let switched = |promise: Promise| if options.faults.modes { promise.under_switches() } else { promise };
-    let promises: Vec<Promise> = sidecars.iter().filter_map(|s| s.promise(Some(bound))).map(switched).collect();
+    let mut promises: Vec<Promise> = sidecars.iter().filter_map(|s| s.promise(Some(bound))).map(switched).collect();
+    promises.iter_mut().for_each(|promise| promise.has_outages = has_outages);
     let mut truth = Truth::new(promises, patience);
     // Of this run: two audits of one upstream do not disturb each other.
     let prefix = format!("{}{:x}:", options.prefix, options.seed ^ u64::from(std::process::id()));
-    let keys = Keys::new(&mut truth, &prefix, options.keys, options.writers, sessions, life);
+    let keys = Keys::new(&mut truth, &prefix, options.keys, options.writers, sessions, life, has_outages);
     let plan = Plan {
         upstream: options.upstream,
         through: options.through,
@@ -319,7 +344,29 @@ fn prepare(options: Options, sidecars: &[Sidecar]) -> Result<Shared, String> {
         stopped: Notify::new(),
         errors: RefCell::default(),
         faults: RefCell::default(),
+        disturbed: Cell::new(false),
+        longest_recovery: Cell::new(0),
     })
+}
+
+/// What a sidecar promises of it while upstream is gone is nothing that versions could be held against.
+fn refuse_what_no_outage_can_judge(options: &Options, sidecars: &[Sidecar]) -> Result<(), String> {
+    for (place, sidecar) in options.through.iter().zip(sidecars) {
+        let name = &sidecar.address;
+        if sidecar.coherence.outage.local {
+            return Err(format!(
+                "--faults outages: {name} has outage.reads or outage.writes local, of which upstream never hears; use stale \
+                 or fail, and queue or fail"
+            ));
+        }
+        if options.through.iter().filter(|other| other.endpoint == place.endpoint).count() > 1 {
+            return Err(format!(
+                "--faults outages: {name} is named twice, and what one of its users queues the other does not see; audit \
+                 one user at a time"
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// What is written to upstream is what the sidecars read: the same server, the same database.
@@ -368,9 +415,13 @@ async fn drive(shared: &Rc<Shared>, relays: &[Rc<Relay>], sidecars: &[Sidecar], 
     for number in 0..shared.keys.pairs.len() {
         tasks.spawn_local(writer::run(shared.clone(), number));
     }
+    let ways = ways(relays, shared.plan.through.len());
+    if shared.plan.faults.outages {
+        tasks.spawn_local(outages::play(shared.clone(), ways.clone()));
+    }
     if shared.plan.faults.needs_relay() {
-        for (number, relay) in relays.iter().enumerate() {
-            tasks.spawn_local(faults::network(shared.clone(), relay.clone(), number as u64));
+        for (number, way) in ways.into_iter().enumerate() {
+            tasks.spawn_local(faults::network(shared.clone(), way, number as u64));
         }
     }
     if shared.plan.faults.kills {
@@ -386,9 +437,17 @@ async fn drive(shared: &Rc<Shared>, relays: &[Rc<Relay>], sidecars: &[Sidecar], 
     shared.stop();
     relays.iter().for_each(|relay| relay.heal());
     let all = async { while tasks.join_next().await.is_some() {} };
-    if timeout(shared.plan.patience + Duration::from_secs(5), all).await.is_err() {
+    if timeout(shared.plan.patience + outages::GIVES_UP + Duration::from_secs(5), all).await.is_err() {
         let mut truth = shared.truth.borrow_mut();
         truth.check_at_large(Property::Unanswered, "", false, || "clients still wait for an answer".to_owned());
+    }
+}
+
+/// A relay for each sidecar, or one for all of them.
+fn ways(relays: &[Rc<Relay>], places: usize) -> Vec<Way> {
+    match relays {
+        [one] => vec![(one.clone(), (0..places).collect())],
+        each => each.iter().cloned().zip((0..places).map(|place| vec![place])).collect(),
     }
 }
 
@@ -525,6 +584,7 @@ async fn no_write_pending(shared: &Shared, place: &Url) -> Result<(), Lost> {
 async fn clean_up(shared: &Shared, upstream: &mut Conn) -> Result<(), String> {
     let mut names: Vec<String> = shared.truth.borrow().names().map(|(_, name)| name.to_owned()).collect();
     names.push(shared.keys.queue.clone());
+    names.extend((0..shared.plan.through.len()).map(|place| shared.keys.probe(place)));
     for some in names.chunks(CLEAN_AT_ONCE) {
         let words: Vec<&str> = std::iter::once("DEL").chain(some.iter().map(String::as_str)).collect();
         let prefix = &shared.keys.prefix;

@@ -1,6 +1,7 @@
 //! A relay of bytes between sidecars and upstream, with a hand on every link: hold, delay, cut into pieces, cut. It knows
 //! nothing of RESP but one word: a link on which CLIENT TRACKING or the invalidation channel was asked for is the one that
 //! carries invalidations, and the one worth holding up alone. Bytes under way when a link is cut are lost, as in a network.
+//! And it takes upstream away altogether, which is untouched itself and may be anybody's.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -53,18 +54,39 @@ pub(super) enum Scope {
     One(usize),
 }
 
+/// What has become of upstream, as sidecars see it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Presence {
+    #[default]
+    There,
+    /// Every link is cut, and connections end as soon as they are made.
+    Refuses,
+    /// Links stand and connections are taken, but not a byte passes.
+    Silent,
+}
+
 #[derive(Clone, Copy, Default)]
 struct Gate {
     held: bool,
+    /// The same, for as long as upstream is silent.
+    silent: bool,
     delay: Duration,
     /// Bytes delivered at once; 0: as they came.
     piece: usize,
+}
+
+impl Gate {
+    fn stands_still(self) -> bool {
+        self.held || self.silent
+    }
 }
 
 pub(super) struct Relay {
     pub(super) address: SocketAddr,
     target: Endpoint,
     links: RefCell<Vec<Rc<Link>>>,
+    presence: Cell<Presence>,
+    returned: Notify,
 }
 
 struct Link {
@@ -90,7 +112,9 @@ impl Relay {
     /// Listens; every connection to it becomes a link to `target`.
     pub(super) async fn start(at: SocketAddr, target: Endpoint) -> std::io::Result<Rc<Relay>> {
         let listener = TcpListener::bind(at).await?;
-        let relay = Rc::new(Relay { address: listener.local_addr()?, target, links: RefCell::default() });
+        let address = listener.local_addr()?;
+        let (links, presence, returned) = (RefCell::default(), Cell::default(), Notify::new());
+        let relay = Rc::new(Relay { address, target, links, presence, returned });
         tokio::task::spawn_local(accept(relay.clone(), listener));
         Ok(relay)
     }
@@ -113,10 +137,37 @@ impl Relay {
         self.links(scope).iter().for_each(|link| link.cut());
     }
 
-    /// Nothing is held, delayed or split any more.
+    /// From when it returns no byte passes, until upstream comes back.
+    pub(super) fn leave(&self, presence: Presence) {
+        self.presence.set(presence);
+        match presence {
+            Presence::There => {}
+            Presence::Refuses => self.cut(Scope::All),
+            Presence::Silent => self.silence(true),
+        }
+    }
+
+    /// Links that were silent go on where they stopped. Of those that their sidecar has given up meanwhile the bytes are
+    /// lost: arriving now they would come behind what it has sent, or will send, over other links.
+    pub(super) fn come_back(&self) {
+        self.presence.set(Presence::There);
+        let given_up =
+            |link: &&Rc<Link>| link.gates[Dir::Up as usize].get().silent && link.lines[Dir::Up as usize].over.get();
+        self.links(Scope::All).iter().filter(given_up).for_each(|link| link.cut());
+        self.silence(false);
+        self.returned.notify_waiters();
+    }
+
+    fn silence(&self, on: bool) {
+        for dir in [Dir::Up, Dir::Down] {
+            self.each(Scope::All, dir, |gate| gate.silent = on);
+        }
+    }
+
+    /// Nothing is held, delayed or split any more; whether upstream is there is another matter.
     pub(super) fn heal(&self) {
         for dir in [Dir::Up, Dir::Down] {
-            self.each(Scope::All, dir, |gate| *gate = Gate::default());
+            self.each(Scope::All, dir, |gate| *gate = Gate { silent: gate.silent, ..Gate::default() });
         }
     }
 
@@ -154,8 +205,19 @@ async fn accept(relay: Rc<Relay>, listener: TcpListener) {
         let _ = socket.set_nodelay(true);
         let relay = relay.clone();
         tokio::task::spawn_local(async move {
+            // Nothing is read of it: what is sent on it is never answered.
+            while relay.presence.get() == Presence::Silent {
+                relay.returned.notified().await;
+            }
             // Without an upstream the sidecar sees its connection close: what a proxy or a load balancer would do.
-            if let Ok(upstream) = connect(&relay.target, CONNECT_MAX).await {
+            let upstream = match relay.presence.get() {
+                Presence::There => connect(&relay.target, CONNECT_MAX).await,
+                _ => return,
+            };
+            // It may have gone while we were connecting.
+            if let Ok(upstream) = upstream
+                && relay.presence.get() == Presence::There
+            {
                 let link = Link::start(Stream::Tcp(socket), upstream);
                 relay.links.borrow_mut().push(link);
             }
@@ -222,7 +284,7 @@ impl Link {
         while !self.dead.get() {
             let front = line.held.borrow_mut().pop_front();
             let Some((received, bytes)) = front else {
-                if line.over.get() && !self.gates[dir as usize].get().held {
+                if line.over.get() && !self.gates[dir as usize].get().stands_still() {
                     break; // the end of a stream travels like its bytes
                 }
                 self.waited(line).await;
@@ -255,10 +317,10 @@ impl Link {
             let changed = self.changed.notified();
             let gate = self.gates[dir as usize].get();
             let left = (received + gate.delay).saturating_duration_since(Instant::now());
-            if self.dead.get() || (!gate.held && left.is_zero()) {
+            if self.dead.get() || (!gate.stands_still() && left.is_zero()) {
                 return;
             }
-            if gate.held {
+            if gate.stands_still() {
                 changed.await;
             } else {
                 let _ = timeout(left, changed).await;

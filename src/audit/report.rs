@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 
 use super::Shared;
 use super::client::shown;
-use super::promise::{Coherence, Promise};
-use super::truth::{Known, Property, Read, Violation};
+use super::promise::{Coherence, Outage, Promise};
+use super::truth::{Known, Property, Read, Truth, Violation};
 
 const SHAPE: u32 = 1;
 
@@ -23,6 +23,10 @@ pub(super) struct Sidecar {
     pub(super) upstream: String,
     pub(super) client_name: String,
     pub(super) pending: u64,
+    /// Writes that wait for upstream.
+    pub(super) queue_depth: u64,
+    /// Values from before, served while upstream was gone.
+    stale_served: u64,
     hits: u64,
     misses: u64,
     /// Entries that it compared with upstream by itself, and how many differed.
@@ -37,6 +41,7 @@ impl Sidecar {
         let word = |name: &str| fields.get(name).map(|word| (*word).to_owned());
         fields.get("nearside_version")?;
         let time = |name: &str| Duration::from_millis(number(name));
+        let says = |name: &str, word: &str| fields.get(name) == Some(&word);
         let coherence = Coherence {
             mode: word("session_coherence")?,
             asked: word("coherence_asked")?,
@@ -45,6 +50,13 @@ impl Sidecar {
             ttl_cap: time("ttl_cap_ttl_ms"),
             atomic: word("pubsub_atomic")? == "yes",
             holds: word("fence")? == "hold",
+            outage: Outage {
+                max_stale: says("outage_reads", "stale").then(|| time("max_stale_ms")),
+                queues: says("outage_writes", "queue"),
+                overwrites: says("queue_conflict", "overwrite"),
+                local: says("outage_reads", "local") || says("outage_writes", "local"),
+                silence: Some(time("stall_timeout_ms")).filter(|silence| !silence.is_zero()),
+            },
         };
         Some(Sidecar {
             address,
@@ -53,6 +65,8 @@ impl Sidecar {
             upstream: word("upstream")?,
             client_name: word("upstream_client_name")?,
             pending: number("pending_writes"),
+            queue_depth: number("queue_depth"),
+            stale_served: number("stale_served"),
             hits: number("hits"),
             misses: number("misses"),
             sampled: number("audit_checked"),
@@ -77,6 +91,7 @@ impl Sidecar {
             misses: now.misses.saturating_sub(self.misses),
             sampled: now.sampled.saturating_sub(self.sampled),
             stale: now.stale.saturating_sub(self.stale),
+            stale_served: now.stale_served.saturating_sub(self.stale_served),
             coherence: now.coherence.clone(),
             ..self
         }
@@ -110,7 +125,9 @@ impl Report {
             "checks": by_property(&truth.checks),
             "violations": by_property(&truth.violated),
             "outdated_reads": truth.outdated,
-            "oldest_read_ms": truth.oldest as f64 / 1000.0,
+            "oldest_read_ms": ms(truth.oldest),
+            "outages": outages(shared, &truth, sidecars),
+            "untested": untested(shared, &truth),
             "faults": *shared.faults.borrow(),
             "faults_asked_for": shared.plan.faults.words(),
             "errors": *shared.errors.borrow(),
@@ -160,6 +177,12 @@ impl Report {
             "staleness {} reads were outdated when they were sent, by {} ms at the most",
             json["outdated_reads"], json["oldest_read_ms"]
         ));
+        if !json["outages"].is_null() {
+            outage_lines(&json["outages"], &mut line);
+        }
+        for what in list(&json["untested"]) {
+            line(format!("UNTESTED  {}", word(what)));
+        }
         for property in Property::ALL.map(Property::as_str) {
             let (checks, wrong) = (&json["checks"][property], &json["violations"][property]);
             line(format!("{:<20} {checks:>9} checks, {wrong} violations", property));
@@ -185,6 +208,48 @@ fn counts(value: &Value) -> String {
     let pairs = value.as_object().into_iter().flatten();
     let all: Vec<String> = pairs.map(|(name, count)| format!("{count} x {name}")).collect();
     if all.is_empty() { "none".to_owned() } else { all.join(", ") }
+}
+
+/// `null` where none was asked for.
+fn outages(shared: &Shared, truth: &Truth, sidecars: &[Sidecar]) -> Value {
+    if !shared.plan.faults.outages {
+        return Value::Null;
+    }
+    let max_stale = truth.promises().iter().filter_map(|p| p.outage.max_stale).max();
+    json!({
+        "max_stale_ms": max_stale.map(|max_stale| max_stale.as_millis() as u64),
+        "stale_reads": truth.stale,
+        "oldest_stale_ms": ms(truth.oldest_stale),
+        "stale_served": sidecars.iter().map(|s| s.stale_served).sum::<u64>(),
+        "queued_acknowledged": truth.owed.acknowledged,
+        "queued_found": truth.owed.found,
+        "longest_recovery_ms": ms(shared.longest_recovery.get()),
+    })
+}
+
+/// What an audit that passes says nothing about, although it was asked to.
+fn untested(shared: &Shared, truth: &Truth) -> Vec<&'static str> {
+    let outages = shared.plan.faults.outages;
+    let any = |does: fn(&Outage) -> bool| truth.promises().iter().any(|p| does(&p.outage));
+    [
+        (outages && shared.faults.borrow().get("outages").is_none(), "no outage was played: the audit was too short"),
+        (outages && any(|o| o.max_stale.is_some()) && truth.stale == 0, "no stale value was read in an outage"),
+        (outages && any(|o| o.queues) && truth.owed.acknowledged == 0, "no write was queued in an outage"),
+    ]
+    .into_iter()
+    .filter_map(|(is, words)| is.then_some(words))
+    .collect()
+}
+
+fn outage_lines(json: &Value, line: &mut impl FnMut(String)) {
+    line(format!(
+        "outages   {} reads were outdated while upstream was gone, by {} ms at the most; {} values were served from before",
+        json["stale_reads"], json["oldest_stale_ms"], json["stale_served"]
+    ));
+    line(format!(
+        "          {} queued writes were acknowledged, {} are there or overwritten; back within {} ms",
+        json["queued_acknowledged"], json["queued_found"], json["longest_recovery_ms"]
+    ));
 }
 
 fn sidecar(s: &Sidecar, promise: &Promise) -> Value {

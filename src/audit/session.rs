@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::Shared;
-use super::client::{Conn, Lost, Words, version};
+use super::client::{self, Conn, Lost, Words, version};
 use super::dice::Dice;
 use super::truth::{Actor, At, Floors, Key, Known, Micros, Property, Read};
 use crate::resp::push::Value;
@@ -118,6 +118,9 @@ impl Session {
         let keys = self.shared.clone();
         let keys = &keys.keys;
         let k = self.dice.of(&keys.counters);
+        if self.shared.truth.borrow().absences.away(self.seat.at.place).is_some() && self.dice.below(6) == 0 {
+            return self.fight().await;
+        }
         match self.dice.below(40) {
             0..6 => self.get(k).await.map(drop),
             6 => self.get_range(k).await,
@@ -214,7 +217,8 @@ impl Session {
         let floors =
             Floors { written: self.written.get(&key).copied(), seen: self.seen.get(&key).copied(), sidecar: floor };
         truth.judge(read, floors);
-        if truth.promise(place).orders(how) && floors.seen.is_none_or(|seen| seen.version < got) {
+        // Missing says too little of which version it is.
+        if got != 0 && truth.promise(place).orders(how) && floors.seen.is_none_or(|seen| seen.version < got) {
             let by = Actor::Session(self.seat.number);
             self.seen.insert(key, Known { version: got, sent, known: read.replied, by, how });
         }
@@ -365,8 +369,20 @@ impl Session {
     }
 
     async fn count(&mut self, k: Key, how: &'static str) -> Result<(), Lost> {
-        let name = self.name(k);
-        self.change(k, how, &[&["INCR", &name]]).await
+        match self.may_count() {
+            true => {
+                let name = self.name(k);
+                self.change(k, how, &[&["INCR", &name]]).await
+            }
+            false => self.transaction(k, "MULTI INCR EXEC").await,
+        }
+    }
+
+    /// Counts that everybody writes only grow while they are counted upstream. A queued INCR sets what it has counted to, and
+    /// overwrites others' counts (docs/outage.md); a transaction is not queued, and what comes with it goes with it. (Nor is a
+    /// script, but while one is unanswered no copy is good enough for an outage.)
+    fn may_count(&self) -> bool {
+        !self.shared.truth.borrow().promise(self.seat.at.place).outage.queues
     }
 
     /// A script that names its key, or one that does not: then only the hold covers it (R15).
@@ -409,6 +425,9 @@ impl Session {
     /// A read before, a write and a read behind it, sent together.
     async fn pipelined_write(&mut self, k: Key) -> Result<(), Lost> {
         let name = self.name(k);
+        if !self.may_count() {
+            return self.transaction(k, "MULTI INCR EXEC").await;
+        }
         let how = "GET INCR GET in one pipeline";
         self.shared.truth.borrow_mut().begin_count(k);
         let (sent, floors) = self.floors(&[k]);
@@ -433,12 +452,15 @@ impl Session {
             None => Conn::open(&self.shared.plan.through[self.seat.at.place], false, self.shared.plan.patience).await?,
         };
         // So that the GET is no hit.
-        self.count_by(&mut other, k, "INCR", &[&["INCR", &name]]).await?;
+        let words: [Words<'_>; 3] = [&["MULTI"], &["INCR", &name], &["EXEC"]];
+        match self.may_count() {
+            true => self.count_by(&mut other, k, "INCR", &words[1..2]).await?,
+            false => self.count_by(&mut other, k, "MULTI INCR EXEC", &words).await?,
+        }
         let (sent, floors) = self.floors(&[k]);
         self.conn.send(&[&["GET", &name]]).await?;
         let apart = self.dice.time(self.shared.plan.bound / RACE_PART);
         self.shared.pause(apart).await;
-        let words: [Words<'_>; 3] = [&["MULTI"], &["INCR", &name], &["EXEC"]];
         self.count_by(&mut other, k, "MULTI INCR EXEC", &words).await?;
         let fetched = self.conn.reply().await?;
         self.judge_all(&[k], "GET", sent, &floors, &[fetched]);
@@ -472,13 +494,66 @@ impl Session {
 
     async fn set(&mut self) -> Result<(), Lost> {
         let key = self.shared.keys.own[self.seat.number];
-        let (name, version) = (self.name(key), self.shared.truth.borrow_mut().begin_set(key));
+        let name = self.name(key);
+        let deletes = self.dice.below(4) == 0;
+        let version = match deletes {
+            true => self.shared.truth.borrow_mut().begin_delete(key),
+            false => self.shared.truth.borrow_mut().begin_set(key),
+        };
+        let value = version.to_string();
+        let words: (&str, Words<'_>) =
+            if deletes { ("DEL", &["DEL", &name]) } else { ("SET", &["SET", &name, &value]) };
         let sent = self.shared.now();
-        match self.ask(&[&["SET", &name, &version.to_string()]]).await?.remove(0) {
-            Value::Error(error) => self.shared.note_error(&error),
-            _ => self.acknowledged(key, version, sent, "SET"),
+        match (self.ask(&[words.1]).await?.remove(0), deletes) {
+            (Value::Error(error), _) => self.shared.note_error(&error),
+            (_, true) => self.acknowledged(key, version, sent, "DEL"),
+            (_, false) => self.acknowledged(key, version, sent, "SET"),
         }
         self.get(key).await.map(drop)
+    }
+
+    /// While upstream is gone: a write of a key that others write upstream at the same time, and a read that must see it,
+    /// whatever they wrote. Nobody writes it at any other time.
+    async fn fight(&mut self) -> Result<(), Lost> {
+        let shared = self.shared.clone();
+        let (key, place) = (shared.keys.fought[self.seat.number], self.seat.at.place);
+        let name = self.name(key);
+        let (version, sent, outage) = {
+            let mut truth = shared.truth.borrow_mut();
+            (truth.begin_set(key), truth.now(), truth.absences.away(place))
+        };
+        match self.ask(&[&["SET", &name, &version.to_string()]]).await?.remove(0) {
+            Value::Error(error) => {
+                shared.note_error(&error);
+                return Ok(());
+            }
+            _ if shared.truth.borrow().absences.away(place) != outage => return Ok(()),
+            _ => {}
+        }
+        let by = Actor::Session(self.seat.number);
+        let known = {
+            let mut truth = shared.truth.borrow_mut();
+            truth.writes += 1;
+            let known = Known { version, sent, known: truth.now(), by, how: "SET in an outage" };
+            truth.owed.fought_queued(key, known);
+            known
+        };
+        let sent = shared.now();
+        let reply = self.ask(&[&["GET", &name]]).await?.remove(0);
+        let Some(got) = client::version(&reply) else {
+            shared.note_reply(&reply);
+            return Ok(());
+        };
+        let mut truth = shared.truth.borrow_mut();
+        if truth.absences.away(place) == outage {
+            let (replied, session, At { place, sidecar }) = (truth.now(), self.seat.number, self.seat.at);
+            let read = Read { key, got, sent, replied, session, sidecar, place, how: "GET" };
+            let note = || "nobody else's write can have reached this sidecar".to_owned();
+            truth.check(Property::ReadYourWrites, &read, Some(known), got == version, note);
+        }
+        drop(truth);
+        shared.look();
+        Ok(())
     }
 
     async fn mset(&mut self) -> Result<(), Lost> {

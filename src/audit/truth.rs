@@ -6,10 +6,19 @@
 //! received at `sent` at the earliest. A reply is called stale only if a newer version was *known* more than B before the
 //! read was *sent*, which leaves both uncertainties to the sidecar's credit. Write replies that never came count as nothing:
 //! their version may or may not exist, until somebody reads it.
+//!
+//! **While upstream is gone for a sidecar** (`absence` says when that may be) three things are different, and all else is
+//! judged as ever. Its replies may be older, by `max_stale` in place of B: an entry that is served was true at its lane's
+//! last proof, which is at most `max_stale` before the reply, so a version that was known before *that* must show. What it
+//! acknowledges may be queued, so it holds at once for who reads through this sidecar, and for nobody else before upstream
+//! has it (`owed`); nor does what is read there show that upstream has it. And a deletion is a version like any other:
+//! *missing* is judged as the newest deletion that anybody may have sent, the most that can be said for it.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use super::absence::Absences;
+use super::owed::Owed;
 use super::promise::Promise;
 
 /// Microseconds since the audit's start.
@@ -50,12 +59,16 @@ pub(super) enum Property {
     AtRest,
     /// The comparisons that a sidecar makes by itself, in service, found nothing.
     Sampled,
+    /// What was acknowledged while upstream was gone is there when the queue is done.
+    Queued,
+    /// When upstream is back the sidecar reads from it, and its queue is done, within a stated time.
+    Recovery,
     /// Every request is answered.
     Unanswered,
 }
 
 impl Property {
-    pub(super) const ALL: [Property; 11] = [
+    pub(super) const ALL: [Property; 13] = [
         Property::ReadYourWrites,
         Property::SidecarWrites,
         Property::Monotonic,
@@ -66,6 +79,8 @@ impl Property {
         Property::Invented,
         Property::AtRest,
         Property::Sampled,
+        Property::Queued,
+        Property::Recovery,
         Property::Unanswered,
     ];
 
@@ -81,6 +96,8 @@ impl Property {
             Property::Invented => "invented_value",
             Property::AtRest => "at_rest",
             Property::Sampled => "in_service_samples",
+            Property::Queued => "queued_writes",
+            Property::Recovery => "recovery",
             Property::Unanswered => "unanswered",
         }
     }
@@ -158,6 +175,8 @@ struct History {
     life: Option<Micros>,
     /// The newest version that anybody may have written.
     begun: i64,
+    /// The newest of those that is a deletion.
+    deleted: i64,
     /// Versions in the order in which they were known, only those that were news.
     known: Vec<Known>,
     /// Of those, the ones that a sidecar has announced to the others.
@@ -191,6 +210,11 @@ pub(super) struct Truth {
     /// Replies that were known to be outdated when they were asked for, and by how much at the most.
     pub(super) outdated: u64,
     pub(super) oldest: Micros,
+    /// The same of replies that were given while upstream may have been gone.
+    pub(super) stale: u64,
+    pub(super) oldest_stale: Micros,
+    pub(super) absences: Absences,
+    pub(super) owed: Owed,
 }
 
 impl Truth {
@@ -198,7 +222,9 @@ impl Truth {
     pub(super) fn new(promises: Vec<Promise>, patience: Duration) -> Truth {
         Truth {
             start: Instant::now(),
-            longest: micros(promises.iter().map(Promise::longest).max().unwrap_or_default()),
+            longest: micros(promises.iter().map(Promise::longest_ever).max().unwrap_or_default()),
+            absences: Absences::new(promises.len()),
+            owed: Owed::new(promises.len()),
             promises,
             memory: micros(patience * 2),
             keys: Vec::new(),
@@ -209,13 +235,15 @@ impl Truth {
             writes: 0,
             outdated: 0,
             oldest: 0,
+            stale: 0,
+            oldest_stale: 0,
         }
     }
 
     pub(super) fn add_key(&mut self, name: String, life: Option<Duration>) -> Key {
         let acknowledged = vec![Acknowledged::default(); self.promises.len()];
         let (life, known, announced) = (life.map(micros), Vec::new(), Vec::new());
-        self.keys.push(History { name, life, begun: 0, known, announced, acknowledged });
+        self.keys.push(History { name, life, begun: 0, deleted: 0, known, announced, acknowledged });
         self.keys.len() - 1
     }
 
@@ -246,6 +274,23 @@ impl Truth {
         self.keys[key].begun
     }
 
+    /// A deletion is about to be sent, by the key's only writer.
+    pub(super) fn begin_delete(&mut self, key: Key) -> i64 {
+        let version = self.begin_set(key);
+        self.keys[key].deleted = version;
+        version
+    }
+
+    /// The version that a reply of this one shows at the most; missing is version 0.
+    pub(super) fn at_most(&self, key: Key, got: i64) -> i64 {
+        if got == 0 { self.keys[key].deleted } else { got }
+    }
+
+    /// No reply is judged any more that was there before this time.
+    pub(super) fn horizon(&self) -> Micros {
+        self.now().saturating_sub(self.longest.saturating_add(self.memory))
+    }
+
     pub(super) fn promise(&self, place: usize) -> &Promise {
         &self.promises[place]
     }
@@ -265,6 +310,12 @@ impl Truth {
         let history = &mut self.keys[key];
         let floor = &mut history.acknowledged[at.sidecar];
         (floor.named, floor.any) = (newer(floor.named, known), newer(floor.any, known));
+        if self.may_be_queued(at.place, known.sent, known.known) {
+            // Nothing sent since then has reached upstream, so it is the queue that has it.
+            let queued = self.absences.away(at.place).is_some_and(|away| away.since <= known.sent);
+            return self.owed.add(at.place, key, known, queued);
+        }
+        let history = &mut self.keys[key];
         if self.promises[at.place].announces && newer(history.announced.last().copied(), known) == Some(known) {
             history.announced.push(known);
         }
@@ -278,6 +329,11 @@ impl Truth {
             floor.any = newer(floor.any, known);
         }
         self.learn(key, known);
+    }
+
+    /// Whether what was told there between the two may be the queue's, of which upstream knows nothing.
+    fn may_be_queued(&self, place: usize, sent: Micros, replied: Micros) -> bool {
+        self.promises[place].outage.queues && self.absences.covers(place, sent, replied)
     }
 
     /// A version certainly exists since `known.known` at the latest.
@@ -303,14 +359,25 @@ impl Truth {
             let time = read.sent.checked_sub(micros(age))?;
             known[..known.partition_point(|k| k.known < time)].last().copied()
         };
-        let announced = before(&history.announced, promise.announced);
-        let others = before(&history.known, promise.others);
+        let (announced, others) = match self.may_be_stale(read) {
+            Some(max_stale) => promise.while_gone(max_stale),
+            None => (promise.announced, promise.others),
+        };
+        let announced = before(&history.announced, announced);
+        let others = before(&history.known, others);
         others.map_or(announced, |others| newer(announced, others))
     }
 
+    /// `outage.max_stale`, if it may have been given while upstream was gone and that sidecar serves stale values then.
+    fn may_be_stale(&self, read: &Read) -> Option<Duration> {
+        let max_stale = self.promises[read.place].outage.max_stale?;
+        self.absences.covers(read.place, read.sent, read.replied).then_some(max_stale)
+    }
+
     /// Holds one reply against all that is known.
-    pub(super) fn judge(&mut self, read: Read, floors: Floors) {
+    pub(super) fn judge(&mut self, reply: Read, floors: Floors) {
         self.reads += 1;
+        let read = Read { got: self.at_most(reply.key, reply.got), ..reply };
         let begun = self.keys[read.key].begun;
         let note = || format!("only {begun} versions had ever been sent");
         self.check(Property::Invented, &read, None, (0..=begun).contains(&read.got), note);
@@ -322,7 +389,10 @@ impl Truth {
         self.not_behind(Property::SidecarWrites, &read, floors.sidecar);
         self.note_age(&read);
         self.not_behind(Property::Staleness, &read, self.limit(&read));
-        self.has_read(&read);
+        // Missing shows nothing for certain.
+        if reply.got != 0 && !self.may_be_queued(read.place, read.sent, read.replied) {
+            self.has_read(&read);
+        }
     }
 
     /// A key that comes and goes: nothing past its expiry, and *missing* only where it may be.
@@ -356,8 +426,13 @@ impl Truth {
         let known = &self.keys[read.key].known;
         let successor = known[known.partition_point(|k| k.version <= read.got)..].first();
         if let Some(successor) = successor.filter(|s| s.known < read.sent) {
-            self.outdated += 1;
-            self.oldest = self.oldest.max(read.sent - successor.known);
+            let age = read.sent - successor.known;
+            let (count, oldest) = match self.may_be_stale(read) {
+                Some(_) => (&mut self.stale, &mut self.oldest_stale),
+                None => (&mut self.outdated, &mut self.oldest),
+            };
+            *count += 1;
+            *oldest = age.max(*oldest);
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::Shared;
 use super::client::{Conn, Lost, version};
 use super::dice::Dice;
-use super::truth::{Actor, Key, Known};
+use super::truth::{Actor, Key, Known, Micros};
 use crate::resp::push::Value;
 
 /// A writer that cannot reach upstream tries again after so long.
@@ -42,6 +42,7 @@ pub(super) async fn run(shared: Rc<Shared>, number: usize) {
 impl Writer {
     async fn write(&mut self, dice: &mut Dice) -> Result<(), Lost> {
         while !self.shared.stop.get() {
+            self.fight(dice).await?;
             let counter = dice.of(&self.shared.keys.counters);
             match dice.below(12) {
                 0..4 => drop(self.count(counter).await?),
@@ -112,6 +113,34 @@ impl Writer {
         match self.conn.ask(&words).await? {
             Value::Error(error) => self.shared.note_error(&format!("upstream: {error}")),
             _ => self.learn(key, version, sent, how),
+        }
+        Ok(())
+    }
+
+    /// While upstream is gone for a sidecar: a write of a key that its clients write too, and queue.
+    async fn fight(&mut self, dice: &mut Dice) -> Result<(), Lost> {
+        let shared = self.shared.clone();
+        let away = shared.truth.borrow().absences.all_away();
+        let keys: Vec<Key> = away.iter().flat_map(|place| shared.fought_of(*place)).copied().collect();
+        if keys.is_empty() || dice.below(2) == 0 {
+            return Ok(());
+        }
+        let key = dice.of(&keys);
+        let name = self.name(key);
+        let version = {
+            let mut truth = shared.truth.borrow_mut();
+            let version = truth.begin_set(key);
+            truth.owed.fought_foreign(key, version, Micros::MAX);
+            version
+        };
+        match self.conn.ask(&["SET", &name, &version.to_string()]).await? {
+            Value::Error(error) => shared.note_error(&format!("upstream: {error}")),
+            _ => {
+                let mut truth = shared.truth.borrow_mut();
+                let now = truth.now();
+                truth.writes += 1;
+                truth.owed.fought_foreign(key, version, now);
+            }
         }
         Ok(())
     }

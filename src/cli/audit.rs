@@ -23,8 +23,10 @@ Examples:
       (the sidecar's upstream.url is redis://127.0.0.1:7000)
 
 It writes below its prefix, removes what it wrote, and never flushes. --faults kills disconnects the audited sidecars
-from upstream with CLIENT KILL; stalls and cuts need a relay between them, which --spawn brings along. --faults modes
-switches cache.mode of the audited sidecars with NEARSIDE MODE, and leaves them in serve.
+from upstream with CLIENT KILL; stalls, cuts and outages need a relay between them, which --spawn brings along. outages
+take upstream away from sidecars for some seconds, and started ones then run with outage.reads: stale and
+outage.writes: queue, so that what they do without it is judged. modes switches cache.mode of the audited sidecars with
+NEARSIDE MODE, and leaves them in serve.
 
 Exit codes:
   0  no violation
@@ -67,7 +69,7 @@ pub(super) struct AuditArgs {
     /// Commands, or small groups of them, a second at the most, of all together
     #[arg(long, value_name = "N", default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..=RATE_MAX))]
     rate: u32,
-    /// none, or a list of all (stalls,cuts,kills), stalls, cuts, kills, modes
+    /// none, or a list of all (stalls,cuts,kills,outages), stalls, cuts, kills, outages, modes
     #[arg(long, value_name = "LIST", default_value = "none", value_parser = Faults::parse)]
     faults: Faults,
     /// The bound B on staleness [default: coherence.max_staleness of the sidecars]
@@ -105,8 +107,10 @@ impl AuditArgs {
             return Err("--through and --spawn: audit running sidecars or started ones, not both".to_owned());
         }
         if self.faults.needs_relay() && self.spawn == 0 && self.relay.is_none() {
-            return Err("--faults: stalls and cuts need a relay between sidecars and upstream; use --spawn or --relay"
-                .to_owned());
+            return Err(
+                "--faults: stalls, cuts and outages need a relay between sidecars and upstream; use --spawn or --relay"
+                    .to_owned(),
+            );
         }
         if self.prefix.is_empty() {
             return Err("--prefix must not be empty: the audit removes every key it has written".to_owned());

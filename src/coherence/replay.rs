@@ -33,6 +33,7 @@ use super::lane::{Availability, Lane};
 use super::payload::Op;
 use super::tell::{EXEC, MULTI, told};
 use crate::config::QueueConflict;
+use crate::mutation::{self, Rule};
 use crate::observe::clock;
 use crate::observe::events::Actor;
 use crate::observe::reasons::{EventKind, Replayed};
@@ -331,7 +332,8 @@ async fn batch(ctx: &Rc<Ctx>, lane: &Rc<Lane>, means: &mut Means) -> Went {
     }
     // Again: what was just skipped is no more to be done.
     let todo = take_until(ctx, lane, last);
-    let wanted: Vec<&Todo> = todo.iter().filter(|todo| todo.skipped.is_none()).collect();
+    let dropped = |todo: &Todo| mutation::off(Rule::Replay) && todo.seq.is_multiple_of(8);
+    let wanted: Vec<&Todo> = todo.iter().filter(|todo| todo.skipped.is_none() && !dropped(todo)).collect();
     verdicts.iter().for_each(|(key, found)| held.borrow_mut().queue.begin(key, *found));
     let not_begun = |key: &[u8]| held.borrow_mut().queue.not_begun(key);
     match execute(ctx, lane, means, &wanted).await {

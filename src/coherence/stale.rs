@@ -11,11 +11,13 @@
 //! **How old.** An entry was good at its lane's last proof, or until its own deadline where that came first: from then on
 //! its age counts against `outage.max_stale`. (In `ttl` mode nothing but the deadline says that an entry is good; there F is
 //! the lane's last answer, which proves nothing of it, so a session's fence and the floor are held against the time when the
-//! entry was read.)
+//! entry was read. In `pubsub` mode F proves what was announced; a script that does not name its keys announces nothing, so
+//! there too a session's fence is held against that time, as it is for a hit.)
 //!
 //! A lane that is silent and lives is judged as if it had been lost at its last proof.
 
 use crate::cache::Entry;
+use crate::mutation::{self, Rule};
 use crate::observe::clock;
 use crate::observe::reasons::{Coherence, Unservable};
 use crate::session::Session;
@@ -29,10 +31,20 @@ pub(super) struct LostLane {
     pub(super) epoch: u64,
     /// `F` when it died.
     pub(super) f: u64,
-    /// Its mode was one in which `F` is a proof of what it had read.
-    proves: bool,
+    proof: Proof,
     /// When it died; 0: none has.
     pub(super) at: u64,
+}
+
+/// What `F` says of what was read before, by the lane's mode.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Proof {
+    #[default]
+    Nothing,
+    /// That nothing had changed which its writer announced.
+    Announced,
+    /// That nothing had changed.
+    Everything,
 }
 
 /// What the decision depends on besides the entry.
@@ -60,8 +72,12 @@ impl Lane {
     }
 
     fn present(&self, at: u64) -> LostLane {
-        let proves = matches!(self.mode(), Coherence::Tracking | Coherence::Pubsub);
-        LostLane { epoch: self.epoch.get(), f: self.f.get(), proves, at }
+        let proof = match self.mode() {
+            Coherence::Tracking => Proof::Everything,
+            Coherence::Pubsub => Proof::Announced,
+            Coherence::Ttl | Coherence::Probing | Coherence::None => Proof::Nothing,
+        };
+        LostLane { epoch: self.epoch.get(), f: self.f.get(), proof, at }
     }
 
     /// What any entry has to stand up to that is to be served to `session` although upstream is gone.
@@ -101,16 +117,21 @@ impl StaleView {
 fn servable(entry: &Entry, view: &View) -> Result<(), Unservable> {
     let lost = view.lost.ok_or(Unservable::Live)?;
     let good_until = lost.f.min(entry.deadline);
-    let proved = if lost.proves { lost.f } else { entry.t_sent.min(lost.f) };
+    let read = entry.t_sent.min(lost.f);
+    let (for_fence, for_floor) = match lost.proof {
+        Proof::Nothing => (read, read),
+        Proof::Announced => (read, lost.f),
+        Proof::Everything => (lost.f, lost.f),
+    };
     let refused = [
         (entry.expires == 0, Unservable::Negative),
         (lost.epoch == 0 || entry.epoch != lost.epoch, Unservable::Epoch),
         (entry.flush_gen != view.flush_gen, Unservable::Flushed),
         (view.pending, Unservable::Pending),
         (view.now >= entry.expires, Unservable::Expired),
-        (view.now.saturating_sub(good_until) > view.max_stale, Unservable::Age),
-        (proved <= view.fence, Unservable::Fence),
-        (proved <= view.floor, Unservable::Floor),
+        (view.now.saturating_sub(good_until) > view.max_stale && !mutation::off(Rule::MaxStale), Unservable::Age),
+        (for_fence <= view.fence, Unservable::Fence),
+        (for_floor <= view.floor, Unservable::Floor),
     ];
     refused.into_iter().find(|(is, _)| *is).map_or(Ok(()), |(_, why)| Err(why))
 }
@@ -122,7 +143,7 @@ mod tests {
     use crate::observe::patterns::PatternId;
 
     const MAX_STALE: u64 = 300_000_000_000;
-    const LOST: LostLane = LostLane { epoch: 7, f: 1_000, proves: true, at: 1_200 };
+    const LOST: LostLane = LostLane { epoch: 7, f: 1_000, proof: Proof::Everything, at: 1_200 };
     const VIEW: View = View {
         now: 2_000,
         lost: Some(LOST),
@@ -184,10 +205,19 @@ mod tests {
     /// Where nothing is announced, only what was read later knows of what a session has seen or done.
     #[test]
     fn without_a_proof_the_time_of_the_reading_counts() {
-        let unproved = Some(LostLane { proves: false, ..LOST });
+        let unproved = Some(LostLane { proof: Proof::Nothing, ..LOST });
         let view = View { lost: unproved, fence: 499, floor: 499, ..VIEW };
         assert_eq!(servable(&entry(), &view), Ok(()));
         assert_eq!(servable(&entry(), &View { fence: 500, ..view }), Err(Unservable::Fence));
         assert_eq!(servable(&entry(), &View { floor: 500, ..view }), Err(Unservable::Floor));
+    }
+
+    /// The session's own script has written what it did not name: the channel's proof knows nothing of that.
+    #[test]
+    fn what_was_not_announced_is_covered_by_a_later_reading_only() {
+        let announced = Some(LostLane { proof: Proof::Announced, ..LOST });
+        let view = View { lost: announced, fence: 499, ..VIEW };
+        assert_eq!(servable(&entry(), &view), Ok(()));
+        assert_eq!(servable(&entry(), &View { fence: 500, ..view }), Err(Unservable::Fence));
     }
 }

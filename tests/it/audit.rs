@@ -19,6 +19,12 @@ const B: &str = "150ms";
 /// The switch of debug builds that turns one rule off.
 const BREAK: &str = "TEST_ONLY_NEARSIDE_BREAK";
 
+/// Those that leave upstream where it is: sidecars that are started for them serve nothing older than B.
+const FAULTS: &str = "stalls,cuts,kills";
+
+/// Rules of what is done while upstream is gone.
+const OUTAGE_RULES: [&str; 2] = ["max_stale", "replay"];
+
 /// The longest that a missing rule may stay unseen; it takes a second or two where nothing else is running, the lease of
 /// `pubsub` mode about seven.
 const SEEN_WITHIN: &str = "90s";
@@ -178,7 +184,7 @@ fn every_fault_and_no_violation_with_two_workers() {
 #[track_caller]
 fn assert_faults_do_no_harm(workers: &str) {
     let redis = Redis::start();
-    let spawned = ["--upstream", &redis.url(), "--spawn", "2", "--max-staleness", B, "--faults", "all"];
+    let spawned = ["--upstream", &redis.url(), "--spawn", "2", "--max-staleness", B, "--faults", FAULTS];
     let command = || {
         let mut command = audit(&spawned);
         command.env("NEARSIDE_COHERENCE__SAMPLE_PER_SECOND", "1000");
@@ -209,7 +215,7 @@ fn every_fault_and_no_violation_in_ttl_mode() {
 #[track_caller]
 fn assert_mode_holds(mode: &str) -> Audit {
     let redis = Redis::start();
-    let spawned = ["--upstream", &redis.url(), "--spawn", "2", "--max-staleness", B, "--faults", "all"];
+    let spawned = ["--upstream", &redis.url(), "--spawn", "2", "--max-staleness", B, "--faults", FAULTS];
     let command = || in_mode(audit(&spawned), mode);
     let audit = Audit::run_enough(command, lasts(8, 90));
     audit.assert_passed();
@@ -299,7 +305,7 @@ fn two_users_of_one_sidecar_behind_a_relay() {
     let socket = dir.path().join("n.sock");
     let (own, other) = (format!("unix://{}", socket.display()), format!("unix://other:secret@{}", socket.display()));
     let mut child = audit(&["--upstream", &redis.url(), "--through", &own, "--through", &other])
-        .args(["--relay", "127.0.0.1:0", "--faults", "all", "--json", "-"])
+        .args(["--relay", "127.0.0.1:0", "--faults", FAULTS, "--json", "-"])
         .args(["--duration", &format!("{}s", lasts(6, 60))])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -335,6 +341,68 @@ fn relay_address(child: &mut Child) -> (String, JoinHandle<String>) {
     (address, rest)
 }
 
+// ---- upstream goes and comes ----
+
+/// Upstream is taken from one sidecar or both for some seconds, again and again, beside all other faults: nothing is read
+/// that is older than `outage.max_stale`, and what was acknowledged meanwhile is there afterwards.
+#[test]
+fn outages_and_no_violation() {
+    let audit = assert_outages_do_no_harm("all", |command| command);
+    let outages = &audit.report["outages"];
+    assert_eq!(outages["max_stale_ms"], 1000.0);
+    assert!(audit.number(&["outages", "stale_reads"]) > 0.0, "{outages:#}");
+    assert!(audit.number(&["outages", "oldest_stale_ms"]) > 150.0, "nothing was as old as only an outage allows");
+    assert!(audit.number(&["outages", "queued_acknowledged"]) > 0.0, "{outages:#}");
+    assert_eq!(outages["queued_found"], outages["queued_acknowledged"]);
+    assert!(audit.number(&["checks", "queued_writes"]) > 0.0 && audit.number(&["checks", "recovery"]) > 0.0);
+}
+
+#[test]
+fn outages_and_no_violation_in_pubsub_mode() {
+    let audit = assert_outages_do_no_harm("outages", |command| in_mode(command, "pubsub"));
+    assert_eq!(audit.report["outages"]["queued_found"], audit.report["outages"]["queued_acknowledged"]);
+}
+
+/// Then writes are errors, which owe nothing, and counts are judged as ever.
+#[test]
+fn outages_and_no_violation_where_writes_fail() {
+    let audit = assert_outages_do_no_harm("outages", |mut command| {
+        command.env("NEARSIDE_OUTAGE__WRITES", "fail");
+        command
+    });
+    assert_eq!(audit.number(&["outages", "queued_acknowledged"]), 0.0);
+    assert_eq!(audit.number(&["checks", "queued_writes"]), 0.0, "nothing is promised of it");
+}
+
+#[track_caller]
+fn assert_outages_do_no_harm(faults: &str, set: impl Fn(Command) -> Command) -> Audit {
+    let redis = Redis::start();
+    let spawned = ["--upstream", &redis.url(), "--spawn", "2", "--max-staleness", B, "--faults", faults];
+    let run = |seconds: u32| Audit::run(set(audit(&spawned)).args(["--duration", &format!("{seconds}s")]));
+    let first = run(lasts(10, 90));
+    let untested = |audit: &Audit| audit.report["untested"].as_array().is_none_or(|all| !all.is_empty());
+    let too_young = |audit: &Audit| audit.number(&["outages", "oldest_stale_ms"]) <= 150.0;
+    // Too little was seen to say anything: a machine that is busy with other things.
+    let audit = if first.code == Some(0) && (untested(&first) || too_young(&first)) { run(50) } else { first };
+    assert_eq!(audit.code, Some(0), "{}\n{:#}", audit.stderr, audit.report);
+    assert_eq!(audit.report["untested"], serde_json::json!([]), "{:#}", audit.report);
+    assert!(audit.number(&["faults", "outages"]) >= 1.0);
+    assert!(audit.number(&["checks", "recovery"]) > 0.0);
+    assert_eq!(redis.cmd(&["DBSIZE"]), Reply::Int(0), "it removes what it wrote");
+    audit
+}
+
+/// What an audit was asked for and did not see is said.
+#[test]
+fn an_audit_without_an_outage_says_that_it_tested_none() {
+    let redis = Redis::start();
+    let spawned = ["--upstream", &redis.url(), "--spawn", "1", "--max-staleness", B, "--faults", "outages"];
+    let output = audit(&spawned).args(["--duration", "100ms"]).output().expect("the built nearside");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    // It may have been too short to read anything, which is another thing to say.
+    assert!(text.contains("UNTESTED  no outage was played") || output.status.code() == Some(3), "{text}");
+}
+
 // ---- the mutation guard ----
 
 /// With `rule` off, violations of one of `expected` are seen, with their evidence.
@@ -355,7 +423,8 @@ fn assert_seen_in(mode: &str, rule: &str, expected: &[&str]) {
 fn assert_seen_once(redis: &Redis, rule: &str, expected: &[&str], mode: &str) {
     let spawned = ["--upstream", &redis.url(), "--spawn", "2", "--max-staleness", B, "--duration", SEEN_WITHIN];
     let mut command = if mode == "tracking" { audit(&spawned) } else { in_mode(audit(&spawned), mode) };
-    let audit = Audit::run(command.args(["--faults", "all", "--fail-fast"]).env(BREAK, rule));
+    let faults = if OUTAGE_RULES.contains(&rule) { "outages" } else { FAULTS };
+    let audit = Audit::run(command.args(["--faults", faults, "--fail-fast"]).env(BREAK, rule));
     assert_eq!(audit.code, Some(1), "without {rule}: {}\n{:#}", audit.stderr, audit.report);
     assert_eq!(audit.report["verdict"], "fail");
     let seen = expected.iter().any(|property| audit.number(&["violations", property]) > 0.0);
@@ -401,6 +470,16 @@ fn the_audit_sees_a_missing_token() {
     assert_seen_without("token", &["sidecar_writes", "bounded_staleness"]);
 }
 
+#[test]
+fn the_audit_sees_stale_values_without_an_end() {
+    assert_seen_without("max_stale", &["bounded_staleness"]);
+}
+
+#[test]
+fn the_audit_sees_queued_writes_that_are_dropped() {
+    assert_seen_without("replay", &["queued_writes"]);
+}
+
 /// In `pubsub` mode the lease is the channel's: without it what the other sidecar announces is missed for as long as the
 /// channel is held up.
 #[test]
@@ -420,7 +499,7 @@ fn a_rule_that_is_none_is_refused() {
     let redis = Redis::start();
     let mut proxy = Proxy::to(&redis).env(BREAK, "fences").without_waiting().start();
     assert_eq!(proxy.wait_exit(Duration::from_secs(15)).code(), Some(1));
-    proxy.wait_logged("\"fences\" is not one of fence, lease, epoch, begin_end, token");
+    proxy.wait_logged("\"fences\" is not one of fence, lease, epoch, begin_end, token, max_stale, replay");
 }
 
 // ---- in service ----
@@ -537,6 +616,7 @@ fn arguments_that_do_not_fit_are_refused_with_2() {
         (&up, "nothing to audit: name sidecars with --through, or start some with --spawn"),
         (&[&up[..], &["--through", "127.0.0.1:2", "--spawn", "1"]].concat(), "not both"),
         (&[&up[..], &["--through", "127.0.0.1:2", "--faults", "stalls"]].concat(), "need a relay"),
+        (&[&up[..], &["--through", "127.0.0.1:2", "--faults", "outages"]].concat(), "need a relay"),
         (&[&up[..], &["--spawn", "1", "--faults", "rain"]].concat(), "\"rain\" is not one of none, or a list of all"),
         (&[&up[..], &["--spawn", "1", "--duration", "30"]].concat(), "is not a duration; use ms, s, m or h"),
         (&[&up[..], &["--spawn", "1", "--duration", "1ms"]].concat(), "at least 100ms"),
