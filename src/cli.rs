@@ -140,6 +140,9 @@ struct ServeArgs {
     /// Print the resolved configuration as YAML, without secrets, and exit
     #[arg(long, conflicts_with = "check_config")]
     print_config: bool,
+    /// End when the process that has started this one does, however that ends. For `nearside audit`
+    #[arg(long, hide = true)]
+    end_with_parent: bool,
 }
 
 #[derive(Args)]
@@ -172,6 +175,11 @@ impl ServeArgs {
 
 fn serve(args: ServeArgs) -> u8 {
     let (check, print) = (args.check_config, args.print_config);
+    if args.end_with_parent
+        && let Err(error) = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
+    {
+        return complain(&format!("--end-with-parent: {error}"), RUNTIME_FAILURE);
+    }
     let layers = Layers::new(args.overrides(), environment());
     let loaded = layers.load();
     let (config, warnings) = match loaded.result {

@@ -90,7 +90,7 @@ mod switch {
         fn a_word_that_is_no_rule_is_refused() {
             assert_eq!(named("token"), Ok(Rule::Token));
             let error = named("tokens").unwrap_err();
-            assert!(error.contains("fence, lease, epoch, begin_end, token, max_stale, replay"), "{error}");
+            assert!(error.contains("fence, lease, epoch, begin_end, token, unseen, max_stale, replay"), "{error}");
         }
 
         #[test]

@@ -124,7 +124,8 @@ fn log(dir: &Path, n: usize) -> PathBuf {
 /// audited.
 fn spawn(options: &Options, relay: &Relay, dir: &Path, n: usize) -> std::io::Result<Child> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.args(["serve", "--http", "off", "--unix"]).arg(dir.join(format!("{n}.sock")));
+    // Whatever becomes of the audit, nobody is left who writes what it has written.
+    command.args(["serve", "--end-with-parent", "--http", "off", "--unix"]).arg(dir.join(format!("{n}.sock")));
     if let Some(config) = &options.config {
         command.arg("--config").arg(config);
     }

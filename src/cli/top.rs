@@ -87,6 +87,7 @@ pub(super) fn live(target: Target) -> Result<(), TopError> {
     }
     // Before there is a screen that would be left behind.
     let ended = ended()?;
+    std::thread::Builder::new().name("terminal".into()).spawn(end_with_terminal)?;
     on_screen(|terminal| watch(terminal, target, &ended)).map_err(TopError::Terminal)
 }
 
@@ -118,6 +119,20 @@ fn watch(terminal: &mut DefaultTerminal, target: Target, ended: &AtomicBool) -> 
         }
     }
     Ok(())
+}
+
+/// Ends the process when its terminal is closed. Whoever reads keys then reads its end again and again and never comes back
+/// (crossterm), with a whole core; and there is no screen that could be put back.
+fn end_with_terminal() {
+    use rustix::event::{PollFd, PollFlags, poll};
+    let terminal = io::stdout();
+    loop {
+        let mut closed = [PollFd::new(&terminal, PollFlags::empty())];
+        match poll(&mut closed, None) {
+            Err(rustix::io::Errno::INTR) => {}
+            _ => std::process::exit(0),
+        }
+    }
 }
 
 /// Becomes true when the process is asked to end. Ctrl-c is a key here and no signal, but `kill -INT` is one; SIGHUP is the

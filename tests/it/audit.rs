@@ -499,7 +499,7 @@ fn a_rule_that_is_none_is_refused() {
     let redis = Redis::start();
     let mut proxy = Proxy::to(&redis).env(BREAK, "fences").without_waiting().start();
     assert_eq!(proxy.wait_exit(Duration::from_secs(15)).code(), Some(1));
-    proxy.wait_logged("\"fences\" is not one of fence, lease, epoch, begin_end, token, max_stale, replay");
+    proxy.wait_logged("\"fences\" is not one of fence, lease, epoch, begin_end, token, unseen, max_stale, replay");
 }
 
 // ---- in service ----
@@ -677,6 +677,20 @@ fn interrupted_it_reports_what_it_has_seen() {
     assert!(audit.stderr.contains("interrupted"), "{}", audit.stderr);
     assert!(audit.number(&["checks", "at_rest"]) > 5.0);
     assert_eq!(redis.cmd(&["DBSIZE"]), Reply::Int(0), "it removes what it wrote");
+}
+
+/// However the audit ends: nobody is left who goes on writing.
+#[test]
+fn killed_it_takes_its_sidecars_with_it() {
+    let redis = Redis::start();
+    let mut command = audit(&["--upstream", &redis.url(), "--spawn", "2", "--duration", "1h", "--max-staleness", B]);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the built nearside");
+    eventually(PATIENCE, "keys of the audit", || redis.cmd(&["DBSIZE"]).int() > 10);
+    let lanes = || redis.cmd(&["CLIENT", "LIST"]).text().matches("name=nearside:").count();
+    assert!(lanes() > 0);
+    child.kill().expect("killed");
+    child.wait().expect("its end");
+    eventually(PATIENCE, "the end of its sidecars", || lanes() == 0);
 }
 
 #[test]

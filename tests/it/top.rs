@@ -175,6 +175,30 @@ fn a_signal_ends_it_and_gives_the_terminal_back() {
     }
 }
 
+/// A window that is closed, or a connection that is lost: nobody will ever press a key again.
+#[test]
+fn a_terminal_that_is_closed_ends_it() {
+    if !holds(has_script(), "needs util-linux's script, which is not installed") {
+        return;
+    }
+    let redis = Redis::start();
+    let proxy = Proxy::start(&redis);
+    // Deaf to SIGHUP, as it is below a shell that has said nohup: the end of its terminal is all that it has.
+    let top = format!("{NEARSIDE} top --url http://{}", proxy.http_address());
+    let tty = Tty::running(&format!("stty cols 100 rows 40; sh -c 'trap \"\" HUP; echo pid=$$.; exec {top}'"));
+    eventually(PATIENCE, "a frame", || tty.has("latency, ms"));
+    let seen = text(&tty.seen.lock().expect("not poisoned"));
+    let pid = seen.split_once("pid=").and_then(|(_, rest)| rest.split_once('.')).expect("the process").0.to_owned();
+    assert!(is_running(&pid));
+    drop(tty);
+    eventually(PATIENCE, "its end", || !is_running(&pid));
+}
+
+fn is_running(pid: &str) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+    stat.is_ok_and(|stat| stat.rsplit(')').next().is_some_and(|rest| !rest.trim_start().starts_with('Z')))
+}
+
 #[test]
 fn checks_are_told_a_line_each_where_there_are_any() {
     let redis = Redis::start();
