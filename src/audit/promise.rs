@@ -1,4 +1,4 @@
-//! What each mode of coherence promises: the one table by which replies are judged. README's guarantees are the same
+//! What each mode of coherence promises: the one table by which replies are judged. docs/guarantees.md is the same
 //! table for people.
 //!
 //! | | tracking | pubsub | ttl |

@@ -14,8 +14,8 @@ const AT_ONCE: u64 = 2_000_000_000;
 impl Lane {
     /// The server has served another connection's PING, sent at `asked`.
     pub(super) fn is_dead(&self, now: u64, asked: u64) -> bool {
-        let front = self.inner.borrow().fifo.front().map(|w| (w.t_sent, w.kind.is_ping() || w.kind.may_resend()));
-        // A PING of ours, or a read that may be sent again: nothing that a pause or a script of its own could hold up.
+        let front = self.inner.borrow().fifo.front().map(|w| (w.t_sent, w.kind.is_question() || w.kind.may_resend()));
+        // A question of ours, or a read that may be sent again: nothing that a pause or a script of its own could hold up.
         let Some((oldest, true)) = front else { return false };
         let silent_since = oldest.max(self.last_byte.get());
         self.is_live() && asked.saturating_sub(silent_since) > SILENCE && now.saturating_sub(asked) < AT_ONCE

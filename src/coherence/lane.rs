@@ -324,7 +324,7 @@ impl Lane {
         if !self.is_live() || !ctx.kept().reads_fields() || self.fields_stay() {
             return;
         }
-        let asked = self.ask(crate::observe::clock::now(), &handshake::field_expiry_question());
+        let asked = self.inquire(crate::observe::clock::now(), &handshake::field_expiry_question());
         let (lane, ctx, epoch) = (self.clone(), ctx.clone(), self.epoch());
         tokio::task::spawn_local(async move {
             // A connection that is lost meanwhile asks anew when it comes up.
@@ -584,6 +584,15 @@ impl Lane {
         let mut raw = bytes::BytesMut::new();
         build::command(&mut raw, words);
         self.ask_raw(now, &raw)
+    }
+
+    /// The same of what changes nothing and waits for nothing.
+    pub(crate) fn inquire(&self, now: u64, words: &[&[u8]]) -> oneshot::Receiver<Vec<u8>> {
+        let mut raw = bytes::BytesMut::new();
+        build::command(&mut raw, words);
+        let (tx, rx) = oneshot::channel();
+        self.send_own(now, &raw, Waiting::Inquire(tx));
+        rx
     }
 
     pub(super) fn ask_raw(&self, now: u64, raw: &[u8]) -> oneshot::Receiver<Vec<u8>> {

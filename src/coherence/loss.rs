@@ -257,7 +257,7 @@ impl Lane {
             },
             Some(Waiting::Fetch(fetch)) => fetch.waiters.borrow().iter().map(|(s, _)| s.clone()).collect(),
             Some(Waiting::Mget(fetch)) => fetch.session.borrow().iter().cloned().collect(),
-            Some(Waiting::Ask(_) | Waiting::StandIn(..)) | None => return false,
+            Some(Waiting::Ask(_) | Waiting::Inquire(_) | Waiting::StandIn(..)) | None => return false,
             Some(_) => Vec::new(),
         };
         let free = |s: &Rc<Session>| inner.fifo.iter().filter(|w| w.kind.names(s)).all(|w| w.kind.may_resend());

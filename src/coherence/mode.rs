@@ -8,7 +8,7 @@
 //! whatever stands behind this connection does not do what all our proofs rest on, however soon the invalidation may come
 //! after. No time limit is needed: a stalled lane stays unproved, and would serve nothing for want of a lease.
 //!
-//! Each mode's guarantees are in COHERENCE section 5 and README. What this file does not do: it moves no entry. A change of
+//! Each mode's guarantees are in docs/guarantees.md. What this file does not do: it moves no entry. A change of
 //! mode ends the epoch, which makes all entries of the lane void at once.
 
 use std::cell::{Cell, RefCell};
@@ -438,7 +438,7 @@ impl Lane {
                 if self.awaits(&key) {
                     self.ping(clock::now(), Waiting::Canary(Step::Bar, number));
                     // What becomes of the key before that is answered must be the write's doing.
-                    let _ = self.ask(clock::now(), &[b"PING"]).await;
+                    let _ = self.inquire(clock::now(), &[b"PING"]).await;
                 }
                 // Its second is for a sidecar that dies here.
                 let _ = conn.link.ask(&[b"DEL", &key]).await;

@@ -28,7 +28,7 @@ pub(crate) fn check_prefix(ctx: &Rc<Ctx>) {
             lane.changed.notified().await;
         }
         for key in outside(&prefix) {
-            match lane.ask(clock::now(), &[b"EXISTS", &key]).await {
+            match lane.inquire(clock::now(), &[b"EXISTS", &key]).await {
                 Ok(frame) if reply::integer(&frame).is_some() => {
                     let name = String::from_utf8_lossy(prefix.text()).into_owned();
                     return tracing::warn!(

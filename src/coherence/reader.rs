@@ -499,7 +499,7 @@ impl Lane {
             Waiting::Fence(hold) => hold.passed(ctx),
             Waiting::RoleCheck => return self.on_role_check(ctx, frame),
             Waiting::Sample(sample) => self.on_sample(ctx, &sample, frame),
-            Waiting::Ask(tx) => drop(tx.send(frame.to_vec())),
+            Waiting::Ask(tx) | Waiting::Inquire(tx) => drop(tx.send(frame.to_vec())),
             Waiting::Track(on) => self.on_track(ctx, on, frame),
             Waiting::Canary(step, number) => self.on_canary(ctx, step, number, frame),
             Waiting::Part(wrapped, part) => wrapped.answered(part, frame),

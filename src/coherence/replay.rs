@@ -421,9 +421,9 @@ async fn compare(ctx: &Ctx, lane: &Lane, means: &mut Means, todo: &[Todo]) -> Re
     let watch = means.watch && means.multi;
     let watched = watch.then(|| {
         let words: Vec<&[u8]> = std::iter::once(&b"WATCH"[..]).chain(asked.iter().map(|(key, _)| *key)).collect();
-        lane.ask(now, &words)
+        lane.inquire(now, &words)
     });
-    let replies: Vec<_> = asked.iter().map(|(key, _)| lane.ask(now, &[b"GET", key])).collect();
+    let replies: Vec<_> = asked.iter().map(|(key, _)| lane.inquire(now, &[b"GET", key])).collect();
     let mut refused = None;
     if let Some(watched) = watched {
         let frame = watched.await.map_err(|_| Went::Lost)?;
@@ -445,7 +445,7 @@ async fn compare(ctx: &Ctx, lane: &Lane, means: &mut Means, todo: &[Todo]) -> Re
     match refused {
         Some(why) => {
             means.watch = true;
-            let unwatched = lane.ask(clock::now(), &[b"UNWATCH"]);
+            let unwatched = lane.inquire(clock::now(), &[b"UNWATCH"]);
             unwatched.await.map_err(|_| Went::Lost)?;
             ctx.show_held();
             Err(Went::Refused(why))
@@ -507,7 +507,7 @@ struct Refused {
 /// Does the effects, in one transaction where this user may.
 async fn execute(ctx: &Ctx, lane: &Lane, means: &mut Means, todo: &[&Todo]) -> Result<(), Stopped> {
     if todo.is_empty() {
-        let unwatched = lane.ask(clock::now(), &[b"UNWATCH"]);
+        let unwatched = lane.inquire(clock::now(), &[b"UNWATCH"]);
         return unwatched.await.map(drop).map_err(|_| Stopped::Lost);
     }
     let now = clock::now();

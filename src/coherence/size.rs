@@ -69,7 +69,7 @@ pub(crate) async fn run(ctx: Rc<Ctx>) {
 /// Versions before 7 take one section at a time.
 async fn ask(lane: &Lane) -> Told {
     let (memory, keys) =
-        (lane.ask(clock::now(), &[b"INFO", b"memory"]), lane.ask(clock::now(), &[b"INFO", b"keyspace"]));
+        (lane.inquire(clock::now(), &[b"INFO", b"memory"]), lane.inquire(clock::now(), &[b"INFO", b"keyspace"]));
     let (Ok(memory), Ok(keys)) = (memory.await, keys.await) else { return Told::Nothing };
     match [&memory, &keys].into_iter().find(|frame| reply::is_error(frame)) {
         Some(error) => Told::Refused(handshake::error_text(error)),

@@ -64,16 +64,31 @@ pub(super) enum Waiting {
     Verdict,
     /// SELECT on a spare connection, in the place of a command (with its bytes) that must not be executed before it.
     StandIn(Relay, Box<[u8]>),
-    /// Asked by ourselves.
+    /// Asked by ourselves: something that may change data, or wait for it.
     Ask(oneshot::Sender<Vec<u8>>),
+    /// Asked by ourselves: no more than a question.
+    Inquire(oneshot::Sender<Vec<u8>>),
     /// Nobody waits any more; the reply still has to be read off.
     Dropped,
 }
 
 impl Waiting {
-    /// A PING of ours: what a stuck lane is judged by (decision 9).
-    pub(super) fn is_ping(&self) -> bool {
-        matches!(self, Waiting::Ping | Waiting::RoleCheck | Waiting::Fence(_) | Waiting::Canary(Step::Bar, _))
+    /// A PING or a question of ours: neither a pause nor a script of its own holds it up while others are served, so it is
+    /// what a stuck lane is judged by (decision 9).
+    pub(super) fn is_question(&self) -> bool {
+        use Waiting::{Canary, Fence, FetchTtl, Inquire, MgetTtl, Ping, Refresh, RefreshTtl, RoleCheck, Track};
+        matches!(
+            self,
+            Ping | RoleCheck
+                | Fence(_)
+                | Canary(Step::Bar, _)
+                | Track(_)
+                | FetchTtl(_)
+                | MgetTtl(..)
+                | Refresh(_)
+                | RefreshTtl(..)
+                | Inquire(_)
+        )
     }
 }
 

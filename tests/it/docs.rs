@@ -58,12 +58,11 @@ fn the_keys_that_change_at_once_are_those_that_the_code_adopts() {
 }
 
 #[test]
-fn every_metric_family_is_in_the_readme_and_no_other() {
-    let (readme, source) = (read("README.md"), read("src/observe/families.rs"));
+fn every_metric_family_is_documented_and_no_other() {
+    let (document, source) = (read("docs/metrics.md"), read("src/observe/families.rs"));
     let families = quoted(&source, |line| line.trim_start().starts_with("family!("));
     assert!(families.len() > 40, "{families:?}");
-    let section = readme.split("### Metrics").nth(1).and_then(|s| s.split("\n## ").next()).expect("the section");
-    assert_eq!(first_cells(section), families);
+    assert_eq!(first_cells(&document), families);
 }
 
 #[test]
@@ -96,14 +95,13 @@ fn all_of(dir: &str) -> String {
 /// A guarantee without its test is a promise that nobody keeps.
 #[test]
 fn every_test_the_guarantees_name_exists() {
-    let readme = read("README.md");
-    let section = readme.split("## Guarantees").nth(1).and_then(|s| s.split("\n## ").next()).expect("the section");
-    let cells = section.lines().filter(|line| line.starts_with("| ")).filter_map(|line| line.rsplit(" | ").next());
+    let document = read("docs/guarantees.md");
+    let cells = document.lines().filter(|line| line.starts_with("| ")).filter_map(|line| line.rsplit(" | ").next());
     let names: BTreeSet<&str> = cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)).collect();
     assert!(names.len() > 30, "{names:?}");
     let sources = all_of("src") + &all_of("tests/it");
     let missing: Vec<&&str> = names.iter().filter(|name| !sources.contains(&format!("fn {name}("))).collect();
-    assert!(missing.is_empty(), "README names {missing:?}, which are no tests");
+    assert!(missing.is_empty(), "docs/guarantees.md names {missing:?}, which are no tests");
 }
 
 /// `[text](target)`, without those that leave the tree.

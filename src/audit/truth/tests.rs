@@ -95,8 +95,8 @@ fn a_mortal_key_is_missing_or_there_at_its_time_only() {
     };
     // (got, sent, what is wrong about it)
     let rows = [
-        (1, 2_000 + 20_000 + EXPIRY_GRAIN, None),
-        (1, 2_001 + 20_000 + EXPIRY_GRAIN, Some(Property::Expiry)),
+        (1, 2_000 + 20_000 + B + EXPIRY_GRAIN, None),
+        (1, 2_001 + 20_000 + B + EXPIRY_GRAIN, Some(Property::Expiry)),
         (0, 2_000 + B, None),
         (0, 2_001 + B, Some(Property::Staleness)),
         (0, 1_000 + 20_000 - 10, None), // may have expired before the reply

@@ -78,6 +78,25 @@ fn c22_half_open() {
     assert_eq!(s.proxy.stat("hits"), hits, "an entry of the old epoch was a hit");
 }
 
+/// The lane dies with a question of the sidecar's own at its front, here INFO (`upstream.info_poll`): with B so long no
+/// heartbeat comes before it. Nobody would have another reason to doubt the lane.
+#[test]
+fn c22_half_open_behind_a_question_of_our_own() {
+    let redis = Redis::start();
+    let relay = Relay::to(&redis);
+    let proxy = within(secs(8), Proxy::upstream(&relay.url()))
+        .set("upstream.info_poll", "1s")
+        .set("coherence.sample_per_second", 0)
+        .start();
+    wait_tracking(&proxy);
+    let asked = || redis.cmd(&["INFO", "commandstats"]).text().contains("cmdstat_info:calls=");
+    eventually(PATIENCE, "the first question", asked);
+    let epoch = proxy.stat("lane_epoch");
+    relay.blackhole(Scope::Existing);
+    eventually(secs(30), "the lane to be killed", || proxy.stat("lane_epoch") != epoch);
+    proxy.wait_logged("silent for 3 s");
+}
+
 #[test]
 fn c23_sidecar_frozen() {
     let b = ms(150);

@@ -124,6 +124,25 @@ fn c08_expiry_edge() {
     assert!(real.proxy.stat("hits") > 0.0);
 }
 
+/// What is no hit: who joins a read under way has its answer, sent when the key was there. Nothing of it is stored.
+#[test]
+fn a_read_that_joins_another_has_its_answer_and_the_next_one_finds_the_key_gone() {
+    let real = Real::start();
+    let (mut c1, mut c2) = (real.proxy.client(), real.proxy.client());
+    fill(&mut c1, "other", None);
+    let (calls, joined) = (real.calls("get"), real.proxy.stat("coalesced"));
+    real.relay.stall(Scope::Existing, Dir::Down);
+    assert_eq!(real.redis.cmd(&["SET", "k", "v", "PX", "150"]), Reply::ok());
+    c1.send_cmd(&["GET", "k"]);
+    eventually(PATIENCE, "the first to be answered upstream", || real.calls("get") > calls);
+    eventually(PATIENCE, "the key to be gone", || real.redis.cmd(&["EXISTS", "k"]) == Reply::Int(0));
+    c2.send_cmd(&["GET", "k"]);
+    eventually(PATIENCE, "the second to join", || real.proxy.stat("coalesced") > joined);
+    real.relay.resume(Scope::Existing, Dir::Down);
+    assert_eq!((c1.frame(), c2.frame()), (Reply::bulk("v"), Reply::bulk("v")));
+    assert_eq!(c2.cmd(&["GET", "k"]), Reply::Nil);
+}
+
 #[test]
 fn c09_expired_during_a_pause() {
     let real = Real::start();
