@@ -523,7 +523,10 @@ impl Session {
             (truth.begin_set(key), truth.now(), truth.absences.away(place))
         };
         match self.ask(&[&["SET", &name, &version.to_string()]]).await?.remove(0) {
-            Value::Error(error) => return Ok(shared.note_error(&error)),
+            Value::Error(error) => {
+                shared.note_error(&error);
+                return Ok(());
+            }
             _ if shared.truth.borrow().absences.away(place) != outage => return Ok(()),
             _ => {}
         }
@@ -537,7 +540,10 @@ impl Session {
         };
         let sent = shared.now();
         let reply = self.ask(&[&["GET", &name]]).await?.remove(0);
-        let Some(got) = client::version(&reply) else { return Ok(shared.note_reply(&reply)) };
+        let Some(got) = client::version(&reply) else {
+            shared.note_reply(&reply);
+            return Ok(());
+        };
         let mut truth = shared.truth.borrow_mut();
         if truth.absences.away(place) == outage {
             let (replied, session, At { place, sidecar }) = (truth.now(), self.seat.number, self.seat.at);
