@@ -35,10 +35,10 @@ const SHORTEST: Duration = Duration::from_secs(1);
 
 /// What is stated of recovery. An attempt to connect comes 5 s after the last one at the latest (`upstream.retry.max_delay`), takes
 /// 1 s (`connect_timeout`), and the queue is done in milliseconds; the rest is for machines that are busy with other things.
-const BACK_WITHIN: Duration = Duration::from_secs(10);
+const BACK_WITHIN: Duration = Duration::from_secs(30);
 
 /// A sidecar that is not back by then is not waited for any longer.
-pub(super) const GIVES_UP: Duration = Duration::from_secs(15);
+pub(super) const GIVES_UP: Duration = Duration::from_secs(40);
 
 const PROBE_EVERY: Duration = Duration::from_millis(10);
 

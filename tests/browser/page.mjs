@@ -19,7 +19,7 @@ mkdirSync(SHOTS, { recursive: true });
 
 // A browser is slow on a busy machine. A condition fails before its check does, so that it is named.
 const CHECK_MS = 60000;
-const UNTIL_MS = 20000;
+const UNTIL_MS = 45000;
 const check = (name, fn) => checkWithin(name, fn, CHECK_MS);
 async function until(what, condition) {
   const end = Date.now() + UNTIL_MS;
