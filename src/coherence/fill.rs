@@ -89,9 +89,11 @@ impl Lane {
         stored
     }
 
-    /// A reading that is not stored has been passed on all the same, and was newer than what is stored. Where changes are
-    /// announced they have taken the older one away; elsewhere this does, or the next hit would go back in time.
-    fn supersede(&self, ctx: &Ctx, key: &[u8]) {
+    /// A reading that is not stored has been passed on all the same, or will be, and is newer than what is stored (which was
+    /// no hit, because nothing vouched for it just then, and may be one in a moment). Where changes are announced they have
+    /// taken the older one away; elsewhere this does, or the next hit would go back in time. A reading without a token is sent
+    /// while a write of its stripe is outstanding: there is no older one in flight that could yet be stored (R14).
+    pub(crate) fn supersede(&self, ctx: &Ctx, key: &[u8]) {
         if self.mode() != Coherence::Tracking {
             ctx.l1.invalidate(key);
         }

@@ -480,6 +480,7 @@ impl Lane {
         let (Some(keep), Some(token)) = (get.keep, token) else {
             if !kept_out && self.caches() {
                 ctx.metrics.bypass.inc(Bypass::Pending);
+                self.supersede(ctx, key);
             }
             let mut relay = Relay::plain(session.clone(), slot, get.read.form, get.read.resend);
             relay.watched = get.watched;

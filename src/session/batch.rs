@@ -196,7 +196,8 @@ fn vouched(ctx: &Ctx, lane: &Lane, session: &Session, now: u64) -> Result<u64, B
     lane.vouches(now, session.fence.get(), ctx.max_staleness)
 }
 
-fn since(lane: &Lane, session: &Session) -> u64 {
+/// Entries that were read before this are none for this session.
+pub(super) fn since(lane: &Lane, session: &Session) -> u64 {
     if lane.mode() == Coherence::Tracking { 0 } else { session.fence.get() }
 }
 

@@ -12,7 +12,7 @@ use bytes::BytesMut;
 use smallvec::SmallVec;
 
 use super::Session;
-use super::batch::LaneAt;
+use super::batch::{self, LaneAt};
 use super::dispatch::{Command, Step};
 use super::outbox::Asked;
 use crate::cache;
@@ -266,10 +266,11 @@ impl Session {
         }
         let forms = ctx.l1.get(key)?;
         let entry = match lane.is_ready() || lane.replaying().is_some() {
-            // It is live: what it vouches for is true now.
+            // It is live: what it vouches for is true now, as far as this session has not seen or done more elsewhere.
             true => {
                 let epoch = lane.vouches(now, self.fence.get(), ctx.max_staleness).ok()?;
-                cache::usable(&forms, epoch, ctx.l1.flush_gen(), now)?
+                let since = batch::since(lane, self);
+                cache::usable(&forms, epoch, ctx.l1.flush_gen(), now).filter(|entry| entry.t_sent > since)?
             }
             false => {
                 let view = lane.stale_view(ctx, self, now);

@@ -288,3 +288,17 @@ fn explain_says_what_is_written_behind_and_what_an_outage_would_make_of_it() {
     assert_eq!(c.cmd(&["INCR", "b:known"]), Reply::Int(2));
     assert_eq!(proxy.metric("nearside_queued_writes_total"), 1.0);
 }
+
+/// In `pubsub` mode a script that does not name what it writes announces nothing, and leaves the copy: its own client is not
+/// told from it, nor counted on from it.
+#[test]
+fn counts_go_on_from_what_the_clients_own_script_has_written() {
+    let redis = Redis::start();
+    let proxy = behind(&redis).set("coherence.mode", "pubsub").set("coherence.ttl_cap.pubsub", "1h").start();
+    redis.cmd(&["SET", "b:n", "1"]);
+    let mut c = proxy.client();
+    warm(&proxy, &mut c, "b:n");
+    assert_eq!(c.cmd(&["EVAL", "return redis.call('SET', 'b:n', '5')", "0"]), Reply::ok());
+    assert_eq!(c.cmd(&["INCR", "b:n"]), Reply::Int(6));
+    eventually(PATIENCE, "upstream's", || redis.cmd(&["GET", "b:n"]) == Reply::bulk("6"));
+}
