@@ -249,10 +249,11 @@ fn switches_of_the_mode_and_no_violation_in_ttl_mode() {
     assert_eq!(audit.report["errors"], serde_json::json!({}));
 }
 
-/// On top of a bad network: lanes are lost, slow and made while the mode changes.
+/// On top of a bad network: lanes are lost, slow and made while the mode changes. A minute's work for two cores.
 #[test]
+#[ignore = "soak"]
 fn switches_of_the_mode_under_every_fault_and_no_violation() {
-    let audit = assert_switches_do_no_harm("tracking", "all,modes");
+    let audit = assert_switches_do_no_harm("tracking", &format!("{FAULTS},modes"));
     assert!(audit.number(&["faults", "cuts"]) >= 1.0 && audit.number(&["faults", "stalls"]) >= 1.0);
 }
 

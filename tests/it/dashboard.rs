@@ -387,7 +387,7 @@ fn rules_have_a_history_by_the_second() {
 fn a_fuzzer_finds_no_answer_that_is_not_described() {
     let redis = Redis::start();
     let proxy = Proxy::start(&redis);
-    fuzz(&proxy, &["--max-examples", "8"]);
+    fuzz(&proxy, &["--max-examples", "5"]);
 }
 
 /// Whoever has the token changes rules, the mode and the cache, and reads the configuration again, in any order and with any
@@ -400,7 +400,7 @@ fn a_fuzzer_that_may_change_things_finds_none_either() {
     let proxy = Proxy::to(&redis).set("http.token_file", token.display().to_string()).start();
     fuzz(
         &proxy,
-        &["--include-tag", "change", "--max-examples", "25", "--header", &format!("Authorization: Bearer {TOKEN}")],
+        &["--include-tag", "change", "--max-examples", "15", "--header", &format!("Authorization: Bearer {TOKEN}")],
     );
     let changed = api(&proxy, "events/recent?n=200");
     let kinds: BTreeSet<&str> =
