@@ -107,7 +107,8 @@ fn a_lost_connection_is_waited_for() {
     eventually(PATIENCE, "a beginning", || warmed(&proxy, "stored") > 20.0);
     relay.cut(Scope::Existing);
     proxy.wait_logged(" of 400 keys in");
-    let (stored, lost) = (warmed(&proxy, "stored"), warmed(&proxy, "lost"));
+    // What was on its way is lost, or came too late to be stored.
+    let (stored, lost) = (warmed(&proxy, "stored"), warmed(&proxy, "lost") + warmed(&proxy, "discarded"));
     assert_eq!(stored + lost, 400.0);
     assert!(lost <= 64.0, "{lost}");
     assert!(proxy.stat("entries") >= 200.0, "the rest is there");

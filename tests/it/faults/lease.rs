@@ -174,21 +174,30 @@ fn c47_busy_script() {
     // The fastest of some: what is slow only for the moment would make a script that is over before hits have to end.
     let fastest = (0..5).map(|_| count(&mut w, 2_000_000)).min().unwrap_or_default();
     let turns = (2_000_000.0 * 2.0 / fastest.as_secs_f64()) as u64;
-    // The lease has aged meanwhile.
-    warm(&proxy, &mut c, "k");
     // Answers when it has written, by the server's clock (this machine's, too), then keeps the server busy for about 2 s.
     let script = "local t = redis.call('TIME') redis.call('SET', 'k', '2') for i = 1, tonumber(ARGV[1]) do end
         return t[1] * 1000 + math.floor(t[2] / 1000)";
-    w.send_cmd(&["EVAL", script, "0", &turns.to_string()]);
-    let offset = wall_ms_of(Instant::now());
-    let seen = read_until_silent(&mut c, "k", b * 2);
-    assert_eq!(c.reply(), Reply::bulk("2"), "after the script");
-    let written = w.reply().int();
-    for (sent, bytes) in &seen {
-        let age = offset(*sent) - written;
-        assert!(bytes == b"$1\r\n2\r\n" || age <= b.as_millis() as i64 + 1, "old {age} ms after it was replaced");
+    let mut hits = 0;
+    // On a machine that is busy with other things the lease may be over before the first read.
+    for _ in 0..5 {
+        w.cmd(&["SET", "k", "1"]);
+        // The lease has aged meanwhile.
+        warm(&proxy, &mut c, "k");
+        w.send_cmd(&["EVAL", script, "0", &turns.to_string()]);
+        let offset = wall_ms_of(Instant::now());
+        let seen = read_until_silent(&mut c, "k", b * 2);
+        assert_eq!(c.reply(), Reply::bulk("2"), "after the script");
+        let written = w.reply().int();
+        for (sent, bytes) in &seen {
+            let age = offset(*sent) - written;
+            assert!(bytes == b"$1\r\n2\r\n" || age <= b.as_millis() as i64 + 1, "old {age} ms after it was replaced");
+        }
+        hits += seen.len();
+        if hits > 0 {
+            break;
+        }
     }
-    assert!(!seen.is_empty(), "no hit at all");
+    assert!(hits > 0, "no hit at all");
     eventually(PATIENCE, "hits go on", || served(&mut c, "other").as_deref() == Some("yes"));
     assert_eq!(proxy.stat("lane_epoch"), epoch, "a busy server is no dead lane");
 }
