@@ -591,14 +591,21 @@ impl Lane {
     pub(crate) fn inquire(&self, now: u64, words: &[&[u8]]) -> oneshot::Receiver<Vec<u8>> {
         let mut raw = bytes::BytesMut::new();
         build::command(&mut raw, words);
-        let (tx, rx) = oneshot::channel();
-        self.send_own(now, &raw, Waiting::Inquire(tx));
-        rx
+        self.ask_as(now, &raw, Waiting::Inquire)
     }
 
     pub(super) fn ask_raw(&self, now: u64, raw: &[u8]) -> oneshot::Receiver<Vec<u8>> {
+        self.ask_as(now, raw, Waiting::Ask)
+    }
+
+    fn ask_as(
+        &self,
+        now: u64,
+        raw: &[u8],
+        kind: fn(oneshot::Sender<Vec<u8>>) -> Waiting,
+    ) -> oneshot::Receiver<Vec<u8>> {
         let (tx, rx) = oneshot::channel();
-        self.send_own(now, raw, Waiting::Ask(tx));
+        self.send_own(now, raw, kind(tx));
         rx
     }
 

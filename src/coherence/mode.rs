@@ -161,6 +161,12 @@ impl Lane {
         self.mode() == Coherence::Probing
     }
 
+    /// As a spare: it never has a mode. A lane that arms sends reads as flights that others may join and that set no fence,
+    /// because what it has read so far is in its own stream; what a spare reads is in another one (R21).
+    pub(super) fn never_arms(&self) {
+        self.arming.mode.set(Coherence::None);
+    }
+
     /// The connection is up; `tracking` is upstream's answer to CLIENT TRACKING ON.
     pub(super) fn arm(self: &Rc<Self>, ctx: &Rc<Ctx>, tracking: Result<(), Refusal>) {
         self.forget_canary();

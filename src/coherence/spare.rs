@@ -291,6 +291,7 @@ impl Lane {
     fn spare(ctx: &Ctx, lane: &Rc<Lane>, unselected: bool) -> Lane {
         let mut spare = Lane::new(ctx, lane.profile.clone());
         spare.retire(&ctx.status);
+        spare.never_arms();
         spare.spare_of =
             Some(SpareOf { lane: Rc::downgrade(lane), unselected: Cell::new(unselected), standing_in: Cell::new(0) });
         *spare.uncached.borrow_mut() = Some("a spare connection does not track".to_owned());

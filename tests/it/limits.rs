@@ -464,14 +464,18 @@ fn clients_that_wait_for_anything_cost_no_cpu() {
             })
             .collect();
         // Idle is: no more than a tenth of the time. It may take a while to come to that.
-        let is_quiet = || {
-            let before = cpu_ticks(&proxy);
-            std::thread::sleep(Duration::from_millis(200)); // an interval to measure over, not a wait
-            cpu_ticks(&proxy) - before <= 2
+        let wait_quiet = |when: &str| {
+            let mut from = (Instant::now(), cpu_ticks(&proxy));
+            eventually(PATIENCE, &format!("a process that sleeps {when} clients with {state}"), || {
+                let over = from.0.elapsed() >= Duration::from_millis(200); // an interval to measure over
+                let now = (Instant::now(), cpu_ticks(&proxy));
+                let before = if over { std::mem::replace(&mut from, now) } else { from };
+                over && now.1 - before.1 <= 2
+            });
         };
-        eventually(PATIENCE, &format!("a process that sleeps beside clients with {state}"), is_quiet);
+        wait_quiet("beside");
         drop(clients);
-        eventually(PATIENCE, &format!("sleep after clients with {state}"), is_quiet);
+        wait_quiet("after");
         assert!(is_pong(&run(&mut proxy.client(), "PING")), "{state}");
     }
 }

@@ -185,7 +185,7 @@ impl Load {
                     client.cmd(words);
                 }
                 // A few hundred commands a second are load enough for rates, on cores that others need.
-                std::thread::sleep(Duration::from_millis(20));
+                std::thread::park_timeout(Duration::from_millis(20));
             }
         });
         Load { over, thread }
@@ -193,6 +193,7 @@ impl Load {
 
     fn end(self) {
         self.over.store(true, Relaxed);
+        self.thread.thread().unpark();
         self.thread.join().expect("the load goes on to the end");
     }
 }

@@ -125,9 +125,11 @@ fn stale_is_served_while_upstream_is_slow_and_no_longer() {
     real.relay.stall(LANE, Dir::Down);
     // Its invalidation is stalled as well, and the lease is long: only the entry's own end ends it.
     real.redis.cmd(&["SET", "k", "2"]);
+    let misses = real.stat("misses");
     let last = std::thread::scope(|scope| {
+        // Once it is no hit any more.
         scope.spawn(|| {
-            std::thread::sleep(Duration::from_millis(1600));
+            eventually(PATIENCE, "a miss", || real.stat("misses") > misses);
             real.relay.resume(LANE, Dir::Down);
         });
         last_old(&mut c1, "k", "1").expect("a hit")
@@ -333,9 +335,11 @@ fn in_ttl_mode_the_bound_is_cap_and_stale_while_revalidate() {
     let (_, read) = fill(&mut c1, "k", "1");
     real.redis.cmd(&["SET", "k", "2"]);
     real.relay.stall(LANE, Dir::Down);
+    let misses = real.stat("misses");
     let last = std::thread::scope(|scope| {
+        // Once it is no hit any more.
         scope.spawn(|| {
-            std::thread::sleep(Duration::from_millis(1600));
+            eventually(PATIENCE, "a miss", || real.stat("misses") > misses);
             real.relay.resume(LANE, Dir::Down);
         });
         last_old(&mut c1, "k", "1").expect("a hit")

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::{LANE, Stand, ms, secs, wait_tracking, warm, within};
 use crate::support::fake::Conn;
-use crate::support::{Client, Dir, Fake, PATIENCE, Proxy, Redis, Reply, Scope, eventually};
+use crate::support::{Client, Dir, Fake, PATIENCE, Proxy, Redis, Relay, Reply, Scope, eventually};
 
 /// A pause much longer than anything that must not wait for it.
 const PAUSE: &str = "60000";
@@ -94,6 +94,49 @@ fn c61_sessions_return_to_the_lane() {
     let names = || s.redis.cmd(&["CLIENT", "LIST"]).text().matches("name=nearside:").count();
     let with_spare = names();
     eventually(secs(60), "the spare connection to be closed", || names() < with_spare);
+}
+
+/// R21: what the spare has told is newer than what the lane has proved. The lease of the old copy lasts all the while.
+#[track_caller]
+fn assert_no_read_goes_back_behind_one_of_the_spare(mode: &str) {
+    let redis = Redis::start();
+    let relay = Relay::to(&redis);
+    let proxy = within(secs(10), Proxy::upstream(&relay.url()))
+        .set("coherence.mode", mode)
+        .set("coherence.ttl_cap.pubsub", "1h")
+        .set("coherence.ttl_cap.ttl", "1h")
+        .set("coherence.sample_per_second", 0)
+        .start();
+    let (mut c1, mut c2) = (proxy.client(), proxy.client());
+    redis.cmd(&["SET", "k", "1"]);
+    eventually(PATIENCE, mode, || proxy.stats()["coherence"] == mode);
+    warm(&proxy, &mut c1, "k");
+    relay.stall(LANE, Dir::Down);
+    // A write may be held up by a pause, so the lane is not dead.
+    c2.send_cmd(&["APPEND", "waits", "x"]);
+    wait_held_up(&proxy);
+    redis.cmd(&["SET", "k", "2"]);
+    // The second one takes no hit, because the first is on the spare still.
+    assert_eq!(c1.pipeline(&[&["GET", "none"], &["GET", "k"]]), [Reply::Nil, Reply::bulk("2")]);
+    assert_eq!(c1.cmd(&["GET", "k"]), Reply::bulk("2"), "back in time");
+    relay.resume(LANE, Dir::Down);
+    assert_eq!(c2.reply(), Reply::Int(1));
+    assert_eq!(c1.cmd(&["GET", "k"]), Reply::bulk("2"));
+}
+
+#[test]
+fn no_read_goes_back_behind_one_of_the_spare() {
+    assert_no_read_goes_back_behind_one_of_the_spare("tracking");
+}
+
+#[test]
+fn no_read_goes_back_behind_one_of_the_spare_in_pubsub_mode() {
+    assert_no_read_goes_back_behind_one_of_the_spare("pubsub");
+}
+
+#[test]
+fn no_read_goes_back_behind_one_of_the_spare_in_ttl_mode() {
+    assert_no_read_goes_back_behind_one_of_the_spare("ttl");
 }
 
 #[test]

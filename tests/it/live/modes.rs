@@ -153,7 +153,7 @@ impl Load {
                 let key = n as usize % FOREIGN;
                 assert_eq!(run(&mut foreigner, &format!("SET foreign:{key} {n}")), Reply::ok());
                 own.written.lock().expect("no panic")[key].push((n, Instant::now()));
-                std::thread::sleep(Duration::from_millis(2));
+                std::thread::park_timeout(Duration::from_millis(2)); // its pace
             }
         }));
         Load { shared, threads }
