@@ -474,6 +474,7 @@ fn stats(ctx: &Ctx, now: u64) -> String {
 /// What clients get while upstream is gone, and what they have got.
 fn outage(ctx: &Ctx, now: u64) -> String {
     let (config, m) = (&ctx.config.outage, &ctx.metrics);
+    let stall_timeout = ctx.config.upstream.stall_timeout.unwrap_or_default();
     let outage = ctx.outage();
     let mut lines = vec![
         ("upstream_state".to_owned(), ctx.status.breaker().as_str().to_owned()),
@@ -485,9 +486,7 @@ fn outage(ctx: &Ctx, now: u64) -> String {
         ("outage_writes".to_owned(), config.writes.as_str().to_owned()),
         ("outage_error".to_owned(), config.error.as_str().to_owned()),
         ("max_stale_ms".to_owned(), config.max_stale.as_millis().to_string()),
-        ("stall_timeout_ms".to_owned(), {
-            ctx.config.upstream.stall_timeout.unwrap_or_default().as_millis().to_string()
-        }),
+        ("stall_timeout_ms".to_owned(), stall_timeout.as_millis().to_string()),
         ("stale_served".to_owned(), m.stale_served.get().to_string()),
         ("refills_waiting".to_owned(), m.refills_waiting.get().to_string()),
         ("journal_state".to_owned(), JournalState::WORDS[m.journal.state.get() as usize].to_owned()),
