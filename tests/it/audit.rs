@@ -25,9 +25,9 @@ const FAULTS: &str = "stalls,cuts,kills";
 /// Rules of what is done while upstream is gone.
 const OUTAGE_RULES: [&str; 2] = ["max_stale", "replay"];
 
-/// The longest that a missing rule may stay unseen; it takes a second or two where nothing else is running, the lease of
-/// `pubsub` mode about seven.
-const SEEN_WITHIN: &str = "90s";
+/// The longest that a missing rule may stay unseen. It takes a second or two where nothing else is running, the lease of
+/// `pubsub` mode 2 to 17; beside other tests it has taken more than 90.
+const SEEN_WITHIN: &str = "240s";
 
 const EVERY_PROPERTY: [&str; 11] = [
     "read_your_writes",
