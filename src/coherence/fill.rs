@@ -89,10 +89,10 @@ impl Lane {
         stored
     }
 
-    /// A reading that is not stored has been passed on all the same, or will be, and is newer than what is stored (which was
-    /// no hit, because nothing vouched for it just then, and may be one in a moment). Where changes are announced they have
-    /// taken the older one away; elsewhere this does, or the next hit would go back in time. A reading without a token is sent
-    /// while a write of its stripe is outstanding: there is no older one in flight that could yet be stored (R14).
+    /// A reading (GET or MGET) that is not stored has been passed on all the same, or will be, and is newer than what is stored
+    /// (which was no hit, because nothing vouched for it just then, and may be one in a moment) and than what fetches in flight
+    /// would still store, which lose their tokens. Where changes are announced to the lane they have taken the older one away;
+    /// elsewhere this does, or the next hit would go back in time. A fetch that is sent from here on executes behind it.
     pub(crate) fn supersede(&self, ctx: &Ctx, key: &[u8]) {
         if self.mode() != Coherence::Tracking {
             ctx.l1.invalidate(key);
@@ -113,7 +113,7 @@ impl Lane {
     /// nothing from before it: what is stored goes, and fetches in flight, which execute before it, lose their tokens. A fetch
     /// that is sent from here on is behind it in the same stream, and executes behind it. (At the reply it would be too late
     /// for a hit in the same pipeline, and would void the later fetches for nothing.) Where CLIENT TRACKING is on, the
-    /// invalidation lies before the answer. `ttl` does not promise it.
+    /// invalidation lies before the answer. `ttl` promises it of GET and MGET only (`supersede`).
     pub(crate) fn overtake(&self, ctx: &Ctx, key: &[u8]) {
         if self.mode() == Coherence::Pubsub {
             ctx.l1.invalidate(key);
@@ -219,8 +219,9 @@ impl Lane {
         }
         if !self.still_valid(ctx, fetch) {
             ctx.metrics.discarded.inc(Discard::Push);
+            // What this reading would still store is older than what is read again now.
             let words = reply::elements(&fetch.raw).skip(1);
-            words.filter_map(reply::bulk).for_each(|key| self.overtake(ctx, key));
+            words.filter_map(reply::bulk).for_each(|key| self.supersede(ctx, key));
             return self.relay(ctx, clock::now(), &fetch.raw, Relay::plain(session, fetch.slot, Form::Bulk, true));
         }
         let answer = assemble(fetch, &replies);

@@ -208,12 +208,9 @@ impl Session {
                 candidate = candidate.or(is_candidate(epoch, &keep).then_some(pattern));
                 common = common.and(arm);
                 let keep = keep.ok().filter(|_| b.lane.caches());
-                let kept = keep.is_some();
                 let right = keep.and_then(|keep| Some((keep, ctx.l1.token(key, b.lane.epoch())?)));
-                match (kept, &right) {
-                    (_, Some(_)) => {}
-                    (true, None) => b.lane.supersede(ctx, key),
-                    (false, None) => b.lane.overtake(ctx, key),
+                if right.is_none() {
+                    b.lane.supersede(ctx, key);
                 }
                 let seen = ctx.seen(b.lane.id, key, Method::Mget, None);
                 misses.push(Miss { key: key.into(), right, seen, value: None });

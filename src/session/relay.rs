@@ -112,7 +112,10 @@ impl Session {
         match effect {
             None if ctx.cache_serves() => keys::for_each(spec, req, |key| {
                 self.note_named(ctx.l1.stripe(key));
-                lane.overtake(ctx, key);
+                match spec.kind {
+                    Kind::Get | Kind::Mget => lane.supersede(ctx, key),
+                    _ => lane.overtake(ctx, key),
+                }
             }),
             None => {}
             Some(effect) => self.begin(ctx, b, cmd, effect, &mut relay),

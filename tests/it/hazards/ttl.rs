@@ -82,6 +82,45 @@ fn c55_a_reading_ends_the_older_copy_when_it_is_passed_on() {
     assert_eq!(c2.reply(), Reply::bulk("2"));
 }
 
+/// A hit of an MGET is no longer good when the rest of it comes, so all of it is read again. What the first reading would
+/// still store is older than what is passed on then.
+#[test]
+fn c55_an_mget_that_is_read_again_ends_the_older_copies() {
+    let fake = Fake::start();
+    let builder = Proxy::upstream(&fake.url()).set("coherence.mode", "ttl").set("coherence.ttl_cap.ttl", "1h");
+    let proxy = builder.set("coherence.max_staleness", LONG_LEASE).set("cache.on_write", "invalidate").start();
+    let (mut lane, mut c1, mut c2) = (fake.accept(), proxy.client(), proxy.client());
+    eventually(PATIENCE, "the lane", || proxy.stats()["session_coherence"] == "ttl");
+    c1.send_cmd(&["GET", "k"]);
+    lane.expect(&["GET", "k"]).expect(&["PTTL", "k"]).send(bulk("1")).send(":-1\r\n");
+    assert_eq!(c1.reply(), Reply::bulk("1"));
+    wait_served(&mut c1, "k");
+    c1.send_cmd(&["MGET", "k", "l"]);
+    lane.expect(&["MGET", "l"]).expect(&["PTTL", "l"]);
+    c2.send_cmd(&["SET", "k", "2"]);
+    lane.expect(&["SET", "k", "2"]).send(format!("*1\r\n{}:-1\r\n+OK\r\n", bulk("1")));
+    lane.expect(&["MGET", "k", "l"]).send(format!("*2\r\n{}{}", bulk("2"), bulk("2")));
+    assert_eq!(c1.reply(), Reply::bulks(&["2", "2"]));
+    c1.send_cmd(&["GET", "l"]);
+    assert_eq!(lane.try_next(PATIENCE), Some(vec![b"GET".to_vec(), b"l".to_vec()]), "the older copy was served");
+}
+
+/// GETs are not kept, and MGETs are: whatever a GET has shown, no MGET goes back behind it.
+#[test]
+fn c55_no_mget_goes_back_behind_a_get_that_is_not_kept() {
+    let redis = Redis::start();
+    let builder = Proxy::upstream(&redis.url()).set("coherence.mode", "ttl").set("coherence.ttl_cap.ttl", "1h");
+    let proxy = builder.set("cache.commands", serde_json::json!(["MGET"])).start();
+    let mut c = proxy.client();
+    redis.cmd(&["SET", "k", "1"]);
+    assert_eq!(c.cmd(&["MGET", "k"]), Reply::bulks(&["1"]));
+    barrier(&mut c);
+    redis.cmd(&["SET", "k", "2"]);
+    assert_eq!(c.cmd(&["MGET", "k"]), Reply::bulks(&["1"]), "a hit");
+    assert_eq!(c.cmd(&["GET", "k"]), Reply::bulk("2"));
+    assert_eq!(c.cmd(&["MGET", "k"]), Reply::bulks(&["2"]));
+}
+
 #[test]
 fn c55_ttl_says_that_it_is_degraded() {
     let redis = Redis::start();
