@@ -46,10 +46,10 @@ use crate::upstream::handshake::error_text;
 use crate::worker::Ctx;
 
 /// Effects that are under way at once: at a round trip of 1 ms some 60,000 a second, and what upstream executes in one
-/// piece (MULTI), about 0.1 ms.
+/// piece (MULTI), about 0.1 ms. A command of more keys is one batch: it is seen whole.
 const BATCH: usize = 128;
 
-/// And no more bytes of them, unless it is one alone.
+/// And no more bytes of them, unless it is one command alone.
 const BATCH_BYTES: usize = 1 << 20;
 
 /// Between two attempts while upstream answers and refuses (`-OOM`, `-READONLY`, ...).

@@ -18,10 +18,6 @@ use crate::observe::reasons::Replayed;
 /// What an effect costs besides its bytes: its place in the row, its key's in the map, three allocations.
 const OVERHEAD: usize = 192;
 
-/// So many effects from the front on are looked at for what may have been done without a mark. Marks go to the journal with
-/// each batch, 128 effects, and its thread is seldom more than one behind.
-const UNMARKED: usize = 1024;
-
 /// What is to be done upstream to one key, by upstream's name of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Effect {
@@ -116,6 +112,8 @@ pub(crate) struct Item {
     mark: u64,
     series: u64,
     bytes: usize,
+    /// Effects of the same command stand behind it.
+    more: bool,
 }
 
 #[derive(Debug)]
@@ -124,8 +122,8 @@ struct Series {
     base: Base,
     left: usize,
     stage: Stage,
-    /// It is from the journal, which need not know yet what of it is upstream already.
-    restored: bool,
+    /// Numbers of its effects that are from the journal, which need not know yet what of them is upstream already.
+    restored: Vec<u64>,
 }
 
 /// How far a series has come.
@@ -198,6 +196,7 @@ impl Queue {
 
     /// The same of effects that have numbers in the journal, from `mark` on; 0: they have none.
     pub(crate) fn push_marked(&mut self, at: u64, effects: Vec<New>, mark: u64) {
+        let end = effects.len();
         for (i, new) in effects.into_iter().enumerate() {
             let mark = if mark == 0 { 0 } else { mark + i as u64 };
             let bytes = new.bytes();
@@ -208,23 +207,24 @@ impl Queue {
                 base: new.base,
                 left: 0,
                 stage: Stage::Waits,
-                restored: false,
+                restored: Vec::new(),
             });
             self.series = self.series.max(series.number);
             series.left += 1;
             self.last += 1;
             self.bytes += bytes;
-            self.items.push_back(Item { seq: self.last, at, effect: new.effect, mark, series: series.number, bytes });
+            let (seq, series, more) = (self.last, series.number, i + 1 < end);
+            self.items.push_back(Item { seq, at, effect: new.effect, mark, series, bytes, more });
         }
     }
 
     /// The same of effects that a process before this one has queued.
     pub(crate) fn restore(&mut self, at: u64, effects: Vec<New>, mark: u64) {
-        let keys: Vec<Box<[u8]>> = effects.iter().map(|new| new.effect.key().into()).collect();
+        let before = self.items.len();
         self.push_marked(at, effects, mark);
-        for key in keys {
-            if let Some(series) = self.keys.get_mut(&key) {
-                series.restored = true;
+        for item in self.items.range(before..) {
+            if let Some(series) = self.keys.get_mut(item.effect.key()) {
+                series.restored.push(item.seq);
             }
         }
     }
@@ -232,19 +232,26 @@ impl Queue {
     /// Whether what upstream has of the key, a value or none, may be this queue's own doing, of a process that ended before
     /// its journal had the mark. A foreign write of the same value is not told apart.
     pub(crate) fn may_be_own(&self, key: &[u8], upstream: Option<&[u8]>, now: i64) -> bool {
-        let Some(series) = self.keys.get(key).filter(|series| series.restored) else { return false };
-        let own = self.items.iter().take(UNMARKED).filter(|item| item.series == series.number);
+        let (Some(series), Some(first)) = (self.keys.get(key), self.items.front()) else { return false };
+        let places = series.restored.iter().filter_map(|seq| seq.checked_sub(first.seq));
+        let own = places.filter_map(|at| self.items.get(at as usize));
         own.map(|item| item.effect.leaves(now)).any(|left| left == upstream)
     }
 
-    /// The oldest ones: up to `count`, and no more than `bytes` of them unless it is one alone.
+    /// The oldest ones, up to `count` and no more than `bytes` of them; but whole commands, and at least one. What a command
+    /// has written is seen upstream all at once, as if it had been sent there.
     pub(crate) fn front(&self, count: usize, bytes: usize) -> impl Iterator<Item = &Item> {
-        let mut sum = 0;
-        self.items.iter().take(count).take_while(move |item| {
-            let first = sum == 0;
+        let (mut whole, mut sum) = (0, 0);
+        for (i, item) in self.items.iter().enumerate() {
             sum += item.bytes;
-            first || sum <= bytes
-        })
+            if whole > 0 && (i >= count || sum > bytes) {
+                break;
+            }
+            if !item.more {
+                whole = i + 1;
+            }
+        }
+        self.items.iter().take(whole)
     }
 
     /// Why its series is not to be done, if so.

@@ -28,13 +28,37 @@ fn the_row_keeps_its_order_and_its_books() {
     assert_eq!((q.len(), q.last(), q.oldest()), (3, 3, Some(5)));
     assert_eq!(q.bytes(), 3 * (OVERHEAD + 3));
     assert_eq!(seqs(&q, 2, usize::MAX), [1, 2]);
-    assert_eq!(seqs(&q, 9, 1), [1], "one alone goes whatever it weighs");
+    assert_eq!(seqs(&q, 9, 1), [1, 2], "one command goes whatever it weighs");
     q.applied(1);
     assert!(q.has(b"a"), "its second effect waits");
     q.applied(3);
     assert_eq!((q.len(), q.bytes(), q.has(b"a"), q.last()), (0, 0, false, 3));
     q.push(9, vec![set("a", "4")]);
     assert_eq!(seqs(&q, 9, usize::MAX), [4], "no number is used twice");
+}
+
+/// A command of many keys is done in one piece, however many go at once.
+#[test]
+fn a_command_is_not_cut() {
+    let mut q = Queue::default();
+    q.push(1, vec![set("a", "1")]);
+    q.push(1, vec![set("a", "2"), set("b", "2"), set("c", "2")]);
+    q.push(1, vec![set("a", "3")]);
+    for (count, bytes, want) in [
+        (1, usize::MAX, &[1][..]),
+        (2, usize::MAX, &[1]),
+        (3, usize::MAX, &[1]),
+        (4, usize::MAX, &[1, 2, 3, 4]),
+        (9, usize::MAX, &[1, 2, 3, 4, 5]),
+        (9, 4 * (OVERHEAD + 3), &[1, 2, 3, 4]),
+        (9, 4 * (OVERHEAD + 3) - 1, &[1]),
+    ] {
+        assert_eq!(seqs(&q, count, bytes), want, "{count} {bytes}");
+    }
+    q.applied(1);
+    assert_eq!(seqs(&q, 1, 1), [2, 3, 4], "one alone goes whatever it weighs");
+    q.applied(2);
+    assert_eq!(seqs(&q, 1, 1), [3, 4], "and so does what is left of it");
 }
 
 #[test]
@@ -111,7 +135,7 @@ fn only_what_is_from_the_journal_may_have_been_done_before() {
     q.push(2, vec![set("k", "3"), based("here", "2", "1")]);
     for (key, upstream, own) in [
         ("k", Some("2"), true),
-        ("k", Some("3"), true),
+        ("k", Some("3"), false),
         ("k", Some("theirs"), false),
         ("k", None, false),
         ("gone", None, true),
@@ -120,7 +144,9 @@ fn only_what_is_from_the_journal_may_have_been_done_before() {
     ] {
         assert_eq!(q.may_be_own(key.as_bytes(), upstream.map(str::as_bytes), 0), own, "{key} {upstream:?}");
     }
-    q.applied(4);
+    q.applied(1);
+    assert!(!q.may_be_own(b"k", Some(b"2"), 0), "it is known to be done");
+    q.applied(5);
     q.push(3, vec![based("k", "4", "3")]);
     assert!(!q.may_be_own(b"k", Some(b"4"), 0), "another series");
 }
