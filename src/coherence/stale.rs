@@ -88,8 +88,10 @@ impl Lane {
             (true, false) => None,
         };
         let (fence, floor) = (session.fence.get(), ctx.floor());
-        let of_all = View { now, lost, flush_gen: ctx.l1.flush_gen(), pending: false, fence, floor, max_stale: 0 };
-        StaleView { lane: self.id, of_all }
+        let (flush_gen, max_stale) = (ctx.l1.flush_gen(), ctx.max_stale_of_all());
+        let max_stale_of_all = max_stale.unwrap_or(0);
+        let of_all = View { now, lost, flush_gen, pending: false, fence, floor, max_stale: max_stale_of_all };
+        StaleView { lane: self.id, of_all, by_rule: max_stale.is_none() }
     }
 }
 
@@ -98,6 +100,8 @@ impl Lane {
 pub(crate) struct StaleView {
     lane: u32,
     of_all: View,
+    /// The key's rule has a say in how old it may be.
+    by_rule: bool,
 }
 
 impl StaleView {
@@ -110,6 +114,9 @@ impl StaleView {
         let l1 = &ctx.l1;
         // Whoever writes through us has been told that upstream is gone, so as a rule nothing is pending of any key.
         let pending = l1.pending() > 0 && l1.is_pending(l1.stripe(key));
+        if !pending && !self.by_rule {
+            return servable(entry, &self.of_all);
+        }
         servable(entry, &View { pending, max_stale: ctx.max_stale(key), ..self.of_all })
     }
 }
@@ -123,17 +130,26 @@ fn servable(entry: &Entry, view: &View) -> Result<(), Unservable> {
         Proof::Announced => (read, lost.f),
         Proof::Everything => (lost.f, lost.f),
     };
-    let refused = [
-        (entry.expires == 0, Unservable::Negative),
-        (lost.epoch == 0 || entry.epoch != lost.epoch, Unservable::Epoch),
-        (entry.flush_gen != view.flush_gen, Unservable::Flushed),
-        (view.pending, Unservable::Pending),
-        (view.now >= entry.expires, Unservable::Expired),
-        (view.now.saturating_sub(good_until) > view.max_stale && !mutation::off(Rule::MaxStale), Unservable::Age),
-        (for_fence <= view.fence, Unservable::Fence),
-        (for_floor <= view.floor, Unservable::Floor),
-    ];
-    refused.into_iter().find(|(is, _)| *is).map_or(Ok(()), |(_, why)| Err(why))
+    let is_old = || view.now.saturating_sub(good_until) > view.max_stale && !mutation::off(Rule::MaxStale);
+    Err(if entry.expires == 0 {
+        Unservable::Negative
+    } else if lost.epoch == 0 || entry.epoch != lost.epoch {
+        Unservable::Epoch
+    } else if entry.flush_gen != view.flush_gen {
+        Unservable::Flushed
+    } else if view.pending {
+        Unservable::Pending
+    } else if view.now >= entry.expires {
+        Unservable::Expired
+    } else if is_old() {
+        Unservable::Age
+    } else if for_fence <= view.fence {
+        Unservable::Fence
+    } else if for_floor <= view.floor {
+        Unservable::Floor
+    } else {
+        return Ok(());
+    })
 }
 
 #[cfg(test)]

@@ -175,6 +175,10 @@ impl Rules {
         self.find(key)?.terms.stale_if_error
     }
 
+    pub(crate) fn any_stale_if_error(&self) -> bool {
+        self.any_stale
+    }
+
     /// What its rule says instead of `outage.writes`.
     pub(crate) fn outage_writes(&self, key: &[u8]) -> Option<OutageWrites> {
         if !self.any_writes {

@@ -125,6 +125,7 @@ impl Batch {
         for (i, entry) in entries.iter().enumerate() {
             self.arms.key(entry.arm, entry.value.frame().len() as u64);
             common = common.and(entry.arm);
+            ctx.metrics.patterns.hit(entry.pattern);
             self.saves(ctx, entry);
             if i > 0 {
                 ctx.metrics.patterns.rider(entry.pattern);

@@ -3,14 +3,16 @@
 //! Nothing here waits, and nothing is sent. A hit in normal running never comes here: its lane vouches for it.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bytes::BytesMut;
+use smallvec::SmallVec;
 
 use super::batch::{Batch, LaneAt};
 use super::dispatch::{Command, Step, Work};
 use super::outage_writes::Beside;
 use super::{Client, Session};
-use crate::cache::{Entry, FormId};
+use crate::cache::{Entry, FormId, Forms};
 use crate::coherence::{Lane, Place, StaleView};
 use crate::command::cacheable::Caching;
 use crate::command::table::{self, Lookup};
@@ -100,6 +102,23 @@ impl Session {
         let Some(entry) = forms.entries.iter().find(|entry| view.allows(ctx, key, entry)) else { return false };
         self.answer_hit(false, &entry.value);
         true
+    }
+
+    /// The same of an MGET: all of it, or nothing.
+    pub(super) fn mget_stale(&self, ctx: &Ctx, view: &StaleView, cmd: &Command<'_>) -> bool {
+        let Command { req, mute, .. } = *cmd;
+        if ctx.may_be_behind() {
+            return false;
+        }
+        let found: SmallVec<[Arc<Forms>; 16]> = (1..req.argc()).map_while(|i| ctx.l1.get(req.arg(i))).collect();
+        let allowed = |i: usize, entry: &&Entry| view.allows(ctx, req.arg(i + 1), entry);
+        let entries: SmallVec<[&Entry; 16]> =
+            found.iter().enumerate().map_while(|(i, forms)| forms.entries.iter().find(|e| allowed(i, e))).collect();
+        let all = entries.len() == req.argc() - 1;
+        if all {
+            self.answer_mget(mute, &entries);
+        }
+        all
     }
 
     /// Keys were answered from before the outage.

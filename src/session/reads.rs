@@ -124,6 +124,13 @@ impl Session {
         epoch: Result<u64, Bypass>,
     ) -> Option<Step> {
         let Command { req, spec, mute } = *cmd;
+        if let Some(view) = &b.stale
+            && self.may_be_told_old(ctx, spec, req)
+            && self.mget_stale(ctx, view, cmd)
+        {
+            b.stale_hits += req.argc() as u64 - 1;
+            return None;
+        }
         let found: Vec<Option<Arc<Forms>>> = match epoch {
             Ok(_) => req.args[1..].iter().map(|a| ctx.l1.get(&req.raw[a.range()])).collect(),
             Err(_) => vec![None; req.argc() - 1],
@@ -140,7 +147,7 @@ impl Session {
                 .flatten()
                 .filter_map(|forms| cache::usable(forms, epoch.ok()?, b.flush_gen, b.now))
                 .collect();
-            self.answer_mget(ctx, mute, &entries);
+            self.answer_mget(mute, &entries);
             (0..found.len()).for_each(|i| b.after_mget_hit(ctx, req.arg(i + 1), entry(i)));
             b.count_mget(ctx, &entries);
             return None;
@@ -223,12 +230,11 @@ impl Session {
         Split { parts, misses, asked: Asked { payer, ..asked.of(common.arm()) } }
     }
 
-    fn answer_mget(&self, ctx: &Ctx, mute: bool, entries: &[&cache::Entry]) {
+    pub(super) fn answer_mget(&self, mute: bool, entries: &[&cache::Entry]) {
         let proto = self.proto();
         self.answer(mute, |out| {
             build::array(out, entries.len());
             for entry in entries {
-                ctx.metrics.patterns.hit(entry.pattern);
                 match &entry.value {
                     Value::Bulk(bytes) => out.extend_from_slice(bytes),
                     Value::Nil => build::null(out, proto),

@@ -58,6 +58,12 @@ impl Ctx {
         u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX)
     }
 
+    /// The same where no rule has a say in it.
+    pub(crate) fn max_stale_of_all(&self) -> Option<u64> {
+        let of_all = || u64::try_from(self.config.outage.max_stale.as_nanos()).unwrap_or(u64::MAX);
+        (!self.rules.load().any_stale_if_error()).then(of_all)
+    }
+
     /// What becomes of a write to this key, by upstream's name of it.
     pub(crate) fn outage_writes(&self, key: &[u8]) -> OutageWrites {
         if self.is_behind(key) {
