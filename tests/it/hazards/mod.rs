@@ -49,7 +49,7 @@ impl Real {
         let relay = Relay::to(&redis);
         let builder = Proxy::upstream(&relay.url()).set("coherence.max_staleness", LONG_LEASE);
         // Calls and connections are counted here; `modes` is about the canary.
-        let builder = builder.set("coherence.canary", "off");
+        let builder = builder.set("coherence.canary", "off").set("upstream.info_poll", "0s");
         let proxy = configure(builder).start();
         eventually(PATIENCE, "a lane", || proxy.stats()["coherence"] != "probing");
         assert_eq!(relay.accepted(), 1, "the lane is the first connection");
@@ -87,7 +87,8 @@ impl Scripted {
     #[track_caller]
     fn over(fake: Fake, configure: impl FnOnce(Builder) -> Builder) -> Scripted {
         let builder = Proxy::upstream(&fake.url()).set("coherence.max_staleness", LONG_LEASE);
-        let builder = builder.set("coherence.canary", "off");
+        // Nothing of the sidecar's own is on the lane, which would be asked for that.
+        let builder = builder.set("coherence.canary", "off").set("upstream.info_poll", "0s");
         let proxy = configure(builder).start();
         let lane = fake.lane();
         Scripted { lane, proxy, fake }
