@@ -94,16 +94,21 @@ impl Lane {
     /// would still store, which lose their tokens. Where changes are announced to the lane they have taken the older one away;
     /// elsewhere this does, or the next hit would go back in time. A fetch that is sent from here on executes behind it.
     pub(crate) fn supersede(&self, ctx: &Ctx, key: &[u8]) {
-        if self.mode() != Coherence::Tracking {
+        if self.stores_unannounced() {
             ctx.l1.invalidate(key);
         }
+    }
+
+    /// It has copies, and CLIENT TRACKING does not tell it of changes. (A lane without copies leaves those of others alone.)
+    fn stores_unannounced(&self) -> bool {
+        matches!(self.mode(), Coherence::Pubsub | Coherence::Ttl)
     }
 
     /// A reading is passed on now, and stored when its PTTL has come, which may be in a later packet: until then the next hit
     /// must not be what an earlier reading has stored meanwhile. Fetches of `key` that are under way were sent behind this one
     /// and are newer, so their tokens stay. Where CLIENT TRACKING is on, the invalidation lies before the answer.
     fn displace(&self, ctx: &Ctx, key: &[u8]) {
-        if matches!(self.mode(), Coherence::Pubsub | Coherence::Ttl) {
+        if self.stores_unannounced() {
             ctx.l1.displace(key);
         }
     }

@@ -70,6 +70,7 @@ fn c28_a_user_without_the_right_is_served_uncached_and_no_other() {
         assert_eq!(limited.cmd(&["MGET", "k", "k"]), Reply::bulks(&["1", "1"]));
         assert_eq!(real.calls("get"), 1 + n, "each is asked upstream");
     }
+    assert!(is_stored(&mut full, "k"), "the copies of others stay");
     real.redis.cmd(&["SET", "k", "2"]);
     assert_eq!(limited.cmd(&["GET", "k"]), Reply::bulk("2"));
     assert!(!is_stored(&mut limited, "k"));
