@@ -118,9 +118,11 @@ impl Lane {
     /// nothing from before it: what is stored goes, and fetches in flight, which execute before it, lose their tokens. A fetch
     /// that is sent from here on is behind it in the same stream, and executes behind it. (At the reply it would be too late
     /// for a hit in the same pipeline, and would void the later fetches for nothing.) Where CLIENT TRACKING is on, the
-    /// invalidation lies before the answer. `ttl` promises it of GET and MGET only (`supersede`).
-    pub(crate) fn overtake(&self, ctx: &Ctx, key: &[u8]) {
-        if self.mode() == Coherence::Pubsub {
+    /// invalidation lies before the answer. `ttl` promises it of GETs and MGETs only: one of the two may be kept where the other
+    /// is not.
+    pub(crate) fn overtake(&self, ctx: &Ctx, key: &[u8], is_get: bool) {
+        let mode = self.mode();
+        if mode == Coherence::Pubsub || mode == Coherence::Ttl && is_get {
             ctx.l1.invalidate(key);
         }
     }

@@ -467,11 +467,7 @@ impl Lane {
         self.note_miss(ctx, now);
         let kept_out = get.keep.is_none();
         if kept_out && ctx.cache_serves() {
-            // MGETs of the key may be kept all the same.
-            match get.read.id {
-                None => self.supersede(ctx, key),
-                Some(_) => self.overtake(ctx, key),
-            }
+            self.overtake(ctx, key, get.read.id.is_none());
         }
         if get.may_join && !kept_out && self.join(ctx, now, session, slot, &flight) {
             return;

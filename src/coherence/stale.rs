@@ -88,10 +88,9 @@ impl Lane {
             (true, false) => None,
         };
         let (fence, floor) = (session.fence.get(), ctx.floor());
-        let (flush_gen, max_stale) = (ctx.l1.flush_gen(), ctx.max_stale_of_all());
-        let max_stale_of_all = max_stale.unwrap_or(0);
-        let of_all = View { now, lost, flush_gen, pending: false, fence, floor, max_stale: max_stale_of_all };
-        StaleView { lane: self.id, of_all, by_rule: max_stale.is_none() }
+        let (flush_gen, limit) = (ctx.l1.flush_gen(), ctx.max_stale_of_all());
+        let of_all = View { now, lost, flush_gen, pending: false, fence, floor, max_stale: limit.unwrap_or(0) };
+        StaleView { lane: self.id, of_all, by_rule: limit.is_none() }
     }
 }
 

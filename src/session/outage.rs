@@ -110,15 +110,7 @@ impl Session {
         if ctx.may_be_behind() {
             return false;
         }
-        let found: SmallVec<[Arc<Forms>; 16]> = (1..req.argc()).map_while(|i| ctx.l1.get(req.arg(i))).collect();
-        let allowed = |i: usize, entry: &&Entry| view.allows(ctx, req.arg(i + 1), entry);
-        let entries: SmallVec<[&Entry; 16]> =
-            found.iter().enumerate().map_while(|(i, forms)| forms.entries.iter().find(|e| allowed(i, e))).collect();
-        let all = entries.len() == req.argc() - 1;
-        if all {
-            self.answer_mget(mute, &entries);
-        }
-        all
+        all_stale(ctx, view, req, |entries| self.answer_mget(mute, entries)).is_some()
     }
 
     /// Keys were answered from before the outage.
@@ -155,14 +147,13 @@ impl Session {
                 (f(entry.value.frame(), form), 1)
             }
             (Kind::Mget, _) => {
-                let mut frame = BytesMut::new();
-                build::array(&mut frame, req.argc() - 1);
-                for i in 1..req.argc() {
-                    let forms = ctx.l1.get(req.arg(i))?;
-                    let entry = forms.entries.iter().find(|entry| servable(req.arg(i), entry))?;
-                    frame.extend_from_slice(entry.value.frame());
-                }
-                (f(&frame, form), req.argc() as u64 - 1)
+                let told = all_stale(ctx, &view, req, |entries| {
+                    let mut frame = BytesMut::new();
+                    build::array(&mut frame, entries.len());
+                    entries.iter().for_each(|entry| frame.extend_from_slice(entry.value.frame()));
+                    f(&frame, form)
+                })?;
+                (told, req.argc() as u64 - 1)
             }
             (_, Caching::Kept(kept)) => {
                 let forms = ctx.l1.get(req.arg(1))?;
@@ -282,6 +273,15 @@ impl Session {
             None => Err(Some(Step::Suspend(Work::Refill(cmd.owned())))),
         }
     }
+}
+
+/// All keys of an MGET by their entries from before the outage, handed to `f`; none where one of them may not be served.
+fn all_stale<T>(ctx: &Ctx, view: &StaleView, req: &Request<'_>, f: impl FnOnce(&[&Entry]) -> T) -> Option<T> {
+    let found: SmallVec<[Arc<Forms>; 16]> = (1..req.argc()).map_while(|i| ctx.l1.get(req.arg(i))).collect();
+    let allowed = |i: usize, entry: &&Entry| view.allows(ctx, req.arg(i + 1), entry);
+    let entries: SmallVec<[&Entry; 16]> =
+        found.iter().enumerate().map_while(|(i, forms)| forms.entries.iter().find(|e| allowed(i, e))).collect();
+    (entries.len() == req.argc() - 1).then(|| f(&entries))
 }
 
 impl Client {

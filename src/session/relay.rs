@@ -112,10 +112,7 @@ impl Session {
         match effect {
             None if ctx.cache_serves() => keys::for_each(spec, req, |key| {
                 self.note_named(ctx.l1.stripe(key));
-                match spec.kind {
-                    Kind::Get | Kind::Mget => lane.supersede(ctx, key),
-                    _ => lane.overtake(ctx, key),
-                }
+                lane.overtake(ctx, key, matches!(spec.kind, Kind::Get | Kind::Mget));
             }),
             None => {}
             Some(effect) => self.begin(ctx, b, cmd, effect, &mut relay),

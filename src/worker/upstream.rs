@@ -54,14 +54,12 @@ impl Ctx {
 
     /// How old the last proof of this key's entry may be to be served in an outage, in nanoseconds.
     pub(crate) fn max_stale(&self, key: &[u8]) -> u64 {
-        let limit = self.rules.load().stale_if_error(self.own_name(key)).unwrap_or(self.config.outage.max_stale);
-        u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX)
+        nanos(self.rules.load().stale_if_error(self.own_name(key)).unwrap_or(self.config.outage.max_stale))
     }
 
     /// The same where no rule has a say in it.
     pub(crate) fn max_stale_of_all(&self) -> Option<u64> {
-        let of_all = || u64::try_from(self.config.outage.max_stale.as_nanos()).unwrap_or(u64::MAX);
-        (!self.rules.load().any_stale_if_error()).then(of_all)
+        (!self.rules.load().any_stale_if_error()).then(|| nanos(self.config.outage.max_stale))
     }
 
     /// What becomes of a write to this key, by upstream's name of it.
@@ -273,4 +271,8 @@ impl Ctx {
     pub(crate) fn may_select(&self, db: u32) -> bool {
         db < DATABASES || self.lanes.borrow().keys().any(|profile| profile.db == db)
     }
+}
+
+fn nanos(limit: Duration) -> u64 {
+    u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX)
 }
